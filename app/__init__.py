@@ -1,0 +1,1 @@
+"""AI agent platform. Imports point down: main | cli > routers | state > services > models > core."""

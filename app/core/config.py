@@ -1,0 +1,133 @@
+"""Everything the platform reads from its environment, validated once at start."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AppEnv(StrEnum):
+    """Where the process runs. `DEVELOPMENT` serves its own machine without a key."""
+
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class Provider(StrEnum):
+    """Who answers for a part: `AUTO` means OpenAI where a key or base URL is set."""
+
+    AUTO = "auto"
+    OPENAI = "openai"
+    EMBEDDED = "embedded"
+
+
+class EmbeddedModels(StrEnum):
+    """Which set of embedded models: about 850 MB, or about 390 MB for small machines."""
+
+    DEFAULT = "default"
+    SMALL = "small"
+
+
+def _http_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return url.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+class Settings(BaseSettings):
+    """One field per environment variable of the same name in capitals.
+
+    Durations end in `_seconds`, sizes in `_bytes`, counts in `_limit` or `_count`.
+    Secrets are `SecretStr`, so a settings object can be logged. An empty variable counts
+    as not set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    app_env: AppEnv = AppEnv.DEVELOPMENT
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    data_dir: Path = Path("data")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    admin_api_key: SecretStr | None = Field(default=None, min_length=16)
+
+    database_url: SecretStr | None = None
+    database_pool_size: int = Field(default=10, ge=1, le=1000)
+
+    chat_provider: Provider = Provider.AUTO
+    stt_provider: Provider = Provider.AUTO
+    tts_provider: Provider = Provider.AUTO
+    openai_api_key: SecretStr | None = None
+    openai_base_url: HttpUrl = OPENAI_URL
+    stt_base_url: HttpUrl | None = None
+    stt_api_key: SecretStr | None = None
+    tts_base_url: HttpUrl | None = None
+    tts_api_key: SecretStr | None = None
+    chat_model: str = Field(default="gpt-6-luna", min_length=1)
+    chat_context_tokens: int = Field(default=128_000, ge=512)
+    stt_model: str = Field(default="gpt-transcribe", min_length=1)
+    tts_model: str = Field(default="gpt-realtime-2.1-mini", min_length=1)
+    tts_voice: str = Field(default="alloy", min_length=1, max_length=64)
+
+    embedded_models: EmbeddedModels = EmbeddedModels.DEFAULT
+    embedded_threads: int | None = Field(default=None, ge=1, le=256)
+    models_dir: Path | None = None
+
+    @model_validator(mode="after")
+    def _refuse_open_production(self) -> Self:
+        if self.app_env is AppEnv.PRODUCTION and self.admin_api_key is None:
+            raise ValueError(
+                "ADMIN_API_KEY must be set when APP_ENV=production: a secret of at least 16 "
+                "characters that clients send as `Authorization: Bearer ...` "
+                "(make one with `openssl rand -hex 32`)"
+            )
+        return self
+
+    @property
+    def chat_is_embedded(self) -> bool:
+        """True where the embedded engine answers."""
+        return self._is_embedded(self.chat_provider, own_url=None)
+
+    @property
+    def stt_is_embedded(self) -> bool:
+        """True where the embedded engine transcribes."""
+        return self._is_embedded(self.stt_provider, own_url=self.stt_base_url)
+
+    @property
+    def tts_is_embedded(self) -> bool:
+        """True where the embedded engine speaks."""
+        return self._is_embedded(self.tts_provider, own_url=self.tts_base_url)
+
+    @property
+    def needs_embedded_engine(self) -> bool:
+        """True where any part is embedded."""
+        return self.chat_is_embedded or self.stt_is_embedded or self.tts_is_embedded
+
+    def _is_embedded(self, provider: Provider, *, own_url: str | None) -> bool:
+        if provider is not Provider.AUTO:
+            return provider is Provider.EMBEDDED
+        reachable = self.openai_api_key or own_url or self.openai_base_url != OPENAI_URL
+        return not reachable
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`; end the process with one sentence per wrong value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for fault in error.errors():
+            name = str(fault["loc"][0]).upper() if fault["loc"] else ""
+            message = fault["msg"].removeprefix("Value error, ")
+            print(f"Wrong setting: {name + ' ' if name else ''}{message}.", file=sys.stderr)
+        print("See .env.example for every setting and its default.", file=sys.stderr)
+        raise SystemExit(2) from None

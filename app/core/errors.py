@@ -1,0 +1,54 @@
+"""The errors a caller can cause or must expect.
+
+Services raise these; `routers/problems.py` is the one place that turns them into
+HTTP. Anything that is not an `AppError` is a bug and answers 500 without detail.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorKind(StrEnum):
+    """What the caller can do about it; each edge (HTTP, WebSocket, CLI) has its own code."""
+
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    MALFORMED = "malformed"
+    """The bytes are not what their type says: broken JSON, broken multipart."""
+    TOO_LARGE = "too_large"
+    UNSUPPORTED = "unsupported"
+    """The type of the content is one we do not take."""
+    INVALID = "invalid"
+    """Well-formed, but not acceptable."""
+    TOO_MANY = "too_many"
+    """The caller is over a limit of its own."""
+    UPSTREAM = "upstream"
+    """A provider answered, and the answer is of no use."""
+    UNAVAILABLE = "unavailable"
+    """We, or what we need, cannot serve now; the same request may succeed later."""
+    TIMEOUT = "timeout"
+    """A provider did not answer in time."""
+
+
+class AppError(Exception):
+    """Base of every expected error.
+
+    A subclass sets `kind` and `code`; `code` is public API, so it never changes. The
+    first line of its docstring is the title that clients see. `detail` is for the
+    client: it holds no secret, no provider's words and no input.
+    """
+
+    kind: ClassVar[ErrorKind]
+    code: ClassVar[str]
+
+    def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+
+    @classmethod
+    def title(cls) -> str:
+        """Return the first line of the docstring."""
+        return (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")

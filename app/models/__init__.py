@@ -1,0 +1,1 @@
+"""Every table. Importing this package is enough for Alembic to see them all."""
