@@ -8,6 +8,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.database_url import DatabaseUrl
+
 
 class AppEnv(StrEnum):
     """Where the process runs. `DEVELOPMENT` serves its own machine without a key."""
@@ -93,6 +95,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_wrong_database_url(self) -> Self:
+        _ = self.parsed_database_url
+        return self
+
+    @property
+    def parsed_database_url(self) -> DatabaseUrl:
+        """`DATABASE_URL` as the driver needs it; a file in `DATA_DIR` where it is not set."""
+        return DatabaseUrl.parse(self.database_url, self.data_dir)
+
     @property
     def chat_is_embedded(self) -> bool:
         """True where the embedded engine answers."""
@@ -128,6 +140,6 @@ def load_settings() -> Settings:
         for fault in error.errors():
             name = str(fault["loc"][0]).upper() if fault["loc"] else ""
             message = fault["msg"].removeprefix("Value error, ")
-            print(f"Wrong setting: {name + ' ' if name else ''}{message}.", file=sys.stderr)
-        print("See .env.example for every setting and its default.", file=sys.stderr)
+            sys.stderr.write(f"Wrong setting: {name + ' ' if name else ''}{message}.\n")
+        sys.stderr.write("See .env.example for every setting and its default.\n")
         raise SystemExit(2) from None

@@ -14,6 +14,8 @@ class ErrorKind(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    NOT_ALLOWED = "not_allowed"
+    """The resource exists, the method does not."""
     CONFLICT = "conflict"
     MALFORMED = "malformed"
     """The bytes are not what their type says: broken JSON, broken multipart."""
@@ -28,6 +30,8 @@ class ErrorKind(StrEnum):
     """A provider answered, and the answer is of no use."""
     UNAVAILABLE = "unavailable"
     """We, or what we need, cannot serve now; the same request may succeed later."""
+    INTERNAL = "internal"
+    """A bug of ours."""
     TIMEOUT = "timeout"
     """A provider did not answer in time."""
 
@@ -37,7 +41,8 @@ class AppError(Exception):
 
     A subclass sets `kind` and `code`; `code` is public API, so it never changes. The
     first line of its docstring is the title that clients see. `detail` is for the
-    client: it holds no secret, no provider's words and no input.
+    client: it holds no secret, no provider's words and no input. `facts` are further members of
+    the problem document, such as the id of the turn that failed.
     """
 
     kind: ClassVar[ErrorKind]
@@ -47,8 +52,13 @@ class AppError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.facts: dict[str, str] = {}
 
     @classmethod
     def title(cls) -> str:
         """Return the first line of the docstring."""
         return (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")
+
+
+class StartRefused(Exception):  # noqa: N818  # as the others
+    """The server cannot start; the text is a sentence for its operator that says what to do."""

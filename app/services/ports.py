@@ -131,8 +131,6 @@ class ChatFinished:
     completion_tokens: int | None = None
 
 
-
-
 class ChatModel(Protocol):
     """Answers a conversation."""
 

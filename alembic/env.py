@@ -1,0 +1,61 @@
+"""Alembic's environment: the same engine as the server, one history for SQLite and Postgres."""
+
+import asyncio
+import logging
+
+from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.sql.schema import SchemaConst
+
+from alembic import context
+from app.core.config import load_settings
+from app.core.database import SCHEMA, Database
+from app.models import Base
+
+_MIGRATION_LOCK = 7046029254386353131
+"""Two replicas that start together upgrade one after the other."""
+
+
+def _migrate(connection: Connection) -> None:
+    on_postgres = connection.dialect.name == "postgresql"
+    if on_postgres:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata if on_postgres else _without_schema(Base.metadata),
+        version_table_schema=SCHEMA if on_postgres else None,
+        include_schemas=on_postgres,
+        transaction_per_migration=False,
+    )
+    context.run_migrations()
+
+
+def _without_schema(metadata: MetaData) -> MetaData:
+    bare = MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(
+            bare, schema=None, referred_schema_fn=lambda *_: SchemaConst.BLANK_SCHEMA
+        )
+    return bare
+
+
+async def _run() -> None:
+    settings = context.config.attributes.get("settings")
+    if settings is None:  # called as the `alembic` command
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        settings = load_settings()
+    database = Database.from_settings(settings)
+    if database.url.sqlite_path:
+        database.url.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        async with database.connection() as connection:
+            await connection.run_sync(_migrate)
+    finally:
+        await database.dispose()
+
+
+if context.is_offline_mode():
+    raise SystemExit(
+        "Offline SQL is not supported: run `alembic upgrade head` with DATABASE_URL set."
+    )
+asyncio.run(_run())

@@ -1,0 +1,225 @@
+"""The engine, and the ways to hold a transaction.
+
+`get_db` gives a request one transaction, committed before the response is sent.
+`Database.transaction` gives a use case as many short ones as it needs: nothing may
+wait on a provider while a connection is checked out. Nothing else commits.
+"""
+
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Annotated, Any
+
+import anyio
+import orjson
+from fastapi import Depends
+from sqlalchemy import URL, Connection, StaticPool, event, exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from starlette.requests import HTTPConnection
+
+from app.core.config import Settings
+from app.core.database_url import DatabaseUrl
+from app.core.errors import AppError, ErrorKind
+
+SCHEMA = "agent_platform"
+"""The Postgres schema of every table; never `public`, which Supabase publishes. SQLite has none."""
+
+_POOL_WAIT_SECONDS = 5
+_UNAVAILABLE_SQLSTATES = ("08", "53", "57P", "25006", "58")
+"""Connection lost, out of resources, shut down by an operator, read-only standby, disk."""
+_UNAVAILABLE_SQLITE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+
+
+class StorageUnavailable(AppError):
+    """The database cannot be used now."""
+
+    kind = ErrorKind.UNAVAILABLE
+    code = "storage-unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database did not answer. Nothing was stored; try again.", retry_after_seconds=1
+        )
+
+
+class Database:
+    """Owns the connection pool for the life of the process."""
+
+    def __init__(self, url: DatabaseUrl, *, pool_size: int = 10) -> None:
+        """Prepare a pool; nothing is connected yet."""
+        self.url = url
+        self.is_sqlite = url.is_sqlite
+        self.engine = _sqlite_engine(url) if url.is_sqlite else _postgres_engine(url, pool_size)
+        self._reading_engine = self.engine.execution_options(read_only=True)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._reading_sessions = async_sessionmaker(self._reading_engine, expire_on_commit=False)
+        # SQLite has one writer at a time: waiting here is fair, waiting in SQLite is not.
+        self._writer = anyio.Lock() if self.is_sqlite else nullcontext()
+        in_memory = url.is_sqlite and url.sqlite_path is None
+        self._reader = self._writer if in_memory else nullcontext()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Database":
+        """Build the pool that `settings` describe; without a URL, a file in the data folder."""
+        return cls(settings.parsed_database_url, pool_size=settings.database_pool_size)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncSession]:
+        """Commit when the block ends, roll back when it raises or is cancelled.
+
+        Raises `StorageUnavailable` when the database cannot be reached; after a failed
+        commit nobody can tell whether it happened.
+        """
+        async with self._writer:
+            with _storage_errors():
+                async with self._sessions.begin() as db:
+                    yield db
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[AsyncSession]:
+        """Like `transaction`, for blocks that only read: on SQLite they do not queue."""
+        async with self._reader:
+            with _storage_errors():
+                async with self._reading_sessions.begin() as db:
+                    yield db
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[AsyncConnection]:
+        """Like `transaction`, without the ORM: for the turn's own statements."""
+        async with self._writer:
+            with _storage_errors():
+                async with self.engine.begin() as connection:
+                    yield connection
+
+    def checked_out(self) -> int:
+        """Return how many connections are in use."""
+        pool: Any = self.engine.pool
+        return 0 if isinstance(pool, StaticPool) else pool.checkedout()
+
+    async def dispose(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def _postgres_engine(url: DatabaseUrl, pool_size: int) -> AsyncEngine:
+    connect_args: dict[str, Any] = {
+        "dsn": url.dsn.get_secret_value() if url.dsn else None,
+        # A transaction pooler may change the server connection between
+        # statements, so none may be prepared ahead.
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "timeout": 10,
+        "command_timeout": 30,
+    }
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_SECONDS,
+        pool_recycle=1800,
+        pool_use_lifo=True,
+        connect_args=connect_args,
+        json_serializer=_to_json,
+        json_deserializer=orjson.loads,
+    )
+
+
+def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
+    options: dict[str, Any] = {} if url.sqlite_path else {"poolclass": StaticPool}
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(url.sqlite_path or ":memory:")),
+        json_serializer=_to_json,
+        json_deserializer=orjson.loads,
+        execution_options={"schema_translate_map": {SCHEMA: None}},
+        **options,
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _to_json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _prepare_sqlite(dbapi_connection: DBAPIConnection, _record: object) -> None:
+    dbapi_connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    row = cursor.fetchone()
+    if row is None or row[0] not in {"wal", "memory"}:
+        raise StorageUnavailable
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads and then writes fails as locked unless it says so at once.
+    read_only = connection.get_execution_options().get("read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+class _storage_errors:  # noqa: N801  # reads as the context it is
+    """Turn "cannot be reached" failures of any driver into `StorageUnavailable`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None and _is_unavailable(error):
+            raise StorageUnavailable from error
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    if isinstance(error, exc.DBAPIError):
+        driver_error: Any = error.orig
+        state = getattr(driver_error, "sqlstate", None)
+        sqlite_code = getattr(driver_error, "sqlite_errorcode", None)
+        return (
+            error.connection_invalidated
+            or isinstance(error, exc.InterfaceError)
+            or (isinstance(state, str) and state.startswith(_UNAVAILABLE_SQLSTATES))
+            or (isinstance(sqlite_code, int) and sqlite_code & 0xFF in _UNAVAILABLE_SQLITE)
+            or isinstance(driver_error, (OSError, TimeoutError))
+        )
+    # The drivers raise these bare when the server is down.
+    return isinstance(error, (OSError, TimeoutError, exc.TimeoutError))
+
+
+def get_database(connection: HTTPConnection) -> Database:
+    """Return the `Database` that the lifespan put on the application."""
+    database: Database = connection.state.database
+    return database
+
+
+async def get_db(
+    database: Annotated[Database, Depends(get_database)],
+) -> AsyncIterator[AsyncSession]:
+    """Yield the request's one transaction."""
+    async with database.transaction() as db:
+        yield db
+
+
+async def get_reading_db(
+    database: Annotated[Database, Depends(get_database)],
+) -> AsyncIterator[AsyncSession]:
+    """Yield the request's one transaction, for endpoints that only read."""
+    async with database.reading() as db:
+        yield db

@@ -1,0 +1,57 @@
+"""The application: `uvicorn app.main:app`."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.core.config import Settings, load_settings
+from app.routers import agents, docs, health, messages, sessions, turns
+from app.routers.access import Access
+from app.routers.drain import draining_on_signals
+from app.routers.json_route import JSON_BODY_BYTES
+from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
+from app.state import State, open_state
+
+_DESCRIPTION = """
+Agents that talk, in text and by voice. Every error is a problem document (RFC 9457); lists are
+JSON arrays with the next page in the `Link` header.
+"""
+
+
+def create_app(
+    settings: Settings,
+    open_state: Callable[[Settings], AbstractAsyncContextManager[State]] = open_state,
+) -> FastAPI:
+    """Build the application; nothing is opened before it starts.
+
+    Tests pass their own `open_state`, with fakes for the providers.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[dict[str, Any]]:
+        async with open_state(settings) as state:
+            with draining_on_signals(state["turns"].drain):
+                yield {**state}
+
+    app = FastAPI(
+        title="AI Agent Platform",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=JSON_BODY_BYTES,
+        responses=PROBLEM_RESPONSES,
+    )
+    install_problem_handlers(app)
+    app.add_middleware(Access)
+    for router in (agents, sessions, messages, turns, health, docs):
+        app.include_router(router.router)
+    docs.mount_assets(app)
+    return app
+
+
+app = create_app(load_settings())

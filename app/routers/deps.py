@@ -1,0 +1,35 @@
+"""What an endpoint can ask for, by name."""
+
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
+
+from app.core.database import get_db, get_reading_db
+from app.core.security import Caller as CallerIdentity
+from app.services.turns import TurnEngine
+from app.services.voice import VoiceService
+
+
+def _get_caller(connection: HTTPConnection) -> CallerIdentity:
+    caller: CallerIdentity = connection.state.caller
+    return caller
+
+
+def _get_turns(connection: HTTPConnection) -> TurnEngine:
+    turns: TurnEngine = connection.state.turns
+    return turns
+
+
+def _get_voice(connection: HTTPConnection) -> VoiceService:
+    voice: VoiceService = connection.state.voice
+    return voice
+
+
+# "function": commit before the response leaves, so a failed commit is never a 201.
+Db = Annotated[AsyncSession, Depends(get_db, scope="function")]
+ReadingDb = Annotated[AsyncSession, Depends(get_reading_db, scope="function")]
+Caller = Annotated[CallerIdentity, Depends(_get_caller)]
+Turns = Annotated[TurnEngine, Depends(_get_turns)]
+Voice = Annotated[VoiceService, Depends(_get_voice)]

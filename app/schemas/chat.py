@@ -1,0 +1,200 @@
+"""What clients send and receive about agents, sessions, turns and messages."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AliasChoices, Field, StringConstraints
+
+from app.models import MessageStatus, Modality, Role, TurnStatus
+from app.schemas.base import Metadata, Name, NonBlank, Request, Response, Text
+
+SystemPrompt = Annotated[Text, StringConstraints(max_length=200_000)]
+ModelName = Annotated[NonBlank, StringConstraints(max_length=200)]
+VoiceName = Annotated[NonBlank, StringConstraints(max_length=64)]
+Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})?$")]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+OutputTokens = Annotated[int, Field(ge=1, le=1_000_000)]
+UserId = Annotated[NonBlank, StringConstraints(max_length=200)]
+Title = Annotated[Text, StringConstraints(max_length=200)]
+
+
+class AgentCreate(Request):
+    """A new agent. What is left out is the server's default."""
+
+    name: Name = Field(examples=["Ada"])
+    system_prompt: SystemPrompt = Field(
+        default="You are a helpful assistant.", examples=["You are Ada. Answer briefly."]
+    )
+    model: ModelName | None = None
+    temperature: Temperature | None = None
+    max_output_tokens: OutputTokens | None = None
+    voice: VoiceName | None = None
+    language: Language | None = Field(default=None, description="ISO 639-1, such as `en`.")
+
+
+class AgentUpdate(Request):
+    """Any subset of an agent's fields; `null` sets one back to the server's default."""
+
+    name: Name = Field(default="", validate_default=False, examples=["Ada"])
+    system_prompt: SystemPrompt = Field(default="", validate_default=False)
+    model: ModelName | None = None
+    temperature: Temperature | None = None
+    max_output_tokens: OutputTokens | None = None
+    voice: VoiceName | None = None
+    language: Language | None = None
+
+
+class PersonaRead(Response):
+    """What an agent is."""
+
+    name: str
+    system_prompt: str
+    model: str | None
+    temperature: float | None
+    max_output_tokens: int | None
+    voice: str | None
+    language: str | None
+    version: int
+    created_at: datetime
+
+
+class AgentRead(PersonaRead):
+    """An agent at its newest version."""
+
+    id: UUID
+    updated_at: datetime
+    archived_at: datetime | None
+
+
+class AgentVersionRead(PersonaRead):
+    """An agent as it was at one version."""
+
+    agent_id: UUID
+
+
+class SessionCreate(Request):
+    """A new conversation with an agent."""
+
+    agent_id: UUID
+    title: Title | None = None
+    user_id: UserId | None = Field(default=None, description="Your own id of the end user.")
+    metadata: Metadata = Field(default_factory=dict[str, Any])
+
+
+class SessionUpdate(Request):
+    """Any subset of these; `null` clears the title or the user."""
+
+    title: Title | None = None
+    user_id: UserId | None = None
+    metadata: Metadata = Field(default_factory=dict[str, Any])
+
+
+class SessionFork(Request):
+    """Where to cut: the `seq` of the last message to copy; all of them without it."""
+
+    up_to_seq: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
+
+
+class SessionRead(Response):
+    """A conversation, without its messages."""
+
+    id: UUID
+    agent_id: UUID
+    user_id: str | None
+    title: str | None
+    metadata: dict[str, Any] = Field(validation_alias=AliasChoices("metadata_", "metadata"))
+    last_seq: int
+    forked_from_session_id: UUID | None
+    forked_from_seq: int | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class MessageRead(Response):
+    """One message. While its turn runs, an assistant's message is `in_progress` and empty."""
+
+    id: UUID
+    session_id: UUID
+    turn_id: UUID | None
+    seq: int
+    role: Role
+    content: str
+    status: MessageStatus
+    modality: Modality
+    created_at: datetime
+
+
+class SessionHistory(SessionRead):
+    """A conversation with all of its messages, oldest first."""
+
+    messages: list[MessageRead]
+
+
+class TextMessageCreate(Request):
+    """A message to the session's agent."""
+
+    session_id: UUID
+    content: Annotated[NonBlank, StringConstraints(max_length=200_000)] = Field(
+        examples=["What is the capital of France?"]
+    )
+
+
+class UsageRead(Response):
+    """What a turn used; `null` where the provider did not say, or the price is not known."""
+
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+
+
+class ReplyRead(MessageRead):
+    """The assistant's message, with what it took; `timings` are milliseconds."""
+
+    usage: UsageRead
+    timings: dict[str, float]
+
+
+class TurnError(Response):
+    """Why a turn did not complete; `code` is one of the documented error codes."""
+
+    code: str
+    detail: str
+
+
+class TurnRead(Response):
+    """A turn: one user message and everything done to answer it."""
+
+    id: UUID
+    session_id: UUID
+    status: TurnStatus
+    modality: Modality
+    attempt: int
+    agent_version: int
+    user_message_id: UUID
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: TurnError | None
+    finish_reason: str | None
+    model: str | None
+    usage: UsageRead
+    speech_in_seconds: float | None
+    speech_out_characters: int | None
+    timings: dict[str, float]
+
+
+class TurnWithMessage(TurnRead):
+    """A turn with the assistant's message of it."""
+
+    message: MessageRead
+
+
+class SessionExport(Response):
+    """Everything that is stored of a conversation."""
+
+    session: SessionRead
+    agent: AgentRead
+    messages: list[MessageRead]
+    turns: list[TurnRead]

@@ -1,0 +1,46 @@
+"""Tells how far a download is: one redrawn line on a terminal, else a line per tenth."""
+
+import sys
+from typing import Protocol, TextIO
+
+MB = 1_000_000
+
+
+class Report(Protocol):
+    """Where the words of a download go. Called from the thread that downloads."""
+
+    def say(self, line: str) -> None:
+        """Tell one sentence."""
+        ...
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Tell how far it is; called often."""
+        ...
+
+
+class ConsoleReport:
+    """A report for people, on stderr unless told otherwise."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._redraws = self._stream.isatty()
+        self._last_step: int = 0
+        self._drawn = False
+
+    def say(self, line: str) -> None:
+        """Print `line`, below a progress line if one is drawn."""
+        lead = "\n" if self._drawn else ""
+        self._drawn = False
+        print(f"{lead}{line}", file=self._stream, flush=True)
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Redraw the line, or print one for each further tenth."""
+        percent = 100 * done_bytes // max(1, total_bytes)
+        line = f"embedded models: {done_bytes // MB} of {total_bytes // MB} MB ({percent} %)"
+        if self._redraws:
+            if percent != self._last_step or not self._drawn:
+                print(f"\r{line}", end="", file=self._stream, flush=True)
+            self._last_step, self._drawn = percent, True
+        elif percent // 10 > self._last_step:
+            self._last_step = percent // 10
+            print(line, file=self._stream, flush=True)

@@ -1,0 +1,307 @@
+"""The connections to one provider, and the border where aiohttp's errors become ours."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import NoReturn, Self
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from app.services.openai_service.failures import failure_of_status
+from app.services.ports import (
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ProviderUnavailable,
+    UpstreamIncomplete,
+)
+
+logger = logging.getLogger(__name__)
+
+_OPENAI_HOST = "api.openai.com"
+_CONNECTION_LIMIT = 1000
+_ERROR_BODY_BYTES = 2048
+_ERROR_BODY_SECONDS = 1.0
+_CLOSE_SECONDS = 0.5
+_MAX_MESSAGE_BYTES = 8 << 20
+_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
+
+_LOOKS_LIKE_A_KEY = re.compile(r"(?i)(?<=bearer )\S+|[\w.*+/=-]{20,}|\b[a-z]{2,6}[-_][\w*-]{6,}")
+
+
+class OpenAIClient:
+    """One pool of warm connections to a server that speaks OpenAI's API.
+
+    An async context manager; use it inside only. `api_key` may be empty where the server wants
+    none. The first byte of an answer must come within `first_byte_timeout_seconds` of the
+    request, every later piece within `chunk_timeout_seconds` of the one before; `connect`
+    includes DNS and TLS. The proxy variables of the environment are honoured, as they are on entry.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        connect_timeout_seconds: float = 5,
+        first_byte_timeout_seconds: float = 30,
+        chunk_timeout_seconds: float = 30,
+    ) -> None:
+        self._base_url = URL(base_url)
+        self._api_key = (api_key or "").strip()
+        if not (self._api_key.isascii() and self._api_key.isprintable()):
+            raise ValueError("The API key holds characters that no HTTP header can carry.")
+        if self._api_key and self._base_url.user is not None:
+            raise ValueError("The base URL holds credentials although an API key is set.")
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self.first_byte_timeout_seconds = first_byte_timeout_seconds
+        self.chunk_timeout_seconds = chunk_timeout_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, URL] = {}
+
+    @property
+    def is_openai(self) -> bool:
+        """True for OpenAI itself, false for servers that are merely compatible."""
+        return self._base_url.host == _OPENAI_HOST
+
+    async def __aenter__(self) -> Self:
+        """Open the pool; nothing is connected before the first request."""
+        headers = {"User-Agent": "agent-platform", "Accept-Encoding": "identity"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_seconds),
+            proxy=_proxy_for(self._base_url),  # trust_env would ask two threads in each request
+            middlewares=[_refuse_redirects],
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(
+        self,
+        path: str,
+        body: bytes | aiohttp.FormData,
+        *,
+        setting: str,
+        patience_seconds: float = 0,
+    ) -> "Answer":
+        """Send `body`, which is JSON where it is bytes, and return an answer of status 2xx.
+
+        `setting` is the variable that chose the model; errors name it. `patience_seconds` are
+        added to the time for the first byte. The answer is a context manager, and leaving it
+        early breaks the connection off. Raises `ProviderError`.
+        """
+        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else None
+        deadline = (
+            asyncio.get_running_loop().time() + self.first_byte_timeout_seconds + patience_seconds
+        )
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._open_session().post(
+                    self._url(path), data=body, headers=headers, allow_redirects=False,
+                    middlewares=(),
+                )  # fmt: skip
+        except _TRANSPORT_ERRORS as error:
+            _raise_before_answer(error)
+        if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
+            return Answer(response, deadline, self.chunk_timeout_seconds)
+        error_body = await _read_error_body(response)
+        self._log_refusal(response.status, error_body)
+        raise failure_of_status(response.status, response.headers, error_body, setting=setting)
+
+    async def open_websocket(
+        self, path: str, query: Mapping[str, str], *, setting: str
+    ) -> "aiohttp.ClientWebSocketResponse":
+        """Connect a WebSocket; the caller closes it, which takes half a second at most.
+
+        Raises `ProviderError`.
+        """
+        url = self._url(path)
+        url = url.with_scheme({"http": "ws", "https": "wss"}[url.scheme]).update_query(query)
+        try:
+            async with asyncio.timeout(self.first_byte_timeout_seconds):
+                return await self._open_session().ws_connect(
+                    url,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                    max_msg_size=_MAX_MESSAGE_BYTES,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            status, headers = error.status, error.headers or {}
+        except _TRANSPORT_ERRORS as error:
+            _raise_before_answer(error)
+        self._log_refusal(status, b"")
+        if status // 100 in {1, 2}:
+            raise UpstreamIncomplete("The AI provider does not speak WebSocket; check TTS_MODEL.")
+        raise failure_of_status(status, headers, b"", setting=setting)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            raise RuntimeError("OpenAIClient is used outside its `async with`.")
+        return self._session
+
+    def _url(self, path: str) -> URL:
+        """Keep the base URL's query: some gateways want their version there."""
+        if path not in self._urls:
+            joined = self._base_url.joinpath(*path.split("/"))
+            self._urls[path] = joined.with_query(self._base_url.query)
+        return self._urls[path]
+
+    def _log_refusal(self, status: int, body: bytes) -> None:
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        words = body.decode(errors="replace")
+        if self._api_key:
+            words = words.replace(self._api_key, "[redacted]")
+        words = _LOOKS_LIKE_A_KEY.sub("[redacted]", words)
+        logger.debug("The provider answered HTTP %d: %r", status, words)
+
+
+class Answer:
+    """An answer of status 2xx whose body is still to come. Leaving it early breaks it off."""
+
+    __slots__ = ("_chunk_timeout_seconds", "_deadline", "_has_fixed_end", "_loop", "_response")
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, deadline: float, chunk_timeout_seconds: float
+    ) -> None:
+        self._response = response
+        self._loop = asyncio.get_running_loop()
+        self._deadline = deadline
+        self._has_fixed_end = False
+        self._chunk_timeout_seconds = chunk_timeout_seconds
+
+    def __enter__(self) -> Self:
+        """Leave it to the caller when to read."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drop the connection; one that was read to its end is in the pool already."""
+        self._response.close()
+
+    @property
+    def media_type(self) -> str:
+        """What the provider says that it sends, in small letters; empty where it does not say."""
+        return self._response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    async def read(self) -> bytes:
+        """Return whatever has come, waiting for the next piece; `b""` is the end.
+
+        Raises `ProviderTimeout` and `UpstreamIncomplete`.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                piece = await self._response.content.readany()
+        except TimeoutError:
+            raise ProviderTimeout("The AI provider fell silent within its answer.") from None
+        except _BROKEN_OFF as error:
+            logger.debug("The provider's answer broke off: %s", type(error).__name__)
+            raise UpstreamIncomplete("The AI provider's answer broke off.") from None
+        if not self._has_fixed_end:
+            self._deadline = self._loop.time() + self._chunk_timeout_seconds
+        return piece
+
+    async def read_all(self, limit_bytes: int) -> bytes:
+        """Return the rest of the body; raises as `read` does, and above `limit_bytes`."""
+        body = bytearray()
+        while piece := await self.read():
+            body += piece
+            if len(body) > limit_bytes:
+                raise UpstreamIncomplete("The AI provider's answer is longer than any can be.")
+        return bytes(body)
+
+    def end_within(self, seconds: float) -> None:
+        """Give all that is still to come this long and no longer."""
+        self._deadline = self._loop.time() + seconds
+        self._has_fixed_end = True
+
+    async def drain(self) -> None:
+        """Read what is left, for a connection is only used again after its answer's end."""
+        try:
+            while await self.read():
+                pass
+        except ProviderError:
+            return
+
+
+_BROKEN_OFF = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
+"""aiohttp raises `RuntimeError` to readers of a connection that is gone."""
+_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError)
+"""`OSError` includes `TimeoutError`."""
+
+
+def _raise_before_answer(error: Exception) -> NoReturn:
+    """Translate; without the cause, whose repr holds the request's headers."""
+    logger.debug("The provider gave no answer: %s", type(error).__name__)
+    match error:
+        case TimeoutError():
+            raise ProviderTimeout("The AI provider did not answer in time.") from None
+        case aiohttp.ClientConnectorDNSError():
+            sentence = "The AI provider's host name is not known; check OPENAI_BASE_URL."
+        case aiohttp.ClientSSLError():
+            sentence = "No safe connection to the AI provider; check its certificate."
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            sentence = "The proxy to the AI provider does not serve; check HTTPS_PROXY."
+        case aiohttp.ClientConnectorError():
+            sentence = "The AI provider cannot be reached; check OPENAI_BASE_URL."
+        case aiohttp.InvalidURL():
+            raise ProviderRejected("OPENAI_BASE_URL is no address of a server.") from None
+        case aiohttp.ClientResponseError():
+            raise UpstreamIncomplete("The AI provider's answer is not HTTP.") from None
+        case _:
+            sentence = "The AI provider closed the connection before it answered."
+    raise ProviderUnavailable(sentence) from None
+
+
+async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read a little of it; the status alone is enough where that fails."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_ERROR_BODY_SECONDS):
+            while len(body) < _ERROR_BODY_BYTES and (piece := await response.content.readany()):
+                body += piece
+    except (TimeoutError, *_BROKEN_OFF):
+        pass
+    finally:
+        response.close()
+    return bytes(body[:_ERROR_BODY_BYTES])
+
+
+async def _refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keep prompts and keys at the host that was configured; for WebSockets, which always follow."""
+    response = await handler(request)
+    if response.status in _REDIRECTS:
+        response.close()
+        raise failure_of_status(response.status, {}, b"", setting="OPENAI_BASE_URL")
+    return response
+
+
+def _proxy_for(url: URL) -> str | None:
+    if url.host is None or proxy_bypass(url.host):
+        return None
+    return getproxies().get(url.scheme)

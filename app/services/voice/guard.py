@@ -1,0 +1,99 @@
+"""Decides whether an upload is worth a provider's time and the caller's money.
+
+What the client says of its file (name, content type) is not asked. Costs a few milliseconds
+for a voice message: the packets are counted, and decoding ends as soon as speech is certain.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
+
+from app.services.ports import Recording
+from app.services.voice.errors import (
+    AudioEmpty,
+    AudioTooLarge,
+    AudioTooLong,
+    AudioUnreadable,
+    NoSpeech,
+)
+from app.services.voice.sniff import sniff
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_BYTES = 25 * 1024 * 1024
+MAX_SECONDS = 600
+
+_GRACE_SECONDS = 1
+"""Encoders pad; a recorder that stops at ten minutes must pass."""
+
+# Of any 8 chunks (256 ms) at least 4 must sound like speech: a short "no" has 6 or more,
+# while noise, hum, tones and clicks stay below the threshold in every chunk.
+_THRESHOLD = 0.5
+_WINDOW_CHUNKS = 8
+_SPEECH_CHUNKS = 4
+
+_workers = anyio.CapacityLimiter(2)
+
+
+async def inspect(data: bytes) -> Recording:
+    """Return `data` as a recording with speech in it.
+
+    Raises `AudioEmpty`, `AudioTooLarge`, `AudioTooLong`, `AudioUnreadable` or `NoSpeech`.
+    Works in a thread; cancelled, it returns at once and the thread's answer is dropped.
+    """
+    return await to_thread.run_sync(_inspect, data, limiter=_workers, abandon_on_cancel=True)
+
+
+async def prepare() -> None:
+    """Load the decoders and the speech detector, so that the first upload need not wait."""
+    await to_thread.run_sync(_load, limiter=_workers, abandon_on_cancel=True)
+
+
+def _load() -> None:
+    import av  # noqa: F401  # pyright: ignore[reportUnusedImport]  # for its side effect
+
+    from app.services.voice.silero import SpeechDetector
+
+    SpeechDetector()
+
+
+def _inspect(data: bytes) -> Recording:
+    from app.services.voice.decode import decode, measure
+
+    if not data:
+        raise AudioEmpty("The upload is empty.")
+    if len(data) > MAX_BYTES:
+        raise AudioTooLarge("A recording may have 25 MB at most.")
+    sniffed = sniff(data)
+    if sniffed is None:
+        raise AudioUnreadable("Send WAV, MP3, MP4, WebM, Ogg or FLAC.")
+    limit_seconds = MAX_SECONDS + _GRACE_SECONDS
+    duration_seconds = measure(data, sniffed, limit_seconds=limit_seconds)
+    if duration_seconds > limit_seconds:
+        raise AudioTooLong("A recording may last 10 minutes at most.")
+    if duration_seconds == 0:
+        raise AudioEmpty("The recording holds no sound.")
+    if not _is_speech(decode(data, sniffed)):
+        raise NoSpeech("No speech was found in the recording.")
+    return Recording(data, sniffed.format, duration_seconds)
+
+
+def _is_speech(sound: "Iterable[NDArray[np.float32]]") -> bool:
+    import numpy as np
+
+    from app.services.voice.silero import CHUNK_SAMPLES, SpeechDetector
+
+    detector = SpeechDetector()
+    recent: deque[bool] = deque(maxlen=_WINDOW_CHUNKS)
+    for block in sound:
+        whole_chunks = np.pad(block, (0, -len(block) % CHUNK_SAMPLES))
+        for probability in detector.probabilities(whole_chunks):
+            recent.append(bool(probability >= _THRESHOLD))
+            if sum(recent) >= _SPEECH_CHUNKS:
+                return True
+    return False

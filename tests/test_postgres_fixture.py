@@ -1,0 +1,193 @@
+"""The servers that other tests and fault suites stand on."""
+
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from tests.postgres import (
+    PgBouncer,
+    PostgresMissing,
+    PostgresServer,
+    ServerFailed,
+    find_postgres,
+    wheel_folders,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    try:
+        started = PostgresServer()
+    except PostgresMissing as missing:
+        pytest.skip(str(missing))
+    with started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def bouncer(server: PostgresServer) -> Iterator[PgBouncer]:
+    try:
+        started = PgBouncer(server)
+    except PostgresMissing as missing:
+        pytest.skip(str(missing))
+    with started:
+        yield started
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[Any]:
+    """A connection as a pooler needs it. Its type is `Any`, as asyncpg has no stubs."""
+    driver: Any = asyncpg
+    connection = await driver.connect(url, statement_cache_size=0, timeout=10)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def value(url: str, sql: str) -> object:
+    async with connected(url) as connection:
+        return await connection.fetchval(sql)
+
+
+async def test_both_answer_a_query(server: PostgresServer, bouncer: PgBouncer) -> None:
+    assert await value(server.url(), "SELECT current_user || 42") == "postgres42"
+    assert await value(bouncer.url(), "SELECT current_user || 42") == "postgres42"
+
+
+async def test_two_clients_of_the_pooler_take_turns_on_one_connection(bouncer: PgBouncer) -> None:
+    async with connected(bouncer.url()) as one, connected(bouncer.url()) as other:
+        backends = {
+            await client.fetchval("SELECT pg_backend_pid()") for client in (one, other, one, other)
+        }
+    assert len(backends) == 1
+
+
+async def test_a_setting_leaks_to_the_next_client_of_the_pooler(bouncer: PgBouncer) -> None:
+    async with connected(bouncer.url()) as one, connected(bouncer.url()) as other:
+        await one.execute("SET app.leak = 'mine'")
+        assert await other.fetchval("SELECT current_setting('app.leak', true)") == "mine"
+        await one.execute("RESET app.leak")
+
+
+async def test_more_clients_than_server_connections_are_served(server: PostgresServer) -> None:
+    with PgBouncer(server, pool_size=2) as bouncer:
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await value(bouncer.url(), "SELECT 1"))
+
+        async with anyio.create_task_group() as clients:
+            for _ in range(50):
+                clients.start_soon(ask)
+    assert answers == [1] * 50
+
+
+async def test_a_template_is_copied_and_the_copy_can_be_dropped(server: PostgresServer) -> None:
+    server.create_database("template_of_copy")
+    server.execute("CREATE TABLE kept AS SELECT 7 AS number", "template_of_copy")
+    server.create_database("copy", template="template_of_copy")
+    async with connected(server.url("copy")) as in_use:
+        assert await in_use.fetchval("SELECT number FROM kept") == 7
+        server.drop_database("copy")
+    with pytest.raises(asyncpg.InvalidCatalogNameError):
+        await value(server.url("copy"), "SELECT 1")
+
+
+async def test_wrong_sql_says_what_is_wrong(server: PostgresServer) -> None:
+    with pytest.raises(ServerFailed, match="syntax error"):
+        server.execute("NONSENSE")
+
+
+async def test_a_restart_keeps_the_address_and_the_data(
+    server: PostgresServer, bouncer: PgBouncer
+) -> None:
+    server.execute("CREATE TABLE survivors AS SELECT 1 AS number")
+    url, before = server.url(), server.pid
+    server.restart()
+    bouncer.restart()
+    assert (server.url(), server.pid != before) == (url, True)
+    assert await value(bouncer.url(), "SELECT number FROM survivors") == 1
+
+
+async def test_a_kill_cuts_clients_and_loses_nothing_committed(server: PostgresServer) -> None:
+    async with connected(server.url()) as client:
+        await client.execute("CREATE TABLE committed AS SELECT 2 AS number")
+        server.kill()
+        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await client.fetchval("SELECT 1")
+    with pytest.raises(OSError):  # noqa: PT011  # its number differs between systems
+        await value(server.url(), "SELECT 1")
+    server.start()
+    assert await value(server.url(), "SELECT number FROM committed") == 2
+
+
+@pytest.mark.parametrize("frozen", ["server", "bouncer"])
+async def test_a_frozen_server_answers_when_it_is_thawed(
+    frozen: str, server: PostgresServer, bouncer: PgBouncer
+) -> None:
+    part = server if frozen == "server" else bouncer
+    async with connected(bouncer.url()) as client:
+        answered = anyio.Event()
+
+        async def ask() -> None:
+            await client.fetchval("SELECT 1")
+            answered.set()
+
+        part.freeze()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            with anyio.move_on_after(0.3):
+                await answered.wait()
+            assert not answered.is_set()
+            part.thaw()
+            with anyio.fail_after(10):
+                await answered.wait()
+
+
+async def test_a_frozen_server_can_be_killed_and_started(server: PostgresServer) -> None:
+    server.freeze()
+    server.kill()
+    server.start()
+    assert await value(server.url(), "SELECT 1") == 1
+
+
+def test_a_script_that_fails_leaves_no_process_and_no_file() -> None:
+    script = """
+from tests.postgres import PgBouncer, PostgresServer
+server = PostgresServer(fsync=False)
+server.start()
+bouncer = PgBouncer(server)
+bouncer.start()
+print(server.pid, bouncer.pid, server.folder, bouncer.folder)
+raise SystemExit(3)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "PostgresMissing" in ended.stderr:
+        pytest.skip(ended.stderr.splitlines()[-1])
+    assert ended.returncode == 3, ended.stderr
+    *pids, server_folder, bouncer_folder = ended.stdout.split()
+    still_there = subprocess.run(["ps", "-p", ",".join(pids)], capture_output=True, check=False)
+    assert still_there.returncode == 1
+    assert not Path(server_folder).exists()
+    assert not Path(bouncer_folder).exists()
+
+
+async def test_the_postgres_of_the_wheel_works_as_well() -> None:
+    programs = next((folder for folder in wheel_folders() if folder.is_dir()), None)
+    if programs is None or programs == find_postgres():
+        pytest.skip("either not installed, or what the other tests use")
+    with PostgresServer(fsync=False, programs=programs) as server:
+        assert await value(server.url(), "SELECT 1") == 1

@@ -1,0 +1,113 @@
+"""Turns whose server is gone: the next one finishes them, and nobody else's."""
+
+from uuid import UUID
+
+import anyio
+import pytest
+from sqlalchemy import select, update
+
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.security import ADMIN
+from app.models import Message, Turn, TurnStatus, utc_now
+from app.services.turns import TurnEngine
+from app.services.turns.errors import ServerDraining
+from app.state import Providers, State, serving
+from tests.fakes import FakeChatModel
+from tests.turns.test_engine import Gate
+
+pytestmark = pytest.mark.anyio
+
+
+async def abandon(database: Database, turn_id: UUID) -> None:
+    """Leave the turn as a killed server does: live, owned by somebody, its lease run out."""
+    async with database.transaction() as db:
+        await db.execute(
+            update(Turn)
+            .where(Turn.id == turn_id)
+            .values(owner_id=UUID(int=1), lease_expires_at=utc_now().replace(year=2020))
+        )
+
+
+async def test_turn_of_a_dead_server_is_run_again_by_the_next(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    queued = await state["turns"].start(ADMIN, UUID(session_id), "And?")
+    await gate.arrived.wait()
+    await abandon(database, turn.record.id)
+    answering = FakeChatModel()
+    answering.answer = "From the second server."
+
+    async with serving(settings, database, {**providers, "chat_model": answering}):
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+        gate.opened.set()
+        with anyio.fail_after(10):
+            await turn.settled.wait()
+
+    async with database.reading() as db:
+        attempts = (await db.scalars(select(Turn.attempt).order_by(Turn.user_seq))).all()
+        contents = (await db.scalars(select(Message.content).order_by(Message.seq))).all()
+    assert attempts == [2, 1]
+    assert contents == ["Hi", "From the second server.", "And?", "From the second server."]
+    assert answering.prompts[0] == [("system", "Be brief."), ("user", "Hi")]
+    assert (await state["turns"].result(queued)).content == "From the second server."
+
+
+async def unsettled(database: Database) -> int:
+    async with database.reading() as db:
+        rows = await db.scalars(select(Turn.status))
+    return sum(status in {TurnStatus.IN_PROGRESS, TurnStatus.QUEUED} for status in rows)
+
+
+async def test_turn_that_was_run_again_once_ends_as_interrupted(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    await abandon(database, turn.record.id)
+    async with database.transaction() as db:
+        await db.execute(update(Turn).values(recoveries=1))
+
+    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+    gate.opened.set()
+
+    async with database.reading() as db:
+        assert (await db.scalars(select(Turn.error_code))).all() == ["turn-interrupted"]
+
+
+async def test_shutdown_waits_for_live_turns_and_takes_no_new_ones(
+    database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    engine = TurnEngine(database, chat_model)
+
+    async with engine.running():
+        turn = await engine.start(ADMIN, UUID(session_id), "Hi")
+        await gate.arrived.wait()
+        engine.drain()
+        with pytest.raises(ServerDraining):
+            await engine.start(ADMIN, UUID(session_id), "Too late")
+        gate.opened.set()
+
+    assert (await engine.result(turn)).content == "Hello there!"
