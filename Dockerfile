@@ -21,6 +21,14 @@ COPY app ./app
 RUN python3 -m compileall -q --invalidation-mode checked-hash .
 
 FROM ${PYTHON_IMAGE}
+ARG EXTRA=runtime
+# The embedded chat model's library uses OpenMP, which its wheel does not bring.
+# hadolint ignore=DL3008
+RUN if [ "$EXTRA" = embedded ]; then \
+      apt-get update \
+      && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends libgomp1 \
+      && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin; \
+    fi
 LABEL org.opencontainers.image.title="agent-platform" \
       org.opencontainers.image.description="Self-hosted backend for AI agents that talk, in text and by voice" \
       org.opencontainers.image.licenses="MIT"
@@ -30,11 +38,12 @@ RUN groupadd --gid 10001 app \
     && rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
-# Everything the process writes is in DATA_DIR or /tmp, so the root may be read-only.
+# All that is written goes to DATA_DIR and /tmp, so the root may be read-only. The link is for a
+# relative DATA_DIR=data, as in .env.example.
+RUN ln -s /data /app/data
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HOST=0.0.0.0 \
     PORT=8000 \
     DATA_DIR=/data
 WORKDIR /app
@@ -44,4 +53,5 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
   CMD ["python", "-ISc", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8000), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
-CMD ["python", "-m", "app.cli", "serve"]
+# As a flag, since a HOST=127.0.0.1 from an .env file would make it listen to itself alone.
+CMD ["python", "-m", "app.cli", "serve", "--host", "0.0.0.0"]

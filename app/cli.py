@@ -33,8 +33,15 @@ def _serve(host: str | None, port: int | None) -> int:
     import uvicorn
 
     from app.core.config import load_settings
+    from app.core.errors import StartRefused
+    from app.state import fetch_weights
 
     settings = load_settings()
+    try:
+        fetch_weights(settings)
+    except StartRefused as error:
+        sys.stderr.write(f"{error}\n")
+        return os.EX_CONFIG
     shown_host = host or settings.host
     shown_port = settings.port if port is None else port
     sys.stderr.write(f"Starting on http://{_browsable(shown_host)}:{shown_port} ...\n")

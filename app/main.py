@@ -11,7 +11,6 @@ from app.core.config import Settings, load_settings
 from app.routers import agents, docs, health, messages, sessions, turns
 from app.routers.access import Access
 from app.routers.drain import draining_on_signals
-from app.routers.json_route import JSON_BODY_BYTES
 from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
 from app.state import State, open_state
 
@@ -43,7 +42,6 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=JSON_BODY_BYTES,
         responses=PROBLEM_RESPONSES,
     )
     install_problem_handlers(app)

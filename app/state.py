@@ -7,6 +7,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 import anyio.to_thread
+from pydantic import SecretStr
 
 from app.core.config import AppEnv, Settings
 from app.core.database import Database, StorageUnavailable
@@ -16,6 +17,22 @@ from app.core.schema_gate import REVISION, SchemaGate, current_revision
 from app.core.security import AdminKey, load_or_create_admin_key
 from app.core.single_process import sole_owner
 from app.routers.access import Door
+from app.services.local_service import (
+    EmbeddedPackagesMissing,
+    LocalChatModel,
+    LocalEngine,
+    LocalSpeaker,
+    LocalTranscriber,
+    Part,
+    WeightsUnavailable,
+    ensure_weights,
+)
+from app.services.openai_service import (
+    OpenAIChatModel,
+    OpenAIClient,
+    OpenAITranscriber,
+    make_speaker,
+)
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
 from app.services.turns import TurnEngine
@@ -123,12 +140,86 @@ async def _prepare_tables(settings: Settings, database: Database) -> None:
         )
 
 
+def fetch_weights(settings: Settings) -> None:
+    """Bring the embedded models here before the server starts, with progress on standard error.
+
+    Does nothing where none is needed or all are here. Raises `StartRefused`.
+    """
+    if not settings.needs_embedded_engine:
+        return
+    try:
+        ensure_weights(
+            settings.embedded_models,
+            data_dir=settings.data_dir,
+            models_dir=settings.models_dir,
+            parts=_embedded_parts(settings),
+        )
+    except WeightsUnavailable as error:
+        raise StartRefused(str(error)) from error
+
+
+def _embedded_parts(settings: Settings) -> set[Part]:
+    chosen = {
+        Part.CHAT: settings.chat_is_embedded,
+        Part.STT: settings.stt_is_embedded,
+        Part.TTS: settings.tts_is_embedded,
+    }
+    return {part for part, is_embedded in chosen.items() if is_embedded}
+
+
 async def _open_providers(settings: Settings, stack: AsyncExitStack) -> Providers:
-    """Open an adapter for each part. Raises `StartRefused` where the embedded engine lacks one."""
-    local = await stack.enter_async_context(_local_engine(settings))
-    openai = _OpenAI(settings, stack)
-    return Providers(
-        chat_model=local.chat_model if settings.chat_is_embedded else await openai.chat_model(),
-        transcriber=local.transcriber if settings.stt_is_embedded else await openai.transcriber(),
-        speaker=local.speaker if settings.tts_is_embedded else await openai.speaker(),
+    """Open an adapter for each part and say which. Raises `StartRefused`."""
+    engine = LocalEngine(
+        models=settings.embedded_models,
+        data_dir=settings.data_dir,
+        models_dir=settings.models_dir,
+        threads=settings.embedded_threads,
+        parts=_embedded_parts(settings),
     )
+    if settings.needs_embedded_engine:
+        try:
+            await stack.enter_async_context(engine)
+        except EmbeddedPackagesMissing as error:
+            raise StartRefused(str(error)) from error
+
+    async def connect(base_url: str | None, api_key: SecretStr | None) -> OpenAIClient:
+        # Another server is not shown OpenAI's key.
+        key = api_key if base_url else api_key or settings.openai_api_key
+        client = OpenAIClient(
+            base_url or settings.openai_base_url, key.get_secret_value() if key else None
+        )
+        return await stack.enter_async_context(client)
+
+    chat_model: ChatModel
+    transcriber: Transcriber
+    speaker: Speaker
+    if settings.chat_is_embedded:
+        chat_model = LocalChatModel(engine)
+        logger.info("Chat: embedded, %s models (demo grade)", settings.embedded_models)
+    else:
+        client = await connect(None, None)
+        chat_model = OpenAIChatModel(
+            client, settings.chat_model, context_tokens=settings.chat_context_tokens
+        )
+        logger.info("Chat: %s at %s", settings.chat_model, _host(settings.openai_base_url))
+    if settings.stt_is_embedded:
+        transcriber = LocalTranscriber(engine)
+        logger.info("Speech in: embedded, %s models", settings.embedded_models)
+    else:
+        client = await connect(settings.stt_base_url, settings.stt_api_key)
+        transcriber = OpenAITranscriber(client, settings.stt_model)
+        url = settings.stt_base_url or settings.openai_base_url
+        logger.info("Speech in: %s at %s", settings.stt_model, _host(url))
+    if settings.tts_is_embedded:
+        speaker = LocalSpeaker(engine)
+        logger.info("Speech out: embedded, %s models", settings.embedded_models)
+    else:
+        client = await connect(settings.tts_base_url, settings.tts_api_key)
+        speaker = make_speaker(client, settings.tts_model)
+        url = settings.tts_base_url or settings.openai_base_url
+        logger.info("Speech out: %s at %s", settings.tts_model, _host(url))
+    return Providers(chat_model=chat_model, transcriber=transcriber, speaker=speaker)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or "?"

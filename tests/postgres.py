@@ -294,6 +294,7 @@ pool_mode = transaction
 default_pool_size = {self._pool_size}
 max_client_conn = 1000
 ignore_startup_parameters = extra_float_digits
+server_login_retry = 1
 """
         path = self.folder / "pgbouncer.ini"
         path.write_text(configuration)

@@ -79,31 +79,36 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
-        """Commit when the block ends, roll back when it raises or is cancelled.
+        """Commit when the block ends, roll back when it raises.
 
-        Raises `StorageUnavailable` when the database cannot be reached; after a failed
-        commit nobody can tell whether it happened.
+        Cancellation waits for the end of the block: a query cut off in the middle costs its
+        connection. So the block must be short, and wait for nothing but the database. Raises
+        `StorageUnavailable` when the database cannot be reached; after a failed commit nobody
+        can tell whether it happened.
         """
-        async with self._writer:
-            with _storage_errors():
-                async with self._sessions.begin() as db:
-                    yield db
+        with anyio.CancelScope(shield=True):
+            async with self._writer:
+                with _storage_errors():
+                    async with self._sessions.begin() as db:
+                        yield db
 
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncSession]:
         """Like `transaction`, for blocks that only read: on SQLite they do not queue."""
-        async with self._reader:
-            with _storage_errors():
-                async with self._reading_sessions.begin() as db:
-                    yield db
+        with anyio.CancelScope(shield=True):
+            async with self._reader:
+                with _storage_errors():
+                    async with self._reading_sessions.begin() as db:
+                        yield db
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[AsyncConnection]:
         """Like `transaction`, without the ORM: for the turn's own statements."""
-        async with self._writer:
-            with _storage_errors():
-                async with self.engine.begin() as connection:
-                    yield connection
+        with anyio.CancelScope(shield=True):
+            async with self._writer:
+                with _storage_errors():
+                    async with self.engine.begin() as connection:
+                        yield connection
 
     def checked_out(self) -> int:
         """Return how many connections are in use."""

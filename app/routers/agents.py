@@ -9,12 +9,12 @@ from fastapi import APIRouter, Path, Request, Response
 
 from app.models import Agent, AgentVersion
 from app.routers.deps import Caller, Db, ReadingDb
-from app.routers.json_route import JsonRoute
+from app.routers.strict_route import StrictRoute
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.schemas.chat import AgentCreate, AgentRead, AgentUpdate, AgentVersionRead
 from app.services import crud
 
-router = APIRouter(prefix="/agents", tags=["agents"], route_class=JsonRoute)
+router = APIRouter(prefix="/agents", tags=["agents"], route_class=StrictRoute)
 
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 

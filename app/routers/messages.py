@@ -7,15 +7,12 @@ from fastapi import APIRouter, File, Form, UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from app.routers.deps import Caller, Turns, Voice
-from app.routers.json_route import JsonRoute
+from app.routers.strict_route import StrictRoute
 from app.routers.voice_headers import voice_headers
 from app.schemas.chat import ReplyRead, TextMessageCreate
 from app.services.turns import Reply
-from app.services.voice import UPLOAD_BYTES_LIMIT
 
-router = APIRouter(prefix="/messages", tags=["messages"], route_class=JsonRoute)
-
-_MULTIPART_OVERHEAD_BYTES = 64 * 1024
+router = APIRouter(prefix="/messages", tags=["messages"], route_class=StrictRoute)
 
 
 @router.post("/text", response_model=ReplyRead)
@@ -31,7 +28,6 @@ async def send_text(body: TextMessageCreate, turns: Turns, caller: Caller) -> Re
     "/voice",
     response_class=Response,
     responses={200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer, as MP3"}},
-    max_body_size=UPLOAD_BYTES_LIMIT + _MULTIPART_OVERHEAD_BYTES,
 )
 async def send_voice(
     session_id: Annotated[UUID, Form()],

@@ -10,7 +10,7 @@ from pydantic import StringConstraints
 
 from app.models import Message, Session
 from app.routers.deps import Caller, Db, ReadingDb
-from app.routers.json_route import JsonRoute
+from app.routers.strict_route import StrictRoute
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.routers.turns import turn_shape
 from app.schemas.base import NonBlank
@@ -27,7 +27,7 @@ from app.schemas.chat import (
 )
 from app.services import crud
 
-router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=JsonRoute)
+router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=StrictRoute)
 
 SearchWords = Annotated[NonBlank, StringConstraints(max_length=200)]
 

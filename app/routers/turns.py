@@ -7,11 +7,11 @@ from fastapi import APIRouter
 
 from app.models import Turn
 from app.routers.deps import Caller, ReadingDb
-from app.routers.json_route import JsonRoute
+from app.routers.strict_route import StrictRoute
 from app.schemas.chat import MessageRead, TurnError, TurnRead, TurnWithMessage, UsageRead
 from app.services import crud
 
-router = APIRouter(prefix="/turns", tags=["turns"], route_class=JsonRoute)
+router = APIRouter(prefix="/turns", tags=["turns"], route_class=StrictRoute)
 
 
 @router.get("/{turn_id}", response_model=TurnWithMessage)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.audio.resampler
 import numpy as np
 
 from app.services.ports import AudioFormat, Recording
@@ -27,9 +26,8 @@ CODECS = {
     "ogg": ("ogg", "libopus", 48_000, AudioFormat.OGG),
     "flac": ("flac", "flac", 16_000, AudioFormat.FLAC),
 }
-DIGITS = dict(
-    zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True)
-)
+NAMES = "zero one two three four five six seven eight nine"
+DIGITS = {str(digit): name for digit, name in enumerate(NAMES.split(" "))}
 
 
 def wav(name: str) -> Recording:

@@ -2,11 +2,11 @@
 
 import os
 import signal
-from pathlib import Path
 
 import anyio
 import pytest
 
+from app.core.config import EmbeddedModels
 from app.models.chat import Role
 from app.services.local_service import (
     LocalChatModel,
@@ -100,11 +100,12 @@ async def test_every_container_is_understood(engine: LocalEngine, kind: str) -> 
     assert word_error_rate(pairs) <= MOST_ERRORS
 
 
-@pytest.mark.skipif(MODELS != "default", reason="EMBEDDED_TEST_SET=default hears other languages")
-async def test_another_language_is_recognised(engine: LocalEngine) -> None:
-    heard = await LocalTranscriber(engine).transcribe(wav("es_01"))
-    assert heard.language == "es"
-    assert word_error_rate([(SPANISH, heard.text)]) <= MOST_ERRORS
+if MODELS is EmbeddedModels.DEFAULT:  # the small set knows English alone
+
+    async def test_another_language_is_recognised(engine: LocalEngine) -> None:
+        heard = await LocalTranscriber(engine).transcribe(wav("es_01"))
+        assert heard.language == "es"
+        assert word_error_rate([(SPANISH, heard.text)]) <= MOST_ERRORS
 
 
 async def test_a_long_recording_with_pauses_is_understood(engine: LocalEngine) -> None:
@@ -182,13 +183,13 @@ async def test_chat_stops_at_the_limit_and_says_so(engine: LocalEngine) -> None:
 
 async def test_chat_remembers_the_conversation(engine: LocalEngine) -> None:
     request = asking(
-        "My name is Rosalind.",
-        "Hello Rosalind, nice to meet you.",
-        "What is my name?",
+        "Remember this word: banana.",
+        "I will remember: banana.",
+        "Which word did I ask you to remember?",
         max_output_tokens=40,
     )
     pieces, _ = await answer(engine, request)
-    assert "Rosalind" in "".join(pieces)
+    assert "banana" in "".join(pieces)
 
 
 async def test_two_answers_in_a_row_and_broken_text_are_taken(engine: LocalEngine) -> None:
@@ -266,17 +267,18 @@ async def test_a_killed_worker_fails_its_requests_and_comes_back(engine: LocalEn
     assert engine.worker_pid != killed
 
 
-async def test_leaving_is_quick_and_ends_the_worker(embedded_weights: object) -> None:
-    assert embedded_weights
-    with anyio.fail_after(20):
-        async with LocalEngine(models=MODELS, data_dir=DATA_DIR) as engine:
-            with pytest.raises(ProviderUnavailable):  # it leaves while models are still loading
-                await (
-                    LocalChatModel(LocalEngine(models=MODELS, data_dir=DATA_DIR))
-                    .stream(asking("Hello"))
-                    .__anext__()
-                )
-            await LocalTranscriber(engine).transcribe(wav("anna_01"))
-            pid = engine.worker_pid
+async def test_leaving_is_quick_and_ends_the_worker(embedded_weights: EmbeddedModels) -> None:
+    async with LocalEngine(models=embedded_weights, data_dir=DATA_DIR) as engine:
+        await LocalTranscriber(engine).transcribe(wav("anna_01"))  # others are still loading
+        pid = engine.worker_pid
+        leaving_at = anyio.current_time()
+    assert anyio.current_time() - leaving_at < 5
     assert pid is not None
-    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_an_engine_that_was_not_entered_is_unavailable() -> None:
+    engine = LocalEngine(models=MODELS, data_dir=DATA_DIR)
+    with pytest.raises(ProviderUnavailable):
+        await answer(engine, asking("Hello"))

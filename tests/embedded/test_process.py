@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from app.services.local_service import (
 from app.services.local_service.engine import require_packages
 from app.services.local_service.protocol import (
     HEAD,
+    Fields,
     ProtocolBroken,
     decode_fields,
     decode_head,
@@ -59,15 +61,16 @@ def test_a_worker_ends_with_its_input_and_ignores_the_interrupt_key() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
-        opening = {"op": "open", "root": "/", "threads": 1, "parts": ["stt"], "voices": {}}
+        opening: Fields = {"op": "open", "root": "/", "threads": 1, "parts": ["stt"], "voices": {}}
         worker.stdin.write(encode_frame(opening))
         worker.stdin.write(encode_frame({"op": "no such thing", "id": 7}))
         worker.stdin.flush()
-        seen = [read_frame(worker.stdout)]
+        events = cast("BinaryIO", worker.stdout)
+        seen = [read_frame(events)]
         worker.send_signal(signal.SIGINT)
-        seen.append(read_frame(worker.stdout))
-        events = {frame[0]["event"] for frame in seen if frame}
-        assert events == {"failed", "broken"}  # there are no weights in /
+        seen.append(read_frame(events))
+        names = {frame[0]["event"] for frame in seen if frame}
+        assert names == {"failed", "broken"}  # there are no weights in /
         worker.stdin.close()
         assert worker.wait(timeout=10) == 0
 
@@ -160,6 +163,8 @@ def test_neighbouring_speech_is_joined_as_long_as_it_fits() -> None:
         ("Привет", ""),
         ("😀 fine", "fine"),
         ("?!", ""),
+        ("zzzzzzzz", "zzz"),
+        ("abcdefghijklmnopqrstuvwxyz", "abcdefghij klmnopqrst uvwxyz"),
     ],
 )
 def test_text_is_cleaned_for_the_phonemiser(text: str, plain: str) -> None:

@@ -24,8 +24,8 @@ BATCH_TOKENS = 128
 DEFAULT_OUTPUT_TOKENS = 1024
 DEFAULT_TEMPERATURE = 0.3
 """Models this small stray at the usual 0.8."""
-REPEAT_PENALTY = 1.1
-"""Without it they fall into loops."""
+AGAINST_LOOPS = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "dry_penalty_last_n": 256}
+"""Small models fall into loops. A plain repeat penalty would cost them names from the prompt."""
 QUIET = -1
 PROMPT_CACHE_MIB = 128
 
@@ -85,7 +85,7 @@ class ChatRunner:
             "stream_options": {"include_usage": True},
             "return_progress": True,
             "temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
-            "dry_multiplier": 0.8,
+            **AGAINST_LOOPS,
             "dry_allowed_length": 4,
             "dry_penalty_last_n": 256,
             "max_tokens": max_output_tokens or DEFAULT_OUTPUT_TOKENS,

@@ -211,7 +211,7 @@ class Fetch:
             offset = 0
             for piece in weight.pieces:
                 have = size_of(self._partial(weight))
-                if piece.archive is archive and offset <= have < offset + piece.size_bytes:
+                if piece.archive == archive and offset <= have < offset + piece.size_bytes:
                     pending.append((weight, piece))
                 offset += piece.size_bytes
         return pending

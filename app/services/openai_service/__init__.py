@@ -1,7 +1,7 @@
 """The adapter for OpenAI and for every server that speaks its API.
 
-A thin client of our own: the official SDK costs more CPU than the rest of a turn. State of
-the art of each endpoint is in `chat`, `speech` and `realtime`; `client` owns the connections.
+A thin client of our own, for the official SDK costs more CPU than the rest of a turn. `client`
+owns the connections; `chat`, `speech` and `realtime` speak one endpoint each.
 """
 
 from app.services.openai_service.chat import OpenAIChatModel

@@ -1,7 +1,7 @@
 """Chat: `POST /chat/completions`, streamed."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -25,7 +25,6 @@ _MAX_BODY_BYTES = 16 * _MAX_TEXT_CHARACTERS
 """A chunk of one word has some 250 bytes around it."""
 _MAX_TOKENS = (1 << 31) - 1
 _MAX_NAME_CHARACTERS = 200
-_USAGE_WAIT_SECONDS = 2.0
 _END_WAIT_SECONDS = 0.25
 
 _FINISH_REASONS = {
@@ -38,11 +37,22 @@ _FINISH_REASONS = {
 
 
 class OpenAIChatModel:
-    """Fulfils `ChatModel`. `model` answers where the request names none."""
+    """Fulfils `ChatModel`. `model` answers where the request names none.
 
-    def __init__(self, client: OpenAIClient, model: str, *, context_tokens: int = 128_000) -> None:
+    The finish of an answer waits `usage_wait_seconds` for its token counts, which come last.
+    """
+
+    def __init__(
+        self,
+        client: OpenAIClient,
+        model: str,
+        *,
+        context_tokens: int = 128_000,
+        usage_wait_seconds: float = 2,
+    ) -> None:
         self._client = client
         self._model = model
+        self._usage_wait_seconds = usage_wait_seconds
         self._context_tokens = context_tokens
         self._limit_field = "max_completion_tokens" if client.is_openai else "max_tokens"
 
@@ -66,12 +76,22 @@ class OpenAIChatModel:
                     "The AI provider answered with a web page; check OPENAI_BASE_URL."
                 )
             while not reply.is_over:
-                text = reply.feed(await _next_piece(answer, reply))
+                text = reply.feed(await self._next_piece(answer, reply))
                 if text:
                     yield TextDelta(text)
             yield reply.finish()
             answer.end_within(_END_WAIT_SECONDS)
             await answer.drain()
+
+    async def _next_piece(self, answer: Answer, reply: "ReplyReader") -> bytes:
+        """Wait for more; what fails after the finish reason costs the token counts only."""
+        if reply.finish_reason is None:
+            return await answer.read()
+        answer.end_within(self._usage_wait_seconds)
+        try:
+            return await answer.read()
+        except ProviderError:
+            return b""
 
     def _body(self, request: ChatRequest, model: str) -> bytes:
         body: dict[str, Any] = {
@@ -148,6 +168,7 @@ class ReplyReader:
     def feed_completion(self, body: bytes) -> str:
         """Take the whole answer of a server that does not stream, and return its text."""
         self.is_over = True
+        self._body_bytes = len(body)
         try:
             return self._read(parse_json(body), "message")
         except ProviderError as error:
@@ -155,7 +176,7 @@ class ReplyReader:
             return ""
 
     def finish(self) -> ChatFinished:
-        """Return the end; raises where there is no finish reason, the provider's own error first."""
+        """Return the end; raises where there is no finish reason."""
         if self.finish_reason is None:
             raise self._failure or UpstreamIncomplete(
                 "The AI provider's answer ended without a finish reason."
@@ -163,12 +184,11 @@ class ReplyReader:
                 else "The AI provider's answer is empty."
             )
         usage = self._usage or {}
-        details = usage.get("prompt_tokens_details")
         return ChatFinished(
             finish_reason=self.finish_reason,
             model=self._model,
             prompt_tokens=_count(usage.get("prompt_tokens")),
-            cached_tokens=_count(details.get("cached_tokens")) if _is_object(details) else None,
+            cached_tokens=_cached_tokens(usage),
             completion_tokens=_count(usage.get("completion_tokens")),
         )
 
@@ -180,14 +200,15 @@ class ReplyReader:
             if not self._model_is_named and (name := chunk.get("model")):
                 self._model = clean(name)[:_MAX_NAME_CHARACTERS]
                 self._model_is_named = True
-            usage = chunk.get("usage")
-            if usage and _is_object(usage):
+            usage: Any = chunk.get("usage")
+            if usage and isinstance(usage, dict):
                 self._usage = usage
             choices = chunk.get("choices") if usage else chunk["choices"]
             if not choices:
                 return ""
             choice = choices[0]
-            text = (choice.get(part) or {}).get("content") or ""
+            said = choice.get(part)
+            text: Any = (said.get("content") or "") if said else ""
             if reason := choice.get("finish_reason"):
                 self.finish_reason = self.finish_reason or _FINISH_REASONS.get(
                     reason, FinishReason.STOP
@@ -206,23 +227,15 @@ class ReplyReader:
             raise UpstreamIncomplete("The AI provider's answer is longer than any can be.")
 
 
-async def _next_piece(answer: Answer, reply: ReplyReader) -> bytes:
-    """Wait for more; what fails after the finish reason costs the token counts only."""
-    if reply.finish_reason is None:
-        return await answer.read()
-    answer.end_within(_USAGE_WAIT_SECONDS)
-    try:
-        return await answer.read()
-    except ProviderError:
-        return b""
-
-
 def _clean_message(line: PromptMessage) -> dict[str, str]:
     return {"role": line.role, "content": clean(line.content)}
 
 
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
+def _cached_tokens(usage: dict[str, Any]) -> int | None:
+    details = usage.get("prompt_tokens_details")
+    if not isinstance(details, dict):
+        return None
+    return _count(cast("dict[str, object]", details).get("cached_tokens"))
 
 
 def _count(value: object) -> int | None:

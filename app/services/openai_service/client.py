@@ -27,11 +27,14 @@ _OPENAI_HOST = "api.openai.com"
 _CONNECTION_LIMIT = 1000
 _ERROR_BODY_BYTES = 2048
 _ERROR_BODY_SECONDS = 1.0
-_CLOSE_SECONDS = 0.5
 _MAX_MESSAGE_BYTES = 8 << 20
 _REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
 
-_LOOKS_LIKE_A_KEY = re.compile(r"(?i)(?<=bearer )\S+|[\w.*+/=-]{20,}|\b[a-z]{2,6}[-_][\w*-]{6,}")
+_LOOKS_LIKE_A_KEY = re.compile(
+    r"(?i)(?<=bearer )\S+"
+    r"|\b(?:sk|pk|rk|ak|gsk|xai|hf|nvapi|key|org|proj)[-_][\w*.-]{4,}"
+    r"|(?=\w*\d)\w{24,}"
+)
 
 
 class OpenAIClient:
@@ -131,19 +134,12 @@ class OpenAIClient:
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
     ) -> "aiohttp.ClientWebSocketResponse":
-        """Connect a WebSocket; the caller closes it, which takes half a second at most.
-
-        Raises `ProviderError`.
-        """
+        """Connect a WebSocket, which the caller closes. Raises `ProviderError`."""
         url = self._url(path)
         url = url.with_scheme({"http": "ws", "https": "wss"}[url.scheme]).update_query(query)
         try:
             async with asyncio.timeout(self.first_byte_timeout_seconds):
-                return await self._open_session().ws_connect(
-                    url,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
-                    max_msg_size=_MAX_MESSAGE_BYTES,
-                )
+                return await self._open_session().ws_connect(url, max_msg_size=_MAX_MESSAGE_BYTES)
         except aiohttp.WSServerHandshakeError as error:
             status, headers = error.status, error.headers or {}
         except _TRANSPORT_ERRORS as error:
@@ -178,15 +174,15 @@ class OpenAIClient:
 class Answer:
     """An answer of status 2xx whose body is still to come. Leaving it early breaks it off."""
 
-    __slots__ = ("_chunk_timeout_seconds", "_deadline", "_has_fixed_end", "_loop", "_response")
+    __slots__ = ("_chunk_timeout_seconds", "_deadline", "_end", "_loop", "_response")
 
     def __init__(
         self, response: aiohttp.ClientResponse, deadline: float, chunk_timeout_seconds: float
     ) -> None:
         self._response = response
         self._loop = asyncio.get_running_loop()
-        self._deadline = deadline
-        self._has_fixed_end = False
+        self._deadline: float | None = deadline
+        self._end: float | None = None
         self._chunk_timeout_seconds = chunk_timeout_seconds
 
     def __enter__(self) -> Self:
@@ -212,17 +208,16 @@ class Answer:
 
         Raises `ProviderTimeout` and `UpstreamIncomplete`.
         """
+        deadline = self._end or self._deadline or self._loop.time() + self._chunk_timeout_seconds
+        self._deadline = None
         try:
-            async with asyncio.timeout_at(self._deadline):
-                piece = await self._response.content.readany()
+            async with asyncio.timeout_at(deadline):
+                return await self._response.content.readany()
         except TimeoutError:
             raise ProviderTimeout("The AI provider fell silent within its answer.") from None
         except _BROKEN_OFF as error:
             logger.debug("The provider's answer broke off: %s", type(error).__name__)
             raise UpstreamIncomplete("The AI provider's answer broke off.") from None
-        if not self._has_fixed_end:
-            self._deadline = self._loop.time() + self._chunk_timeout_seconds
-        return piece
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """Return the rest of the body; raises as `read` does, and above `limit_bytes`."""
@@ -234,9 +229,9 @@ class Answer:
         return bytes(body)
 
     def end_within(self, seconds: float) -> None:
-        """Give all that is still to come this long and no longer."""
-        self._deadline = self._loop.time() + seconds
-        self._has_fixed_end = True
+        """Give all that is still to come this long; a second call can only shorten it."""
+        end = self._loop.time() + seconds
+        self._end = end if self._end is None else min(end, self._end)
 
     async def drain(self) -> None:
         """Read what is left, for a connection is only used again after its answer's end."""
@@ -293,7 +288,7 @@ async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
 async def _refuse_redirects(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Keep prompts and keys at the host that was configured; for WebSockets, which always follow."""
+    """Keep a WebSocket at the host that was configured: aiohttp would follow."""
     response = await handler(request)
     if response.status in _REDIRECTS:
         response.close()

@@ -4,13 +4,12 @@ Every sentence here is our own: a provider's words may hold keys, URLs and promp
 """
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
-
-import orjson
+from typing import cast
 
 from app.services.ports import (
     ProviderError,
@@ -62,57 +61,63 @@ def failure_of_status(
     `setting` names the environment variable that chose the model. `body` tells an empty
     account from a limited one.
     """
-    retry_after_seconds = _retry_after_seconds(headers)
+    failure, sentence = _meaning(status, body)
+    retry_after_seconds = _retry_after_seconds(headers) if failure.retryable else None
+    return failure(
+        sentence.format(status=status, setting=setting), retry_after_seconds=retry_after_seconds
+    )
+
+
+def _meaning(status: int, body: bytes) -> tuple[type[ProviderError], str]:
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            return ProviderUnauthorized(
-                f"The AI provider refused the credentials (HTTP {status}); check OPENAI_API_KEY "
-                f"and whether it may use the model in {setting}."
+            failure = ProviderUnauthorized
+            sentence = (
+                "The AI provider refused the credentials (HTTP {status}); check OPENAI_API_KEY "
+                "and whether it may use the model in {setting}."
             )
         case HTTPStatus.TOO_MANY_REQUESTS if b"insufficient_quota" in body:
-            return ProviderUnauthorized(
-                "The AI provider's account has no credit left (HTTP 429); see its billing page "
-                "and OPENAI_API_KEY."
+            failure = ProviderUnauthorized
+            sentence = (
+                "The AI provider's account has no credit left (HTTP {status}); see its billing "
+                "page and OPENAI_API_KEY."
             )
         case HTTPStatus.TOO_MANY_REQUESTS:
-            return ProviderRateLimited(
-                "The AI provider limits this server's requests (HTTP 429).",
-                retry_after_seconds=retry_after_seconds,
-            )
+            failure = ProviderRateLimited
+            sentence = "The AI provider limits this server's requests (HTTP {status})."
         case HTTPStatus.NOT_FOUND:
-            return ProviderRejected(
-                f"The AI provider knows no such model or address (HTTP 404); check {setting} "
+            failure = ProviderRejected
+            sentence = (
+                "The AI provider knows no such model or address (HTTP {status}); check {setting} "
                 "and OPENAI_BASE_URL."
             )
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.CONFLICT:
-            pass
+            failure = ProviderUnavailable
+            sentence = "The AI provider cannot serve now (HTTP {status})."
         case _ if status < HTTPStatus.BAD_REQUEST:
-            return ProviderRejected(
-                f"The AI provider's address leads elsewhere (HTTP {status}); check OPENAI_BASE_URL."
+            failure = ProviderRejected
+            sentence = (
+                "The AI provider's address leads elsewhere (HTTP {status}); check OPENAI_BASE_URL."
             )
         case _ if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            return ProviderRejected(
-                f"The AI provider refused the request (HTTP {status}); check {setting}."
-            )
+            failure = ProviderRejected
+            sentence = "The AI provider refused the request (HTTP {status}); check {setting}."
         case _:
-            pass
-    return ProviderUnavailable(
-        f"The AI provider cannot serve now (HTTP {status}).",
-        retry_after_seconds=retry_after_seconds,
-    )
+            failure = ProviderUnavailable
+            sentence = "The AI provider cannot serve now (HTTP {status})."
+    return failure, sentence
 
 
 def failure_of_error(error: object, *, setting: str) -> ProviderError:
     """Make an error of an `error` object inside an answer that began with status 200."""
-    fields: dict[str, Any] = error if isinstance(error, dict) else {}  # pyright: ignore[reportUnknownVariableType]
-    code = fields.get("code")
-    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else 0
-    if HTTPStatus.BAD_REQUEST <= status < 600:  # noqa: PLR2004  # gateways put a status here
-        return failure_of_status(status, {}, orjson.dumps(str(fields.get("type"))), setting=setting)
-    words = f"{fields.get('type')} {code}".lower()
+    fields = cast("dict[str, object]", error) if isinstance(error, dict) else {}
+    words = f"{fields.get('type')} {fields.get('code')}".lower()
     for failure, sentence, signs in _WORDS:
         if any(sign in words for sign in signs):
             return failure(sentence.format(setting=setting))
+    code = str(fields.get("code"))
+    if re.fullmatch("[45][0-9][0-9]", code):  # some gateways put a status here
+        return failure_of_status(int(code), {}, b"", setting=setting)
     return UpstreamIncomplete("The AI provider reported an error in the middle of its answer.")
 
 

@@ -19,7 +19,7 @@ class EventReader:
     def __init__(self, max_event_bytes: int = 1 << 20) -> None:
         self.overflowed = False
         self._max = max_event_bytes
-        self._line = bytearray()
+        self._line: bytearray = bytearray()
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._after_cr = False

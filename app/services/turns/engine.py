@@ -61,8 +61,6 @@ class TurnEngine:
         self._draining = anyio.Event()
         self._emptied = anyio.Event()
         """Set when the last turn ends while draining."""
-        self._cut_off = anyio.Event()
-        """Set when draining is over: nothing runs any more."""
 
     @property
     def is_draining(self) -> bool:
@@ -84,9 +82,8 @@ class TurnEngine:
                 try:
                     yield
                 finally:
-                    self.drain()
                     with anyio.CancelScope(shield=True):
-                        await self._cut_off.wait()
+                        await self._drain_and_cut_off(tasks)
             background.cancel_scope.cancel()
 
     async def start(
@@ -331,6 +328,10 @@ class TurnEngine:
 
     async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
         await self._draining.wait()
+        await self._drain_and_cut_off(tasks)
+
+    async def _drain_and_cut_off(self, tasks: TaskGroup) -> None:
+        self.drain()
         with anyio.move_on_after(_DRAIN_SECONDS):
             if self._turns:
                 await self._emptied.wait()
@@ -338,7 +339,6 @@ class TurnEngine:
         for live in list(self._turns.values()):
             if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
                 self._end(live, live.failed(_shutting_down()))
-        self._cut_off.set()
 
     async def _keep_leases(self) -> None:
         """Say that this server lives, and take over the turns of those that do not."""

@@ -5,17 +5,16 @@ recordings use. Nothing here holds more than a second of decoded sound.
 """
 
 import io
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.core.errors import AppError
 from app.services.ports import AudioFormat
 from app.services.voice.errors import AudioUnreadable
-from app.services.voice.mp4 import claims_too_many_samples
+from app.services.voice.plain import plain_sound
+from app.services.voice.silero import SAMPLE_RATE_HZ, Floats
 from app.services.voice.sniff import Sniffed
 
 if TYPE_CHECKING:
@@ -24,14 +23,15 @@ if TYPE_CHECKING:
 
     SoundPacket = Packet[AudioStream]
 
-SAMPLE_RATE_HZ = 16_000
-
 _BLOCK_SAMPLES = 16 * 512
 _MAX_CHANNELS = 8
 _MIN_RATE_HZ = 4_000
 _MAX_RATE_HZ = 192_000
 # Ten minutes of 48 kHz stereo: more is not listened to, however few bytes describe it.
 _MAX_VALUES = 600 * 48_000 * 2
+# Ten minutes of Opus take 0.25 s to measure and 4 s to listen to.
+_CPU_SECONDS_TO_MEASURE = 2.0
+_CPU_SECONDS_TO_DECODE = 30.0
 
 _DEMUXERS = {
     AudioFormat.WAV: "wav",
@@ -62,7 +62,7 @@ def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
     Gives up soon after `limit_seconds`, so anything above means "longer". Raises
     `AudioUnreadable`.
     """
-    with _open(data, sniffed) as (container, stream):
+    with _open(data, sniffed, cpu_seconds=_CPU_SECONDS_TO_MEASURE) as (container, stream):
         first, last, total = 0.0, 0.0, 0.0
         unit = float(stream.time_base or 0)
         for index, packet in enumerate(_packets(container, stream)):
@@ -77,13 +77,13 @@ def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
         return max(total, last - first)
 
 
-def decode(data: bytes, sniffed: Sniffed) -> Generator[NDArray[np.float32]]:
+def decode(data: bytes, sniffed: Sniffed) -> Generator[Floats]:
     """Yield the first audio stream as 16 kHz mono in -1 to 1, half a second at a time.
 
     A file whose end is cut off or broken just ends sooner. Raises `AudioUnreadable`, at the
     end too, where more packets were broken than sound.
     """
-    with _open(data, sniffed) as (container, stream):
+    with _open(data, sniffed, cpu_seconds=_CPU_SECONDS_TO_DECODE) as (container, stream):
         mixer = _Mixer()
         sound, broken, values = 0, 0, 0
         for packet in _packets(container, stream):
@@ -106,7 +106,7 @@ class _Mixer:
         self._resampler: AudioResampler | None = None
         self._kind: tuple[int, str, str] | None = None
 
-    def mix(self, frame: "AudioFrame") -> Iterator[NDArray[np.float32]]:
+    def mix(self, frame: "AudioFrame") -> Iterator[Floats]:
         from av import AudioResampler
 
         _refuse_odd_sound(frame.sample_rate, frame.layout.nb_channels)
@@ -120,30 +120,28 @@ class _Mixer:
         for block in self._resampler.resample(frame):
             yield _samples(block)
 
-    def finish(self) -> Iterator[NDArray[np.float32]]:
+    def finish(self) -> Iterator[Floats]:
         if self._resampler is not None:
             for block in self._resampler.resample(None):
                 yield _samples(block)
         self._resampler = None
 
 
-def _samples(block: "AudioFrame") -> NDArray[np.float32]:
-    return block.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+def _samples(block: "AudioFrame") -> Floats:
+    return block.to_ndarray().reshape(-1).astype("f4", copy=False)
 
 
 @contextmanager
-def _open(data: bytes, sniffed: Sniffed) -> Generator[tuple["InputContainer", "AudioStream"]]:
+def _open(
+    data: bytes, sniffed: Sniffed, *, cpu_seconds: float
+) -> Generator[tuple["InputContainer", "AudioStream"]]:
     """Open `data` and find its first audio stream; whatever FFmpeg raises is `AudioUnreadable`."""
-    if sniffed.format is AudioFormat.MP4 and claims_too_many_samples(data):
-        raise AudioUnreadable("The index of this file is broken.")
+    memory = _Memory(plain_sound(data, sniffed), cpu_seconds)
     try:
         import av
 
-        sound = io.BytesIO(
-            memoryview(data)[sniffed.offset_bytes :] if sniffed.offset_bytes else data
-        )
         with av.open(
-            sound,
+            memory,
             mode="r",
             format=_DEMUXERS[sniffed.format],
             container_options={
@@ -158,6 +156,8 @@ def _open(data: bytes, sniffed: Sniffed) -> Generator[tuple["InputContainer", "A
             if not container.streams.audio:
                 raise AudioUnreadable("There is no sound in this file.")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioUnreadable("The sound in this file is of an unknown kind.")
             stream.codec_context.thread_count = 1
             _refuse_odd_sound(stream.codec_context.sample_rate, stream.codec_context.channels)
             yield container, stream
@@ -165,6 +165,22 @@ def _open(data: bytes, sniffed: Sniffed) -> Generator[tuple["InputContainer", "A
         raise
     except Exception as error:  # FFmpeg's binding raises a dozen kinds, ValueError included
         raise AudioUnreadable("This file cannot be read as sound.") from error
+
+
+class _Memory(io.BytesIO):
+    """A file in memory that ends the reading where it costs too much.
+
+    The thread's own CPU time counts, so a busy machine refuses nobody.
+    """
+
+    def __init__(self, data: bytes | bytearray, cpu_seconds: float) -> None:
+        super().__init__(data)
+        self._deadline = time.thread_time() + cpu_seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._deadline:
+            raise AudioUnreadable("This file takes too long to read.")
+        return super().read(size)
 
 
 def _refuse_to_open(*_: object) -> NoReturn:

@@ -36,6 +36,8 @@ _GRACE_SECONDS = 1
 _THRESHOLD = 0.5
 _WINDOW_CHUNKS = 8
 _SPEECH_CHUNKS = 4
+_SILENCE = 1e-4
+"""A muted microphone: -80 dB of full scale. No need to look closer."""
 
 _workers = anyio.CapacityLimiter(2)
 
@@ -91,6 +93,9 @@ def _is_speech(sound: "Iterable[NDArray[np.float32]]") -> bool:
     detector = SpeechDetector()
     recent: deque[bool] = deque(maxlen=_WINDOW_CHUNKS)
     for block in sound:
+        if np.abs(block).max(initial=0) < _SILENCE:
+            recent.clear()
+            continue
         whole_chunks = np.pad(block, (0, -len(block) % CHUNK_SAMPLES))
         for probability in detector.probabilities(whole_chunks):
             recent.append(bool(probability >= _THRESHOLD))

@@ -1,0 +1,164 @@
+"""Cuts an answer into sentences while it is still being written."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import sentencex
+
+_FIRST_CLAUSE_CHARACTERS = 60
+_SHORTEST_CLAUSE_CHARACTERS = 20
+_SHORTEST_DENSE_CLAUSE_CHARACTERS = 6
+"""In scripts without spaces, where a character is about a word."""
+
+_CONTEXT_CHARACTERS = 600
+"""How far back the segmenter looks; it keeps the cost of a sentence end constant."""
+
+_CLAUSE_MARKS = ",;:—،؛、，；："  # noqa: RUF001  # these are the marks
+_DENSE_CLAUSE_MARKS = "—、，；："  # noqa: RUF001
+_DENSE_ENDS = "。！？｡"  # noqa: RUF001
+_DENSE_OPENERS, _DENSE_CLOSERS = "「『（《“", "」』）》”"  # noqa: RUF001
+_CLOSERS = "\"'”’»)]}」』*_~`"  # noqa: RUF001
+_LIST_NUMBER = re.compile(r"\s*\d+[.)]\s*")
+_MARKDOWN = re.compile(r"[*_~`]+")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A place where a sentence may have ended: `end` is behind the space that follows it."""
+
+    end: int
+    needs_whole_word: bool
+    word_has_begun: bool = False
+
+
+class SentenceCutter:
+    """Takes one answer in pieces of any size and gives it back in sentences.
+
+    The pieces joined are the answer, but for spaces at its end and lone surrogates, which
+    become U+FFFD. How the answer was chunked makes no difference. A line's end ends a piece.
+    Only the first piece may be less than a sentence, a clause of at most 60 characters;
+    later ones only where a sentence is longer than `max_characters`.
+    """
+
+    def __init__(self, language: str | None, max_characters: int) -> None:
+        if max_characters < 1:
+            raise ValueError("a piece needs room for one character")
+        self._language = re.split("[-_]", language or "en")[0].lower()
+        self._max_characters = max_characters
+        self._text = ""
+        self._candidate: _Candidate | None = None
+        self._has_cut = False
+
+    def feed(self, delta: str) -> list[str]:
+        """Return the sentences that are certain to have ended with `delta`, often none."""
+        pieces: list[str] = []
+        for character in _SURROGATES.sub("\ufffd", delta):
+            self._take(character, pieces)
+        return pieces
+
+    def finish(self) -> list[str]:
+        """Return what is left. Nothing may follow."""
+        pieces: list[str] = []
+        self._decide(pieces)
+        if self._text.strip():
+            pieces.append(self._text)
+        self._text = ""
+        return pieces
+
+    def _take(self, character: str, pieces: list[str]) -> None:
+        if character.isspace():
+            self._decide_after_word(pieces)
+            self._text += character
+            if character == "\n":
+                self._cut(len(self._text), pieces)
+            elif _may_end_sentence(self._text):
+                self._candidate = _Candidate(len(self._text), _ends_in_ordinal(self._text))
+        else:
+            self._text += character
+            if character.isalnum():
+                self._begin_word(character, pieces)
+            elif character in _DENSE_ENDS and not _is_quoting(self._text):
+                self._cut(len(self._text), pieces)
+        if not self._has_cut and self._is_first_clause():
+            self._cut(len(self._text), pieces)
+        if len(self._text) > self._max_characters:
+            self._cut(self._best_cut(), pieces)
+
+    def _begin_word(self, character: str, pieces: list[str]) -> None:
+        candidate = self._candidate
+        if candidate is None or candidate.word_has_begun:
+            return
+        candidate.word_has_begun = True
+        # A capital or a script without them tells at once; "5 p.m. on" and "3. Mai" need more.
+        if not candidate.needs_whole_word and not character.islower() and character.isalpha():
+            self._decide(pieces)
+
+    def _decide_after_word(self, pieces: list[str]) -> None:
+        if self._candidate and self._candidate.word_has_begun:
+            self._decide(pieces)
+
+    def _decide(self, pieces: list[str]) -> None:
+        """Ask the segmenter, once, whether the candidate is the end of a sentence."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is None or not candidate.word_has_begun:
+            return
+        begin = max(0, candidate.end - _CONTEXT_CHARACTERS)
+        before = _MARKDOWN.sub("", self._text[begin : candidate.end])
+        after = _MARKDOWN.sub("", self._text[candidate.end :])
+        segments = sentencex.segment(self._language, before + after)
+        if len(segments) > 1 and segments[-1].strip() == after.strip():
+            self._cut(candidate.end, pieces)
+
+    def _cut(self, end: int, pieces: list[str]) -> None:
+        piece = self._text[:end]
+        if piece.strip():
+            pieces.append(piece)
+            self._has_cut = True
+            self._text = self._text[end:]
+            self._candidate = None
+        elif len(piece) == self._max_characters:
+            self._text = self._text[end:]
+
+    def _is_first_clause(self) -> bool:
+        clause = self._text.strip()
+        if len(self._text) > _FIRST_CLAUSE_CHARACTERS or clause[-1:] not in _CLAUSE_MARKS:
+            return False
+        is_dense = clause[-1:] in _DENSE_CLAUSE_MARKS
+        if not is_dense and not self._text[-1].isspace():
+            return False
+        has_spaces = " " in clause
+        return len(clause) >= (
+            _SHORTEST_DENSE_CLAUSE_CHARACTERS
+            if is_dense and not has_spaces
+            else _SHORTEST_CLAUSE_CHARACTERS
+        )
+
+    def _best_cut(self) -> int:
+        """Return where to cut what is one character too long: at a clause, a space, or hard."""
+        most = self._max_characters
+        for end in range(most, most // 2, -1):
+            mark, following = self._text[end - 1], self._text[end]
+            if mark in _DENSE_CLAUSE_MARKS or (mark in _CLAUSE_MARKS and following.isspace()):
+                return end
+        for end in range(most, 0, -1):
+            if self._text[end].isspace() or self._text[end - 1].isspace():
+                return end
+        return most
+
+
+def _may_end_sentence(text: str) -> bool:
+    """Tell whether a mark stands before the space at the end of `text`; sentencex decides."""
+    if _LIST_NUMBER.fullmatch(text):
+        return False
+    mark = text[-_CONTEXT_CHARACTERS:].rstrip().rstrip(_CLOSERS)[-1:]
+    return bool(mark) and mark not in _CLAUSE_MARKS and unicodedata.category(mark) == "Po"
+
+
+def _ends_in_ordinal(text: str) -> bool:
+    return bool(re.search(r"\d\.\s+$", text[-8:]))
+
+
+def _is_quoting(text: str) -> bool:
+    return sum(map(text.count, _DENSE_OPENERS)) > sum(map(text.count, _DENSE_CLOSERS))

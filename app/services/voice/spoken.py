@@ -1,0 +1,114 @@
+"""Makes text fit for ears: no Markdown, no code, no addresses, no pictures.
+
+It works on what the sentence cutter gives, not before it: so the pieces joined are still the
+answer as it is stored, which is how an interrupted reply knows what was heard.
+"""
+
+import html
+import re
+from collections.abc import Callable
+
+CODE_NOTICE = "Code is shown in the text."
+
+_FENCE = re.compile(r"\s*(?:[-*+>]\s+|\d+[.)]\s+)*(`{3,}|~{3,})([^`]*)$")
+_LINE_MARKS = re.compile(
+    r"""\s*(?:>\s?)*              # quotation
+    (?:\#{1,6}\s+|[-*+•]\s+)?    # heading or list item; numbers are spoken
+    (?:\[[ xX]\]\s+)?            # task
+    """,
+    re.VERBOSE,
+)
+_LINK_DEFINITION = re.compile(r"\s*\[[^\[\]]+\]:\s*\S+")
+_TABLE_RULE = re.compile(r"[\s|:+=-]+")
+_HOST = re.compile(r"(?:https?://)?(?:[^\s/@]*@)?(?:www\.)?([^\s/:?#]*[^\s/:?#.,;!])?(?::\d+)?")
+
+Replacement = str | Callable[[re.Match[str]], str]
+
+
+def _host(address: re.Match[str]) -> str:
+    url = address[0].rstrip(".,;:!?" if "(" in address[0] else ".,;:!?)")
+    host = _HOST.match(url)
+    return ((host and host[1]) or "a link") + address[0][len(url) :]
+
+
+_REPLACEMENTS: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"<!--.*?(?:-->|$)", " "),
+        (r"!?\[([^\[\]]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^)]*)?\)", r"\1"),  # link
+        (r"\[\^[^\[\]]*\]", ""),  # footnote
+        (r"\[([^\[\]]+)\]\[[^\[\]]*\]", r"\1"),  # link by reference
+        (r"\]\((?:[^()\s]|\([^()\s]*\))*\)?", " "),  # the rest of a link that was cut
+        (r"<(https?://[^\s<>]+|mailto:[^\s<>]+)>", r"\1"),
+        (r"\bmailto:", ""),
+        (r"(?:https?://|\bwww\.)[^\s<>\[\]\"|*`]+", _host),
+        (r"</?[a-zA-Z][^<>]*>", " "),
+        (r"\\(?=[!-/:-@\[-`{-~])", ""),
+        (r"`+", ""),
+        (r"~~", ""),
+        (r"(?<![\w*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])", ""),
+        (r"(?<!\w)_{1,3}(?=\S)|(?<=\S)_{1,3}(?!\w)", ""),
+        (r"^\||\|$", " "),
+        (r"\s+\|\s+", ", "),
+        (r"(?<!\w)\[([^\[\]]*)\]", r"\1"),
+        (r"\[(?=[^\[\]]*$)", " "),
+        # Emoji and what joins them; the joiner alone is part of Indic scripts.
+        (
+            "[\U0001f000-\U0001faff\u2190-\u21ff\u2300-\u23ff\u2460-\u27bf\u2b00-\u2bff]"
+            "[\ufe0e\ufe0f\u200d\u20e3\U0001f3fb-\U0001f3ff]*",
+            " ",
+        ),
+        ("[\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]", ""),
+        ("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]", ""),
+        ("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffc-\uffff]", " "),
+        (r"\s+", " "),
+        (r" (?=[.,;!?](?:\s|$))", ""),
+    )
+)
+
+
+class SpokenText:
+    """Cleans one reply, piece after piece; it remembers whether it is inside a block of code.
+
+    A piece holds at most one line of the reply with its line break, as `SentenceCutter` gives it.
+    """
+
+    def __init__(self, code_notice: str = CODE_NOTICE) -> None:
+        self._code_notice = code_notice
+        self._fence = ""
+        self._is_at_line_start = True
+
+    def clean(self, piece: str) -> str:
+        """Return what is to be said of `piece`, empty where that is nothing.
+
+        Code is announced once at its beginning and then left out.
+        """
+        begins_line = self._is_at_line_start or piece.lstrip(" \t").startswith("\n")
+        self._is_at_line_start = piece.endswith("\n")
+        line = piece.strip()
+        if begins_line and (fence := _FENCE.match(line)):
+            return self._pass_fence(fence)
+        if self._fence:
+            return ""
+        return speakable(line, begins_line=begins_line)
+
+    def _pass_fence(self, fence: re.Match[str]) -> str:
+        marks, info = fence[1], fence[2]
+        if not self._fence:
+            self._fence = marks
+            return self._code_notice
+        if marks.startswith(self._fence) and not info.strip():
+            self._fence = ""
+        return ""
+
+
+def speakable(text: str, *, begins_line: bool = True) -> str:
+    """Return `text`, at most one line outside of code, as it is to be said; empty for nothing."""
+    if begins_line:
+        if _LINK_DEFINITION.fullmatch(text) or _TABLE_RULE.fullmatch(text):
+            return ""
+        text = _LINE_MARKS.sub("", text, count=1)
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
+    text = html.unescape(text).strip(" \t,")
+    return text if any(map(str.isalnum, text)) else ""

@@ -1,0 +1,189 @@
+"""The database underneath: migrations, the gate, commits, outages, and one process per file."""
+
+import os
+import sys
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+
+import anyio
+import httpx2
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from alembic import command
+from app.core.config import Settings
+from app.core.database import Database, StorageUnavailable
+from app.core.database_url import DatabaseUrl
+from app.core.migrations import upgrade
+from app.core.schema_gate import REVISION, DatabaseNotMigrated, SchemaGate, current_revision
+from app.core.single_process import DatabaseInUse, sole_owner
+from app.state import State
+from tests.conftest import IsolatedSettings, Postgres
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parent.parent
+
+
+def alembic_config(settings: Settings) -> Config:
+    return Config(ROOT / "alembic.ini", attributes={"settings": settings})
+
+
+def test_newest_migration_is_the_one_that_the_program_needs() -> None:
+    assert ScriptDirectory.from_config(Config(ROOT / "alembic.ini")).get_heads() == [REVISION]
+
+
+async def test_models_and_migrations_agree(settings: Settings) -> None:
+    await anyio.to_thread.run_sync(command.check, alembic_config(settings))
+
+
+async def test_migrations_can_be_undone_and_done_again(settings: Settings) -> None:
+    await anyio.to_thread.run_sync(command.downgrade, alembic_config(settings), "base")
+    database = Database.from_settings(settings)
+    with pytest.raises(DatabaseNotMigrated, match="alembic upgrade head"):
+        await SchemaGate(database).require()
+
+    await anyio.to_thread.run_sync(upgrade, settings)
+
+    await SchemaGate(database).require()
+    assert await current_revision(database) == REVISION
+    await database.dispose()
+
+
+@pytest.mark.postgres
+async def test_two_servers_that_upgrade_at_once_do_so_one_after_the_other(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    postgres.server.create_database("empty_at_first")
+    url = SecretStr(postgres.pooler.url("empty_at_first"))
+    settings = IsolatedSettings(data_dir=tmp_path, database_url=url)
+
+    environment = os.environ | {"DATABASE_URL": url.get_secret_value()}
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            alembic = [sys.executable, "-m", "alembic", "upgrade", "head"]
+            group.start_soon(partial(anyio.run_process, alembic, cwd=ROOT, env=environment))
+
+    database = Database.from_settings(settings)
+    assert await current_revision(database) == REVISION
+    async with database.reading() as db:
+        public = await db.scalar(text("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"))
+    assert public == 0
+    await database.dispose()
+    postgres.server.drop_database("empty_at_first")
+
+
+async def test_request_at_a_wrong_revision_is_503_until_it_is_right(
+    client: httpx2.AsyncClient, settings: Settings, database: Database
+) -> None:
+    await anyio.to_thread.run_sync(command.downgrade, alembic_config(settings), "base")
+
+    refused = await client.get("/agents")
+    ready = await client.get("/health/ready")
+
+    assert refused.status_code == ready.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert refused.json()["code"] == "database-not-migrated"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await client.get("/health/live")).status_code == HTTPStatus.OK
+
+
+async def test_nothing_is_stored_when_the_block_fails(database: Database) -> None:
+    schema = "" if database.is_sqlite else "agent_platform."
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as db:
+            await db.execute(text(f"DELETE FROM {schema}workspaces"))  # noqa: S608
+            raise ZeroDivisionError
+
+    async with database.reading() as db:
+        assert await db.scalar(text(f"SELECT count(*) FROM {schema}workspaces")) == 1  # noqa: S608
+
+
+async def test_sixteen_writers_at_once_lose_no_update(database: Database) -> None:
+    schema = "" if database.is_sqlite else "agent_platform."
+    async with database.transaction() as db:
+        await db.execute(text(f"UPDATE {schema}workspaces SET name = '0'"))  # noqa: S608
+
+    async def increment() -> None:
+        for _ in range(10):
+            async with database.transaction() as db:
+                lock = "" if database.is_sqlite else " FOR UPDATE"
+                found = await db.scalar(text(f"SELECT name FROM {schema}workspaces{lock}"))  # noqa: S608
+                await db.execute(
+                    text(f"UPDATE {schema}workspaces SET name = :n"),  # noqa: S608
+                    {"n": str(int(found) + 1)},
+                )
+
+    async with anyio.create_task_group() as group:
+        for _ in range(16):
+            group.start_soon(increment)
+
+    async with database.reading() as db:
+        assert await db.scalar(text(f"SELECT name FROM {schema}workspaces")) == "160"  # noqa: S608
+
+
+async def test_sqlite_file_has_the_safety_that_we_ask_for(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
+    database = Database(DatabaseUrl(sqlite_path=sqlite_template))
+    async with database.reading() as db:
+        pragmas = [
+            await db.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    await database.dispose()
+
+    assert pragmas == ["wal", 2, 1, 5000]
+
+
+async def test_in_memory_sqlite_works() -> None:
+    database = Database(DatabaseUrl.parse(SecretStr("sqlite+aiosqlite://"), Path()))
+    async with database.transaction() as db:
+        await db.execute(text("CREATE TABLE t (x)"))
+    async with database.transaction() as db:
+        await db.execute(text("INSERT INTO t VALUES (1)"))
+    async with database.reading() as db:
+        assert await db.scalar(text("SELECT x FROM t")) == 1
+    await database.dispose()
+
+
+def test_second_process_on_one_sqlite_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+
+    with sole_owner(path), pytest.raises(DatabaseInUse, match="DATA_DIR"), sole_owner(path):
+        pass
+
+    with sole_owner(path):
+        pass
+
+
+async def test_database_that_is_not_there_is_storage_unavailable() -> None:
+    database = Database(DatabaseUrl.parse(SecretStr("postgresql://u:p@127.0.0.1:9/x"), Path()))
+
+    with pytest.raises(StorageUnavailable):
+        async with database.reading() as db:
+            await db.execute(text("SELECT 1"))
+    await database.dispose()
+
+
+@pytest.mark.postgres
+async def test_request_while_postgres_is_away_is_503_and_serves_again_after(
+    postgres: Postgres, settings: Settings, state: State, client: httpx2.AsyncClient
+) -> None:
+    if settings.database_url is None:
+        return  # a file is never away
+    assert (await client.get("/agents")).status_code == HTTPStatus.OK
+    await anyio.to_thread.run_sync(postgres.server.stop)
+    try:
+        refused = await client.post("/agents", json={"name": "Ada"})
+    finally:
+        await anyio.to_thread.run_sync(postgres.server.start)
+
+    assert refused.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert refused.json()["code"] == "storage-unavailable"
+    with anyio.fail_after(10):
+        while (await client.get("/agents")).status_code != HTTPStatus.OK:
+            await anyio.sleep(0.1)

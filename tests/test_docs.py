@@ -1,0 +1,57 @@
+"""The documentation: complete, and served from our own files."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import app.main  # noqa: F401  # joins every part, so that every error class exists
+from app.core.errors import AppError
+
+ROOT = Path(__file__).parent.parent
+
+
+def leaves(error: type[AppError]) -> Iterator[type[AppError]]:
+    for child in error.__subclasses__():
+        yield child
+        yield from leaves(child)
+
+
+def test_every_error_is_documented_once() -> None:
+    codes = {error.code for error in leaves(AppError)}
+    documented = re.findall(r"^### (\S+)$", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+
+    assert sorted(codes) == sorted(documented)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_page_loads_nothing_from_another_host(client: httpx2.AsyncClient, page: str) -> None:
+    html = (await client.get(page)).text
+
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert loaded
+    for url in loaded:
+        assert url.startswith(("/assets/", "data:")), url
+        if url.startswith("/"):
+            assert (await client.get(url)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_openapi_names_every_path_of_the_seed(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    for method, path in (
+        ("post", "/agents"),
+        ("get", "/agents"),
+        ("get", "/agents/{agent_id}"),
+        ("put", "/agents/{agent_id}"),
+        ("post", "/sessions"),
+        ("get", "/sessions/{session_id}"),
+        ("post", "/messages/text"),
+        ("post", "/messages/voice"),
+        ("get", "/health"),
+    ):
+        assert method in paths[path]
