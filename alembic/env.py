@@ -3,10 +3,10 @@
 import asyncio
 import logging
 
+from alembic import context
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.sql.schema import SchemaConst
 
-from alembic import context
 from app.core.config import load_settings
 from app.core.database import SCHEMA, Database
 from app.models import Base
@@ -39,9 +39,7 @@ def _migrate(connection: Connection) -> None:
 def _without_schema(metadata: MetaData) -> MetaData:
     bare = MetaData()
     for table in metadata.tables.values():
-        table.to_metadata(
-            bare, schema=None, referred_schema_fn=lambda *_: SchemaConst.BLANK_SCHEMA
-        )
+        table.to_metadata(bare, schema=None, referred_schema_fn=lambda *_: SchemaConst.BLANK_SCHEMA)
     return bare
 
 

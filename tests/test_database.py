@@ -9,19 +9,18 @@ from pathlib import Path
 import anyio
 import httpx2
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from alembic import command
 from app.core.config import Settings
 from app.core.database import Database, StorageUnavailable
 from app.core.database_url import DatabaseUrl
 from app.core.migrations import upgrade
 from app.core.schema_gate import REVISION, DatabaseNotMigrated, SchemaGate, current_revision
 from app.core.single_process import DatabaseInUse, sole_owner
-from app.state import State
 from tests.conftest import IsolatedSettings, Postgres
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +77,7 @@ async def test_two_servers_that_upgrade_at_once_do_so_one_after_the_other(
 
 
 async def test_request_at_a_wrong_revision_is_503_until_it_is_right(
-    client: httpx2.AsyncClient, settings: Settings, database: Database
+    client: httpx2.AsyncClient, settings: Settings
 ) -> None:
     await anyio.to_thread.run_sync(command.downgrade, alembic_config(settings), "base")
 
@@ -93,7 +92,7 @@ async def test_request_at_a_wrong_revision_is_503_until_it_is_right(
 
 async def test_nothing_is_stored_when_the_block_fails(database: Database) -> None:
     schema = "" if database.is_sqlite else "agent_platform."
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # the block is what is tested
         async with database.transaction() as db:
             await db.execute(text(f"DELETE FROM {schema}workspaces"))  # noqa: S608
             raise ZeroDivisionError
@@ -125,9 +124,7 @@ async def test_sixteen_writers_at_once_lose_no_update(database: Database) -> Non
         assert await db.scalar(text(f"SELECT name FROM {schema}workspaces")) == "160"  # noqa: S608
 
 
-async def test_sqlite_file_has_the_safety_that_we_ask_for(
-    tmp_path: Path, sqlite_template: Path
-) -> None:
+async def test_sqlite_file_has_the_safety_that_we_ask_for(sqlite_template: Path) -> None:
     database = Database(DatabaseUrl(sqlite_path=sqlite_template))
     async with database.reading() as db:
         pragmas = [
@@ -171,7 +168,7 @@ async def test_database_that_is_not_there_is_storage_unavailable() -> None:
 
 @pytest.mark.postgres
 async def test_request_while_postgres_is_away_is_503_and_serves_again_after(
-    postgres: Postgres, settings: Settings, state: State, client: httpx2.AsyncClient
+    postgres: Postgres, settings: Settings, client: httpx2.AsyncClient
 ) -> None:
     if settings.database_url is None:
         return  # a file is never away

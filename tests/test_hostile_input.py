@@ -128,7 +128,8 @@ FORMS = {
     "cut off": BOUNDARY + PART + b"abc",
     "no header": BOUNDARY + b"\r\n\r\nabc\r\n--x--\r\n",
     "header without end": BOUNDARY + b"Content-Disposition: " + b"x" * 100_000,
-    "NUL in a name": BOUNDARY + b'Content-Disposition: form-data; name="a\x00"\r\n\r\nb\r\n--x--\r\n',
+    "NUL in a name": BOUNDARY
+    + b'Content-Disposition: form-data; name="a\x00"\r\n\r\nb\r\n--x--\r\n',
     "text as the file": BOUNDARY + PART + b"x\r\n" + BOUNDARY
     + b'Content-Disposition: form-data; name="audio"\r\n\r\nno file\r\n--x--\r\n',
     "invalid UTF-8": BOUNDARY + PART + b"\xff\xfe\r\n--x--\r\n",
@@ -160,14 +161,14 @@ async def test_upload_with_a_wrong_content_type_is_refused(
     response = await client.post(
         "/messages/voice",
         content=FORMS["no parts"],
-        headers={"content-type": content_type.encode("latin-1")},
+        headers=[(b"content-type", content_type.encode("latin-1"))],
     )
 
     assert is_problem(response)
 
 
 async def test_upload_above_the_limit_is_refused_before_it_is_read(
-    client: httpx2.AsyncClient, session_id: str
+    client: httpx2.AsyncClient,
 ) -> None:
     sent = 0
 

@@ -163,6 +163,14 @@ ONLY_REALTIME = {
 }
 
 
+SILENCES = {
+    Fault.STALL_BEFORE_HEADERS,
+    Fault.STALL_AFTER_HEADERS,
+    Fault.STALL_AT_TOKEN,
+    Fault.SLOW_HEADERS,
+}
+
+
 @pytest.fixture(scope="module")
 def running_provider() -> Iterator[Provider]:
     with Provider() as provider:
@@ -176,16 +184,24 @@ def provider(running_provider: Provider) -> Provider:
 
 
 @pytest.fixture
-async def client(provider: Provider) -> AsyncIterator[OpenAIClient]:
+async def client(provider: Provider, request: pytest.FixtureRequest) -> AsyncIterator[OpenAIClient]:
+    """Patient, except where the test is about a provider that says nothing."""
+    seconds = 0.5 if is_about(request, SILENCES) else 10
     async with OpenAIClient(
-        provider.base_url, KEY, first_byte_timeout_seconds=0.5, chunk_timeout_seconds=0.5
+        provider.base_url, KEY, first_byte_timeout_seconds=seconds, chunk_timeout_seconds=seconds
     ) as client:
         yield client
 
 
 @pytest.fixture
-def chat_model(client: OpenAIClient) -> OpenAIChatModel:
-    return OpenAIChatModel(client, "gpt-6-luna", usage_wait_seconds=0.2)
+def chat_model(client: OpenAIClient, request: pytest.FixtureRequest) -> OpenAIChatModel:
+    seconds = 0.2 if is_about(request, {Fault.USAGE_STALLED}) else 10
+    return OpenAIChatModel(client, "gpt-6-luna", usage_wait_seconds=seconds)
+
+
+def is_about(request: pytest.FixtureRequest, faults: set[Fault]) -> bool:
+    callspec = getattr(request.node, "callspec", None)
+    return callspec is not None and callspec.params.get("fault") in faults
 
 
 async def answer_of(
@@ -389,11 +405,12 @@ async def test_cancelling_a_chat_breaks_the_request_off(
     assert await anyio.to_thread.run_sync(provider.wait_until, lambda: request.is_aborted)
 
 
-async def test_a_slow_reader_is_not_taken_for_a_silent_provider(
-    provider: Provider, chat_model: OpenAIChatModel
-) -> None:
-    provider.chat.text, provider.chat.token_delay_seconds = ["word "] * 8, 0.1
-    async with aclosing(chat_model.stream(HELLO)) as items:
+async def test_a_slow_reader_is_not_taken_for_a_silent_provider(provider: Provider) -> None:
+    provider.chat.text, provider.chat.token_delay_seconds = ["word "] * 12, 0.1
+    async with (
+        OpenAIClient(provider.base_url, KEY, chunk_timeout_seconds=0.5) as client,
+        aclosing(OpenAIChatModel(client, "m").stream(HELLO)) as items,
+    ):
         await anext(items)
         assert await anyio.to_thread.run_sync(
             provider.wait_until, lambda: provider.requests[0].is_ended

@@ -1,6 +1,5 @@
 """The servers that other tests and fault suites stand on."""
 
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -11,14 +10,8 @@ import anyio
 import asyncpg
 import pytest
 
-from tests.postgres import (
-    PgBouncer,
-    PostgresMissing,
-    PostgresServer,
-    ServerFailed,
-    find_postgres,
-    wheel_folders,
-)
+from tests.postgres import PgBouncer, PostgresMissing, PostgresServer, ServerFailed
+from tests.postgres_programs import find_postgres, wheel_folders
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 ROOT = Path(__file__).parent.parent
@@ -162,27 +155,37 @@ async def test_a_frozen_server_can_be_killed_and_started(server: PostgresServer)
     assert await value(server.url(), "SELECT 1") == 1
 
 
-def test_a_script_that_fails_leaves_no_process_and_no_file() -> None:
-    script = """
+@pytest.mark.parametrize(
+    ("end", "exit_code"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("os.kill(os.getpid(), 9)", -9),
+        ("os.kill(os.getpid(), 15)", -15),
+    ],
+    ids=["fails", "is killed", "is terminated"],
+)
+async def test_a_script_leaves_no_process_and_no_file_where_it(end: str, exit_code: int) -> None:
+    script = f"""
+import os
 from tests.postgres import PgBouncer, PostgresServer
 server = PostgresServer(fsync=False)
 server.start()
 bouncer = PgBouncer(server)
 bouncer.start()
-print(server.pid, bouncer.pid, server.folder, bouncer.folder)
-raise SystemExit(3)
+bouncer.freeze()
+print(server.pid, bouncer.pid, server.folder, bouncer.folder, flush=True)
+{end}
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if "PostgresMissing" in ended.stderr:
-        pytest.skip(ended.stderr.splitlines()[-1])
-    assert ended.returncode == 3, ended.stderr
-    *pids, server_folder, bouncer_folder = ended.stdout.split()
-    still_there = subprocess.run(["ps", "-p", ",".join(pids)], capture_output=True, check=False)
+    ended = await anyio.run_process([sys.executable, "-c", script], cwd=ROOT, check=False)
+    if b"PostgresMissing" in ended.stderr:
+        pytest.skip(ended.stderr.decode().splitlines()[-1])
+    assert ended.returncode == exit_code, ended.stderr
+    *pids, server_folder, bouncer_folder = ended.stdout.decode().split()
+    with anyio.fail_after(10):
+        while Path(server_folder).exists() or Path(bouncer_folder).exists():
+            await anyio.sleep(0.02)
+    still_there = await anyio.run_process(["ps", "-p", ",".join(pids)], check=False)
     assert still_there.returncode == 1
-    assert not Path(server_folder).exists()
-    assert not Path(bouncer_folder).exists()
 
 
 async def test_the_postgres_of_the_wheel_works_as_well() -> None:

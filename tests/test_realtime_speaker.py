@@ -75,9 +75,13 @@ def provider(running_provider: Provider) -> Provider:
 
 
 @pytest.fixture
-async def client(provider: Provider) -> AsyncIterator[OpenAIClient]:
+async def client(provider: Provider, request: pytest.FixtureRequest) -> AsyncIterator[OpenAIClient]:
+    """Patient, except where the test is about a provider that says nothing."""
+    callspec = getattr(request.node, "callspec", None)
+    fault = callspec.params.get("fault") if callspec else None
+    seconds = 0.5 if fault and FAILURES[fault] is ProviderTimeout else 10
     async with OpenAIClient(
-        provider.base_url, KEY, first_byte_timeout_seconds=0.5, chunk_timeout_seconds=0.5
+        provider.base_url, KEY, first_byte_timeout_seconds=seconds, chunk_timeout_seconds=seconds
     ) as client:
         yield client
 

@@ -60,5 +60,5 @@ class AppError(Exception):
         return (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")
 
 
-class StartRefused(Exception):  # noqa: N818  # as the others
+class StartRefused(Exception):  # as the others
     """The server cannot start; the text is a sentence for its operator that says what to do."""

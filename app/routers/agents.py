@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path, Request, Response
 
 from app.models import Agent, AgentVersion
 from app.routers.deps import Caller, Db, ReadingDb
-from app.routers.strict_route import StrictRoute
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
+from app.routers.strict_route import StrictRoute
 from app.schemas.chat import AgentCreate, AgentRead, AgentUpdate, AgentVersionRead
 from app.services import crud
 

@@ -10,8 +10,8 @@ from pydantic import StringConstraints
 
 from app.models import Message, Session
 from app.routers.deps import Caller, Db, ReadingDb
-from app.routers.strict_route import StrictRoute
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
+from app.routers.strict_route import StrictRoute
 from app.routers.turns import turn_shape
 from app.schemas.base import NonBlank
 from app.schemas.chat import (

@@ -298,7 +298,7 @@ async def test_session_deleted_during_its_turn_stays_deleted(
 
 
 async def test_nul_and_lone_surrogates_of_a_model_are_replaced(
-    state: State, database: Database, chat_model: FakeChatModel, session_id: str
+    state: State, chat_model: FakeChatModel, session_id: str
 ) -> None:
     chat_model.answer = "a\x00b \ud800c"
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup  # noqa: TC002  # a line more than it saves
+from anyio.abc import TaskGroup  # a line more than it saves
 
 from app.core.database import Database, StorageUnavailable
 from app.core.errors import AppError

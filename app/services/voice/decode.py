@@ -115,20 +115,16 @@ class _Mixer:
             yield from self.finish()
             self._kind = kind
             self._resampler = AudioResampler("flt", "mono", SAMPLE_RATE_HZ, _BLOCK_SAMPLES)
-        assert self._resampler is not None
         frame.pts = None
-        for block in self._resampler.resample(frame):
-            yield _samples(block)
+        yield from self._blocks(frame)
 
     def finish(self) -> Iterator[Floats]:
-        if self._resampler is not None:
-            for block in self._resampler.resample(None):
-                yield _samples(block)
+        yield from self._blocks(None)
         self._resampler = None
 
-
-def _samples(block: "AudioFrame") -> Floats:
-    return block.to_ndarray().reshape(-1).astype("f4", copy=False)
+    def _blocks(self, frame: "AudioFrame | None") -> Iterator[Floats]:
+        for block in self._resampler.resample(frame) if self._resampler else ():
+            yield block.to_ndarray().reshape(-1).astype("f4", copy=False)
 
 
 @contextmanager
@@ -153,14 +149,8 @@ def _open(
             metadata_errors="replace",
             io_open=_refuse_to_open,
         ) as container:
-            if not container.streams.audio:
-                raise AudioUnreadable("There is no sound in this file.")
-            stream = container.streams.audio[0]
-            if stream.codec_context is None:
-                raise AudioUnreadable("The sound in this file is of an unknown kind.")
-            stream.codec_context.thread_count = 1
-            _refuse_odd_sound(stream.codec_context.sample_rate, stream.codec_context.channels)
-            yield container, stream
+            yield container, _first_audio_stream(container)
+            memory.check()
     except AppError:
         raise
     except Exception as error:  # FFmpeg's binding raises a dozen kinds, ValueError included
@@ -168,7 +158,7 @@ def _open(
 
 
 class _Memory(io.BytesIO):
-    """A file in memory that ends the reading where it costs too much.
+    """A file in memory that seems to end where reading it costs too much.
 
     The thread's own CPU time counts, so a busy machine refuses nobody.
     """
@@ -176,11 +166,27 @@ class _Memory(io.BytesIO):
     def __init__(self, data: bytes | bytearray, cpu_seconds: float) -> None:
         super().__init__(data)
         self._deadline = time.thread_time() + cpu_seconds
+        self._has_expired = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.thread_time() > self._deadline:
-            raise AudioUnreadable("This file takes too long to read.")
+            self._has_expired = True
+            return b""
         return super().read(size)
+
+    def check(self) -> None:
+        """Raise `AudioUnreadable` if the end that FFmpeg saw was not the real one."""
+        if self._has_expired:
+            raise AudioUnreadable("This file takes too long to read.")
+
+
+def _first_audio_stream(container: "InputContainer") -> "AudioStream":
+    if not container.streams.audio:
+        raise AudioUnreadable("There is no sound in this file.")
+    stream = container.streams.audio[0]
+    stream.codec_context.thread_count = 1
+    _refuse_odd_sound(stream.codec_context.sample_rate, stream.codec_context.channels)
+    return stream
 
 
 def _refuse_to_open(*_: object) -> NoReturn:
@@ -197,7 +203,7 @@ def _packets(container: "InputContainer", stream: "AudioStream") -> Iterator["So
 
     More bytes than the file has are a compression bomb: Matroska may deflate its packets.
     """
-    import av
+    from av.error import FFmpegError
 
     remaining_bytes = 2 * container.size + 65536
     try:
@@ -207,17 +213,17 @@ def _packets(container: "InputContainer", stream: "AudioStream") -> Iterator["So
                 raise AudioUnreadable("The sound in this file is compressed twice.")
             if packet.size:
                 yield packet
-    except av.FFmpegError:
+    except FFmpegError:
         return
 
 
 def _frames(packet: "SoundPacket") -> list["AudioFrame"]:
     """Decode `packet`; empty where it is broken."""
-    import av
+    from av.error import FFmpegError
 
     try:
         return packet.decode()
-    except av.FFmpegError:
+    except FFmpegError:
         return []
 
 

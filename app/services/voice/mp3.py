@@ -1,9 +1,24 @@
 """One continuous MP3 stream from pieces of sound."""
 
+from typing import Protocol, cast
+
 import lameenc
 
 _QUALITY = 5
 """LAME's scale from 2 (best) to 7 (fastest); 5 costs about 7 ms of CPU a second."""
+
+
+class _Lame(Protocol):
+    """The part of `lameenc.Encoder` that is used; the package has no types."""
+
+    def silence(self) -> None: ...
+    def set_channels(self, channels: int) -> None: ...
+    def set_in_sample_rate(self, hz: int) -> None: ...
+    def set_out_sample_rate(self, hz: int) -> None: ...
+    def set_bit_rate(self, kbps: int) -> None: ...
+    def set_quality(self, quality: int) -> None: ...
+    def encode(self, pcm: bytes) -> bytearray: ...
+    def flush(self) -> bytearray: ...
 
 
 class Mp3Encoder:
@@ -14,7 +29,7 @@ class Mp3Encoder:
     """
 
     def __init__(self, sample_rate_hz: int, bit_rate_kbps: int = 64) -> None:
-        encoder = lameenc.Encoder()
+        encoder = cast("_Lame", lameenc.Encoder())  # pyright: ignore[reportUnknownMemberType]
         encoder.silence()
         encoder.set_channels(1)
         encoder.set_in_sample_rate(sample_rate_hz)

@@ -14,9 +14,7 @@ from app.services.voice.sniff import Sniffed
 _MAX_PIECES = 1000
 _STREAMINFO_BYTES = 34
 _MAX_OGG_PACKET_BYTES = 65_536
-_MAX_OGG_PAGES = 400_000
-# FFmpeg looks for old tags at fixed places before the end; nothing is there after this.
-_MP3_TAIL = bytes(160)
+_MAX_OGG_PAGES = 100_000
 # SimpleTag, AttachedFile and ChapterUID.
 _WEBM_EXTRAS = (b"\x67\xc8", b"\x61\xa7", b"\x73\xc4")
 _MAX_WEBM_EXTRAS = 2000
@@ -34,7 +32,7 @@ def plain_sound(data: bytes, sniffed: Sniffed) -> bytes | bytearray:
         case AudioFormat.FLAC:
             return _plain_flac(data)
         case AudioFormat.MP3:
-            return b"".join([memoryview(data)[sniffed.offset_bytes :], _MP3_TAIL])
+            return _plain_mp3(data, sniffed.offset_bytes)
         case AudioFormat.MP4:
             return plain_mp4(data)
         case AudioFormat.OGG:
@@ -77,6 +75,17 @@ def _plain_flac(data: bytes) -> bytes:
             head = b"fLaC\x80" + _STREAMINFO_BYTES.to_bytes(3, "big")
             return b"".join([head, data[8 : 8 + _STREAMINFO_BYTES], memoryview(data)[position:]])
     raise AudioUnreadable("The head of this FLAC file is broken.")
+
+
+def _plain_mp3(data: bytes, offset_bytes: int) -> bytes:
+    """Leave out the tags before `offset_bytes`, and hide those at the end.
+
+    FFmpeg looks for ID3v1 and APE tags at fixed distances from the end.
+    """
+    has_tail = data[-128:].startswith(b"TAG") or b"APETAGEX" in data[-192:]
+    if not offset_bytes and not has_tail:
+        return data
+    return b"".join([memoryview(data)[offset_bytes:], bytes(192 if has_tail else 0)])
 
 
 def _check_ogg(data: bytes) -> None:

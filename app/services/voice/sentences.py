@@ -2,9 +2,16 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import sentencex
+
+_segment = cast(
+    "Callable[[str, str], list[str]]",
+    sentencex.segment,  # pyright: ignore  # noqa: PGH003  # it has no types
+)
 
 _FIRST_CLAUSE_CHARACTERS = 60
 _SHORTEST_CLAUSE_CHARACTERS = 20
@@ -107,7 +114,7 @@ class SentenceCutter:
         begin = max(0, candidate.end - _CONTEXT_CHARACTERS)
         before = _MARKDOWN.sub("", self._text[begin : candidate.end])
         after = _MARKDOWN.sub("", self._text[candidate.end :])
-        segments = sentencex.segment(self._language, before + after)
+        segments = _segment(self._language, before + after)
         if len(segments) > 1 and segments[-1].strip() == after.strip():
             self._cut(candidate.end, pieces)
 

@@ -16,8 +16,8 @@ from typing import Self
 # cores, they spin for each other and cost up to eight times the CPU.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import numpy as np
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
@@ -170,4 +170,4 @@ def _product(rows: Floats, matrix: Floats) -> Floats:
 
 
 def _sigmoid(values: Floats) -> Floats:
-    return (np.tanh(values / 2) + 1) / 2
+    return ((np.tanh(values / 2) + 1) / 2).astype(np.float32, copy=False)

@@ -21,6 +21,7 @@ _LINE_MARKS = re.compile(
 _LINK_DEFINITION = re.compile(r"\s*\[[^\[\]]+\]:\s*\S+")
 _TABLE_RULE = re.compile(r"[\s|:+=-]+")
 _HOST = re.compile(r"(?:https?://)?(?:[^\s/@]*@)?(?:www\.)?([^\s/:?#]*[^\s/:?#.,;!])?(?::\d+)?")
+_PICTURES = "\U0001f000-\U0001faff\u2190-\u21ff\u2300-\u23ff\u2460-\u27bf\u2b00-\u2bff"
 
 Replacement = str | Callable[[re.Match[str]], str]
 
@@ -53,11 +54,7 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"(?<!\w)\[([^\[\]]*)\]", r"\1"),
         (r"\[(?=[^\[\]]*$)", " "),
         # Emoji and what joins them; the joiner alone is part of Indic scripts.
-        (
-            "[\U0001f000-\U0001faff\u2190-\u21ff\u2300-\u23ff\u2460-\u27bf\u2b00-\u2bff]"
-            "[\ufe0e\ufe0f\u200d\u20e3\U0001f3fb-\U0001f3ff]*",
-            " ",
-        ),
+        (f"[{_PICTURES}][\ufe0e\ufe0f\u200d\u20e3\U0001f3fb-\U0001f3ff]*", " "),
         ("[\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]", ""),
         ("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]", ""),
         ("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffc-\uffff]", " "),
@@ -90,7 +87,7 @@ class SpokenText:
             return self._pass_fence(fence)
         if self._fence:
             return ""
-        return speakable(line, begins_line=begins_line)
+        return _speakable_line(line, begins_line=begins_line)
 
     def _pass_fence(self, fence: re.Match[str]) -> str:
         marks, info = fence[1], fence[2]
@@ -102,8 +99,13 @@ class SpokenText:
         return ""
 
 
-def speakable(text: str, *, begins_line: bool = True) -> str:
-    """Return `text`, at most one line outside of code, as it is to be said; empty for nothing."""
+def speakable(text: str) -> str:
+    """Return the whole `text` as it is to be said, empty where there is nothing to say."""
+    spoken = SpokenText()
+    return " ".join(filter(None, map(spoken.clean, text.splitlines(keepends=True))))
+
+
+def _speakable_line(text: str, *, begins_line: bool) -> str:
     if begins_line:
         if _LINK_DEFINITION.fullmatch(text) or _TABLE_RULE.fullmatch(text):
             return ""

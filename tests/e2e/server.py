@@ -1,0 +1,111 @@
+"""The server as its users run it: a process of its own, on a free port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60
+
+
+class ServerProcess:
+    """Runs `agent-platform serve` with these settings and no others."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = data_dir / "server.log"
+        inherited = {
+            name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}
+        }
+        self._environment = {
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "DATA_DIR": str(data_dir),
+            "PORT": str(self.port),
+            **settings,
+        }
+        self._data_dir = data_dir
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.stop()
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the process without waiting for it."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve"],
+                env=self._environment,
+                cwd=self._data_dir,
+                stdout=log,
+                stderr=log,
+            )
+        return self.process
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        process = self.launch()
+        give_up_at = time.monotonic() + START_SECONDS
+        while not self.is_ready():
+            assert process.poll() is None, self.log()
+            assert time.monotonic() < give_up_at, self.log()
+            time.sleep(0.05)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(35)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=120, trust_env=False)
+
+
+def open_session(client: httpx2.Client, **agent: object) -> str:
+    """Make an agent and a session with it; return the session's id."""
+    body = {"name": "Ada", "system_prompt": "You are Ada. Answer in one short sentence."} | agent
+    made = client.post("/agents", json=body)
+    session = client.post("/sessions", json={"agent_id": made.json()["id"]})
+    return session.json()["id"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,364 @@
+"""What the guard takes, what it refuses, and what it costs."""
+
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+
+from app.core.errors import AppError
+from app.services.ports import AudioFormat, Recording
+from app.services.voice.guard import MAX_SECONDS, inspect, prepare
+from tests.conftest import AUDIO
+from tests.voice.bad_audio import CLASSES, Files, all_files
+from tests.voice.sounds import (
+    FILE_TYPE,
+    RATE_HZ,
+    SPEECH,
+    Samples,
+    box,
+    element,
+    encoded,
+    film,
+    full_box,
+    mp4,
+    samples_of,
+    seconds_of,
+    simple_block,
+    syncsafe,
+    wav,
+    webm,
+)
+
+pytestmark = pytest.mark.anyio
+
+PCM = samples_of(SPEECH)
+SECONDS = seconds_of(SPEECH)
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """So that no figure holds the cost of an import."""
+    anyio.run(prepare)
+
+
+async def answer(data: bytes) -> str:
+    """Return the format of an accepted recording or the code of the refusal."""
+    try:
+        return (await inspect(data)).format.value
+    except AppError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("path", sorted(AUDIO.glob("*.wav")), ids=lambda path: path.stem)
+async def test_every_sample_of_speech_is_accepted(path: Path) -> None:
+    data = path.read_bytes()
+
+    recording = await inspect(data)
+
+    assert recording == Recording(data, AudioFormat.WAV, pytest.approx(seconds_of(data), abs=0.01))
+
+
+@pytest.mark.parametrize("voice", ["anna_05", "mike_08", "es_01"])
+@pytest.mark.parametrize("sound_format", AudioFormat)
+async def test_speech_is_accepted_in_every_format(voice: str, sound_format: AudioFormat) -> None:
+    speech = (AUDIO / f"{voice}.wav").read_bytes()
+
+    recording = await inspect(encoded(samples_of(speech), sound_format))
+
+    assert recording.format is sound_format
+    assert recording.duration_seconds == pytest.approx(seconds_of(speech), abs=0.1)
+
+
+def mp3() -> bytes:
+    return encoded(PCM, AudioFormat.MP3)
+
+
+def rf64() -> bytes:
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, len(SPEECH) + 36, len(SPEECH) - 44, len(PCM), 0)
+    return b"".join(
+        [b"RF64\xff\xff\xff\xffWAVE", sizes, SPEECH[12:40], b"\xff\xff\xff\xff", SPEECH[44:]]
+    )
+
+
+def ape_tag() -> bytes:
+    items = b"".join(struct.pack("<II", 1, 0) + b"%07d\0x" % i for i in range(60_000))
+    return items + b"APETAGEX" + struct.pack("<IIII", 2000, len(items) + 32, 60_000, 0) + bytes(8)
+
+
+def riff_tags() -> bytes:
+    tags = b"".join(b"%04d" % (i % 9999) + b"\2\0\0\0x\0" for i in range(100_000))
+    return b"LIST" + struct.pack("<I", 4 + len(tags)) + b"INFO" + tags
+
+
+def with_movie_tags() -> bytes:
+    names = [box(b"%04d" % i, box(b"data", b"\0\0\0\1\0\0\0\0x")) for i in range(9999)]
+    tags = box(b"udta", full_box(b"meta", box(b"ilst", *names)))
+    return encoded(PCM, AudioFormat.MP4, options={"movflags": "empty_moov+frag_keyframe"}) + tags
+
+
+def flac_with_comments() -> bytes:
+    plain = encoded(PCM, AudioFormat.FLAC)
+    comments = struct.pack("<II", 0, 100_000) + b"\x08\0\0\0A123456=" * 100_000
+    block = b"\x04" + len(comments).to_bytes(3, "big") + comments
+    return plain[:42] + block + plain[42:]
+
+
+UNUSUAL: dict[str, tuple[Callable[[], bytes], float]] = {
+    "8-bit WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_u8"), SECONDS),
+    "24-bit WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_s24le"), SECONDS),
+    "32-bit WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_s32le"), SECONDS),
+    "float WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_f32le"), SECONDS),
+    "A-law WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_alaw"), SECONDS),
+    "mu-law WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="pcm_mulaw"), SECONDS),
+    "ADPCM WAV": (lambda: encoded(PCM, AudioFormat.WAV, codec="adpcm_ms"), SECONDS),
+    "telephone WAV": (lambda: encoded(PCM, AudioFormat.WAV, rate_hz=8000), SECONDS),
+    "studio WAV": (lambda: encoded(PCM, AudioFormat.WAV, rate_hz=96_000), SECONDS),
+    "stereo WAV": (lambda: wav(np.repeat(PCM, 2).tobytes(), channels=2), SECONDS),
+    "RF64": (rf64, SECONDS),
+    "streamed WAV of size 0": (lambda: wav(PCM.tobytes(), data_size=0, riff_size=0), SECONDS),
+    "streamed WAV of 4 GB": (lambda: wav(PCM.tobytes(), data_size=2**32 - 1), SECONDS),
+    "cut WAV": (lambda: SPEECH[:-32_000], SECONDS - 1),
+    "WAV with 100,000 tags": (lambda: wav(PCM.tobytes(), before_data=riff_tags()), SECONDS),
+    "MP3 with a tag of 20 MB": (
+        lambda: b"ID3\4\0\0" + syncsafe(20_000_000) + bytes(20_000_000) + mp3(),
+        SECONDS,
+    ),
+    "MP3 with an old tag": (lambda: mp3() + b"TAG" + b"x" * 125, SECONDS),
+    "MP3 with 60,000 APE tags": (lambda: mp3() + ape_tag(), SECONDS),
+    "MP3 that begins within a frame": (lambda: mp3()[1000:], SECONDS - 0.1),
+    "MP3 at 44.1 kHz": (lambda: encoded(PCM, AudioFormat.MP3, rate_hz=44_100), SECONDS),
+    "live MP4": (with_movie_tags, SECONDS),
+    "ALAC": (lambda: encoded(PCM, AudioFormat.MP4, codec="alac", rate_hz=44_100), SECONDS),
+    "live WebM": (lambda: encoded(PCM, AudioFormat.WEBM, is_live=True), SECONDS),
+    "film with sound": (lambda: film("webm", "libvpx", PCM), SECONDS),
+    "live Ogg": (lambda: encoded(PCM, AudioFormat.OGG, is_live=True), SECONDS),
+    "Ogg FLAC": (lambda: encoded(PCM, AudioFormat.OGG, codec="flac"), SECONDS),
+    "FLAC with 100,000 comments": (flac_with_comments, SECONDS),
+    "late speech": (
+        lambda: encoded(np.r_[np.zeros(20 * RATE_HZ, np.int16), PCM], AudioFormat.OGG),
+        SECONDS + 20,
+    ),
+    "one short word": (lambda: wav(PCM[8000:14_400].tobytes()), 0.4),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_unusual_recording_is_accepted_with_its_duration(name: str) -> None:
+    make, seconds = UNUSUAL[name]
+
+    recording = await inspect(make())
+
+    assert recording.duration_seconds == pytest.approx(seconds, abs=0.12)
+
+
+@pytest.mark.parametrize("lost_share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize(
+    "sound_format", [AudioFormat.WEBM, AudioFormat.OGG, AudioFormat.MP3, AudioFormat.FLAC]
+)
+async def test_recording_whose_end_was_lost_is_accepted(
+    sound_format: AudioFormat, lost_share: float
+) -> None:
+    whole = encoded(PCM, sound_format, is_live=True)
+
+    recording = await inspect(whole[: int(len(whole) * (1 - lost_share))])
+
+    # A frame of FLAC is long, so a cut loses up to 0.3 s.
+    assert recording.duration_seconds == pytest.approx(SECONDS * (1 - lost_share), abs=0.5)
+
+
+@pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)
+async def test_bad_audio_is_refused_with_its_code_within_a_second(
+    make: Callable[[], Files], capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = make()
+    refusals: dict[str, str] = {}
+    slow: dict[str, float] = {}
+
+    for name, data in files.items():
+        begin = time.process_time()
+        refusals[name] = await answer(data)
+        if (spent := time.process_time() - begin) > 1:
+            slow[name] = spent
+
+    assert refusals == dict.fromkeys(files, CLASSES[make])
+    assert not slow
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_ten_minutes_and_a_little_padding_are_not_too_long() -> None:
+    opus_60_ms = encoded(PCM, AudioFormat.WEBM, is_live=True)
+    minutes = np.tile(PCM, 1 + MAX_SECONDS * RATE_HZ // len(PCM))
+
+    accepted = await inspect(encoded(minutes[: MAX_SECONDS * RATE_HZ + 8000], AudioFormat.FLAC))
+
+    assert accepted.duration_seconds == pytest.approx(MAX_SECONDS + 0.5, abs=0.1)
+    assert opus_60_ms
+
+
+@pytest.mark.parametrize("sound_format", AudioFormat)
+async def test_damaged_file_is_accepted_or_refused_but_never_a_bug(
+    sound_format: AudioFormat,
+) -> None:
+    whole = encoded(PCM[: 2 * RATE_HZ], sound_format)
+    chance = random.Random(sound_format.value)  # noqa: S311
+
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 5, 50))):
+            place = chance.randrange(min(len(damaged), chance.choice((64, 600, 10**6))))
+            damaged[place] = chance.randrange(256)
+        begin = time.process_time()
+        await answer(bytes(damaged[chance.choice((0, 0, 0, 3)) :]))
+        assert time.process_time() - begin < 1
+
+
+PLAYLISTS = {
+    "M3U8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n",
+    "M3U8 of a file": "#EXTM3U\n#EXTINF:9,\n{path}\n",
+    "concat": "ffconcat version 1.0\nfile '{path}'\nfile '{url}'\n",
+    "SDP": "v=0\no=- 0 0 IN IP4 {host}\ns=x\nc=IN IP4 {host}\nm=audio {port} RTP/AVP 0\n",
+    "DASH": '<?xml version="1.0"?><MPD><Period><BaseURL>{url}</BaseURL></Period></MPD>',
+    "PLS": "[playlist]\nFile1={url}\n",
+    "ASX": '<asx><entry><ref href="{url}"/></entry></asx>',
+    "XSPF": "<playlist><trackList><track><location>{url}</location></track></trackList></playlist>",
+}
+
+
+def disguised(playlist: bytes) -> Files:
+    """Return the playlist as it is, and inside or behind what passes the sniffing."""
+    samples = b"".join(
+        [
+            full_box(b"stts", struct.pack(">III", 1, 5, 1024)),
+            full_box(b"stsc", struct.pack(">IIII", 1, 1, 5, 1)),
+            full_box(b"stco", struct.pack(">II", 1, 44)),
+            full_box(b"stsz", struct.pack(">II", 1024, 5)),
+        ]
+    )
+    alias = bytes(10) + playlist
+    return {
+        "plain": playlist,
+        "WAV": wav(playlist),
+        "type of an MP4": FILE_TYPE + playlist,
+        "MP4 with a URL for its data": mp4(samples, source=full_box(b"url ", playlist)),
+        "MP4 with a path for its data": mp4(samples, source=full_box(b"alis", alias)),
+        "linked WebM": webm(
+            simple_block(playlist), extras=element("1549a966", element("3e83ab", playlist))
+        ),
+    }
+
+
+async def test_file_that_points_elsewhere_opens_no_connection(tmp_path: Path) -> None:
+    (tmp_path / "speech.wav").write_bytes(SPEECH)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        host, port = listener.getsockname()
+        places = {
+            "host": host,
+            "port": port,
+            "url": f"http://{host}:{port}/speech.wav",
+            "path": tmp_path / "speech.wav",
+        }
+        for playlist in [*PLAYLISTS.values(), "{url}", "{path}"]:
+            for name, data in disguised(playlist.format(**places).encode()).items():
+                assert await answer(data) in {
+                    "audio-unreadable",
+                    "audio-empty",
+                    "no-speech",
+                }, name
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+async def test_process_leaves_no_file_and_no_descriptor_behind(tmp_path: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    program = (
+        "import anyio, sys\n"
+        "from tests.voice.test_guard import answer\n"
+        "from tests.voice.bad_audio import all_files\n"
+        "async def main():\n"
+        "    for name, data in all_files():\n"
+        "        await answer(data)\n"
+        "anyio.run(main)\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
+    await anyio.run_process([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+
+    assert not list(tmp_path.iterdir())
+    if descriptors.exists():
+        assert len(list(descriptors.iterdir())) == before
+
+
+def peak_megabytes(data_path: Path) -> float:
+    """Return how much a process grows over its warm idle state while it inspects a file."""
+    program = (
+        "import anyio, sys\n"
+        "from pathlib import Path\n"
+        "from tests.voice.test_guard import answer, SPEECH\n"
+        "def peak():\n"
+        "    fields = Path('/proc/self/status').read_text().split()\n"
+        "    return int(fields[fields.index('VmHWM:') + 1]) / 1000\n"
+        "anyio.run(answer, SPEECH)\n"
+        "idle = peak()\n"
+        "data = Path(sys.argv[1]).read_bytes()\n"
+        "anyio.run(answer, data)\n"
+        "print(peak() - idle)\n"
+    )
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(data_path)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    return float(ran.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("sound_format", [AudioFormat.WAV, AudioFormat.WEBM, AudioFormat.MP3])
+async def test_ten_minutes_take_at_most_64_megabytes(
+    sound_format: AudioFormat, tmp_path: Path
+) -> None:
+    minutes: Samples = np.tile(PCM, MAX_SECONDS * RATE_HZ // len(PCM))
+    path = tmp_path / "minutes"
+    path.write_bytes(encoded(minutes, sound_format))
+
+    assert await anyio.to_thread.run_sync(peak_megabytes, path) <= 64
+
+
+async def test_hours_in_25_megabytes_are_refused_in_two_seconds() -> None:
+    """What a hundred hours of silence look like: 0.4 million packets, none above 60 bytes."""
+    packet = b"\x1b\x81\x00" + bytes(40)  # 60 ms of Opus
+    data = webm(simple_block(packet) * (24 * MEGABYTE // 60))
+
+    begin = time.process_time()
+    assert await answer(data) == "audio-too-long"
+
+    assert time.process_time() - begin < 2
+
+
+async def test_cancelled_caller_does_not_wait_for_the_thread() -> None:
+    data = wav(np.random.default_rng(1).normal(0, 3000, 300 * RATE_HZ).astype("<i2").tobytes())
+
+    begin = time.perf_counter()
+    with anyio.move_on_after(0.05) as scope:
+        await inspect(data)
+
+    assert scope.cancelled_caught
+    assert time.perf_counter() - begin < 1
+
+
+async def test_every_class_of_bad_audio_has_files() -> None:
+    assert len(CLASSES) >= 24
+    assert len(list(all_files())) >= 100
