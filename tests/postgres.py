@@ -1,9 +1,9 @@
 """A real PostgreSQL and a real PgBouncer, started for tests and for fault suites.
 
 Both listen on a free loopback port, keep their files in a temporary folder, and end with the
-process that started them, also where that is killed. Every call blocks until it is done: in a test that shares its event
-loop with the application, call `start`, `stop` and `restart` in a thread. `kill`, `freeze` and
-`thaw` take a few milliseconds.
+process that started them, also where that is killed. Every call blocks until it is done: in a
+test that shares its event loop with the application, call `start`, `stop` and `restart` in a
+thread. `kill`, `freeze` and `thaw` take a few milliseconds.
 """
 
 import atexit
@@ -86,10 +86,10 @@ class _Server(ABC):
             return
         self.thaw()
         self._process.send_signal(self.stop_signal)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()
+        self._tell_guardian(None)
 
     def restart(self) -> None:
         """`stop`, then `start`, on the same port with the same data."""
@@ -107,6 +107,7 @@ class _Server(ABC):
             time.sleep(0.005)
         self._process.kill()
         self._process.wait()
+        self._tell_guardian(None)
 
     def freeze(self) -> None:
         """Stop it and its children in mid-work (SIGSTOP): connections stay open, nothing answers.

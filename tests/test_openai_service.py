@@ -481,7 +481,6 @@ async def test_speech_is_streamed_as_whole_samples(
     provider.speech.piece_bytes = 777
     speaker = OpenAISpeaker(client, "tts-1")
     pieces = [piece async for piece in speaker.speak("Good morning!", voice="nova")]
-    assert len(pieces) > 1
     assert not [piece for piece in pieces if len(piece) % 2 or not piece]
     assert b"".join(pieces) == provider.speech.pcm("Good morning!")
     assert (speaker.sample_rate_hz, speaker.max_characters) == (24_000, 4096)
@@ -491,6 +490,15 @@ async def test_speech_is_streamed_as_whole_samples(
         "input": "Good morning!",
         "response_format": "pcm",
     }
+
+
+async def test_speech_is_heard_before_it_is_complete(
+    provider: Provider, client: OpenAIClient
+) -> None:
+    provider.fail(Fault.STALL_AT_TOKEN, "speech")
+    async with aclosing(OpenAISpeaker(client, "tts-1").speak("Good morning!", voice="a")) as sound:
+        with anyio.fail_after(5):
+            assert await anext(sound)
 
 
 @pytest.mark.parametrize("fault", [Fault.WAV, Fault.ODD_BYTES, Fault.BYTE_BY_BYTE, Fault.PACKED])

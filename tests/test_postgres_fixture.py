@@ -182,8 +182,9 @@ print(server.pid, bouncer.pid, server.folder, bouncer.folder, flush=True)
     assert ended.returncode == exit_code, ended.stderr
     *pids, server_folder, bouncer_folder = ended.stdout.decode().split()
     with anyio.fail_after(10):
-        while Path(server_folder).exists() or Path(bouncer_folder).exists():
-            await anyio.sleep(0.02)
+        for folder in (anyio.Path(server_folder), anyio.Path(bouncer_folder)):
+            while await folder.exists():
+                await anyio.sleep(0.02)
     still_there = await anyio.run_process(["ps", "-p", ",".join(pids)], check=False)
     assert still_there.returncode == 1
 
