@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from app.services.local_service import (
     Part,
     WeightsUnavailable,
     ensure_weights,
+    require_packages,
 )
 from app.services.openai_service import (
     OpenAIChatModel,
@@ -66,8 +68,8 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
     """Open all that `settings` describe; close it in the reverse order."""
     configure_logging(settings.log_level)
     async with AsyncExitStack() as stack:
-        if settings.parsed_database_url.sqlite_path:
-            stack.enter_context(sole_owner(settings.parsed_database_url.sqlite_path))
+        if settings.parsed_database_url.is_sqlite:
+            stack.enter_context(sole_owner(_sqlite_path(settings)))
         database = Database.from_settings(settings)
         stack.push_async_callback(database.dispose)
         await _prepare_tables(settings, database)
@@ -97,6 +99,16 @@ async def serving(
             turns=turns,
             voice=voice,
         )
+
+
+def _sqlite_path(settings: Settings) -> Path:
+    path = settings.parsed_database_url.sqlite_path
+    if path is None:
+        raise StartRefused(
+            "DATABASE_URL names SQLite in memory, which every connection sees differently: name a "
+            "file, or leave it empty for one in DATA_DIR."
+        )
+    return path
 
 
 def _admin_key(settings: Settings) -> AdminKey:
@@ -145,16 +157,17 @@ def fetch_weights(settings: Settings) -> None:
 
     Does nothing where none is needed or all are here. Raises `StartRefused`.
     """
-    if not settings.needs_embedded_engine:
-        return
+    parts = _embedded_parts(settings)
     try:
-        ensure_weights(
-            settings.embedded_models,
-            data_dir=settings.data_dir,
-            models_dir=settings.models_dir,
-            parts=_embedded_parts(settings),
-        )
-    except WeightsUnavailable as error:
+        require_packages(parts)
+        if parts:
+            ensure_weights(
+                settings.embedded_models,
+                data_dir=settings.data_dir,
+                models_dir=settings.models_dir,
+                parts=parts,
+            )
+    except (EmbeddedPackagesMissing, WeightsUnavailable) as error:
         raise StartRefused(str(error)) from error
 
 

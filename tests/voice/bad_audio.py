@@ -289,7 +289,7 @@ def tag_bombs() -> Files:
 def junk_behind_a_head() -> Files:
     noise = _noise(2 * MEGABYTE)
     return {
-        "MP3": _speech(AudioFormat.MP3)[:3000] + noise,
+        "MP3": _speech(AudioFormat.MP3)[:1200] + noise,
         "MP4": FILE_TYPE + noise,
         "EBML": ebml() + noise,
         "Ogg": _speech(AudioFormat.OGG)[:200] + noise,

@@ -44,12 +44,15 @@ class LiveStream(io.RawIOBase):
 
 
 def samples_of(wav: bytes) -> Samples:
+    """Return the samples of a file of 16 kHz mono."""
     with wave.open(io.BytesIO(wav)) as file:
+        assert file.getframerate() == RATE_HZ
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
 def seconds_of(wav: bytes) -> float:
-    return len(samples_of(wav)) / RATE_HZ
+    with wave.open(io.BytesIO(wav)) as file:
+        return file.getnframes() / file.getframerate()
 
 
 def encoded(

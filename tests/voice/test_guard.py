@@ -23,7 +23,6 @@ from tests.voice.sounds import (
     FILE_TYPE,
     RATE_HZ,
     SPEECH,
-    Samples,
     box,
     element,
     encoded,
@@ -43,6 +42,7 @@ pytestmark = pytest.mark.anyio
 PCM = samples_of(SPEECH)
 SECONDS = seconds_of(SPEECH)
 MEGABYTE = 1024 * 1024
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +68,7 @@ async def test_every_sample_of_speech_is_accepted(path: Path) -> None:
     assert recording == Recording(data, AudioFormat.WAV, pytest.approx(seconds_of(data), abs=0.01))
 
 
-@pytest.mark.parametrize("voice", ["anna_05", "mike_08", "es_01"])
+@pytest.mark.parametrize("voice", ["anna_05", "mike_08"])
 @pytest.mark.parametrize("sound_format", AudioFormat)
 async def test_speech_is_accepted_in_every_format(voice: str, sound_format: AudioFormat) -> None:
     speech = (AUDIO / f"{voice}.wav").read_bytes()
@@ -172,8 +172,8 @@ async def test_recording_whose_end_was_lost_is_accepted(
 
     recording = await inspect(whole[: int(len(whole) * (1 - lost_share))])
 
-    # A frame of FLAC is long, so a cut loses up to 0.3 s.
-    assert recording.duration_seconds == pytest.approx(SECONDS * (1 - lost_share), abs=0.5)
+    # A cut page of Ogg takes a second with it, and no codec is even.
+    assert recording.duration_seconds == pytest.approx(SECONDS * (1 - lost_share), abs=1.2)
 
 
 @pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)
@@ -196,13 +196,11 @@ async def test_bad_audio_is_refused_with_its_code_within_a_second(
 
 
 async def test_ten_minutes_and_a_little_padding_are_not_too_long() -> None:
-    opus_60_ms = encoded(PCM, AudioFormat.WEBM, is_live=True)
-    minutes = np.tile(PCM, 1 + MAX_SECONDS * RATE_HZ // len(PCM))
+    minutes = np.resize(PCM, MAX_SECONDS * RATE_HZ + 8000)
 
-    accepted = await inspect(encoded(minutes[: MAX_SECONDS * RATE_HZ + 8000], AudioFormat.FLAC))
+    accepted = await inspect(encoded(minutes, AudioFormat.FLAC))
 
     assert accepted.duration_seconds == pytest.approx(MAX_SECONDS + 0.5, abs=0.1)
-    assert opus_60_ms
 
 
 @pytest.mark.parametrize("sound_format", AudioFormat)
@@ -212,7 +210,7 @@ async def test_damaged_file_is_accepted_or_refused_but_never_a_bug(
     whole = encoded(PCM[: 2 * RATE_HZ], sound_format)
     chance = random.Random(sound_format.value)  # noqa: S311
 
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(whole)
         for _ in range(chance.choice((1, 5, 50))):
             place = chance.randrange(min(len(damaged), chance.choice((64, 600, 10**6))))
@@ -279,66 +277,89 @@ async def test_file_that_points_elsewhere_opens_no_connection(tmp_path: Path) ->
             listener.accept()
 
 
-async def test_process_leaves_no_file_and_no_descriptor_behind(tmp_path: Path) -> None:
-    descriptors = Path("/proc/self/fd")
-    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
-    program = (
-        "import anyio, sys\n"
-        "from tests.voice.test_guard import answer\n"
-        "from tests.voice.bad_audio import all_files\n"
-        "async def main():\n"
-        "    for name, data in all_files():\n"
-        "        await answer(data)\n"
-        "anyio.run(main)\n"
-    )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
-    await anyio.run_process([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+PROGRAM = """
+import anyio, os, sys
+from pathlib import Path
+from app.core.errors import AppError
+from app.services.voice.guard import inspect
 
-    assert not list(tmp_path.iterdir())
-    if descriptors.exists():
-        assert len(list(descriptors.iterdir())) == before
+def peak_megabytes():
+    fields = Path("/proc/self/status").read_text().split()
+    return int(fields[fields.index("VmHWM:") + 1]) / 1000
+
+async def main():
+    warm, *paths = map(Path, sys.argv[1:])
+    await inspect(warm.read_bytes())
+    idle, descriptors = peak_megabytes(), len(os.listdir("/proc/self/fd"))
+    for path in paths:
+        try:
+            await inspect(path.read_bytes())
+        except AppError:
+            pass
+    print(peak_megabytes() - idle, len(os.listdir("/proc/self/fd")) - descriptors)
+
+anyio.run(main)
+"""
 
 
-def peak_megabytes(data_path: Path) -> float:
-    """Return how much a process grows over its warm idle state while it inspects a file."""
-    program = (
-        "import anyio, sys\n"
-        "from pathlib import Path\n"
-        "from tests.voice.test_guard import answer, SPEECH\n"
-        "def peak():\n"
-        "    fields = Path('/proc/self/status').read_text().split()\n"
-        "    return int(fields[fields.index('VmHWM:') + 1]) / 1000\n"
-        "anyio.run(answer, SPEECH)\n"
-        "idle = peak()\n"
-        "data = Path(sys.argv[1]).read_bytes()\n"
-        "anyio.run(answer, data)\n"
-        "print(peak() - idle)\n"
-    )
-    root = Path(__file__).parents[2]
+def inspect_in_a_process(folder: Path, temporary: Path) -> tuple[float, int]:
+    """Inspect every file of `folder`; return megabytes above idle and descriptors left open."""
+    speech = AUDIO / "mike_01.wav"
     ran = subprocess.run(
-        [sys.executable, "-c", program, str(data_path)],
-        capture_output=True,
+        [sys.executable, "-c", PROGRAM, speech, *sorted(folder.iterdir())],
+        stdout=subprocess.PIPE,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=temporary,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(AUDIO.parents[1])},
     )
-    return float(ran.stdout)
+    megabytes, descriptors = ran.stdout.split()
+    return float(megabytes), int(descriptors)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("sound_format", [AudioFormat.WAV, AudioFormat.WEBM, AudioFormat.MP3])
-async def test_ten_minutes_take_at_most_64_megabytes(
-    sound_format: AudioFormat, tmp_path: Path
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An empty folder for the files to inspect, and one that must stay empty."""
+    uploads, temporary = tmp_path / "uploads", tmp_path / "temporary"
+    uploads.mkdir()
+    temporary.mkdir()
+    return uploads, temporary
+
+
+@on_linux
+async def test_bad_audio_leaves_nothing_behind_and_takes_at_most_64_megabytes(
+    folders: tuple[Path, Path],
 ) -> None:
-    minutes: Samples = np.tile(PCM, MAX_SECONDS * RATE_HZ // len(PCM))
-    path = tmp_path / "minutes"
-    path.write_bytes(encoded(minutes, sound_format))
+    uploads, temporary = folders
+    for index, (_, data) in enumerate(all_files()):
+        (uploads / str(index)).write_bytes(data)
 
-    assert await anyio.to_thread.run_sync(peak_megabytes, path) <= 64
+    megabytes, descriptors = await anyio.to_thread.run_sync(inspect_in_a_process, *folders)
+
+    assert megabytes <= 64
+    assert descriptors == 0
+    assert not list(temporary.iterdir())
+
+
+@on_linux
+@pytest.mark.parametrize("sound_format", [AudioFormat.WAV, AudioFormat.OGG, AudioFormat.MP3])
+async def test_ten_minutes_take_at_most_64_megabytes(
+    sound_format: AudioFormat, folders: tuple[Path, Path]
+) -> None:
+    times = MAX_SECONDS * RATE_HZ // len(PCM) - 8
+    minutes = (
+        wav(np.tile(PCM, times).tobytes())
+        if sound_format is AudioFormat.WAV
+        else encoded(PCM, sound_format) * times
+    )
+    assert (await inspect(minutes)).duration_seconds > MAX_SECONDS * 0.9
+    (folders[0] / "minutes").write_bytes(minutes)
+
+    megabytes, _ = await anyio.to_thread.run_sync(inspect_in_a_process, *folders)
+
+    assert megabytes <= 64
 
 
 async def test_hours_in_25_megabytes_are_refused_in_two_seconds() -> None:
-    """What a hundred hours of silence look like: 0.4 million packets, none above 60 bytes."""
     packet = b"\x1b\x81\x00" + bytes(40)  # 60 ms of Opus
     data = webm(simple_block(packet) * (24 * MEGABYTE // 60))
 

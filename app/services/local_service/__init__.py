@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from app.services.local_service.adapter import LocalChatModel, LocalSpeaker, LocalTranscriber
-    from app.services.local_service.engine import EmbeddedPackagesMissing, LocalEngine
+    from app.services.local_service.engine import (
+        EmbeddedPackagesMissing,
+        LocalEngine,
+        require_packages,
+    )
     from app.services.local_service.protocol import Part
     from app.services.local_service.weights import (
         WeightPaths,
@@ -28,11 +32,12 @@ __all__ = [
     "WeightPaths",
     "WeightsUnavailable",
     "ensure_weights",
+    "require_packages",
 ]
 
 _HOMES = {
     "adapter": ("LocalChatModel", "LocalSpeaker", "LocalTranscriber"),
-    "engine": ("EmbeddedPackagesMissing", "LocalEngine"),
+    "engine": ("EmbeddedPackagesMissing", "LocalEngine", "require_packages"),
     "protocol": ("Part",),
     "weights": ("WeightPaths", "WeightsUnavailable", "ensure_weights"),
 }

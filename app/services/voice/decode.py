@@ -33,6 +33,8 @@ _MAX_VALUES = 600 * 48_000 * 2
 _CPU_SECONDS_TO_MEASURE = 2.0
 _CPU_SECONDS_TO_DECODE = 30.0
 
+_PADDING_SECONDS = 0.25
+
 _DEMUXERS = {
     AudioFormat.WAV: "wav",
     AudioFormat.MP3: "mp3",
@@ -58,7 +60,7 @@ _DECODERS = {
 def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
     """Return how long the first audio stream plays, in seconds, without decoding it.
 
-    Counted from the packets, never from what a header promises; 0 where there is no packet.
+    Counted from the packets, whatever a header promises; 0 where there is no packet.
     Gives up soon after `limit_seconds`, so anything above means "longer". Raises
     `AudioUnreadable`.
     """
@@ -74,7 +76,10 @@ def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
                 last = max(last, begin + seconds)
             if total > limit_seconds or last - first > limit_seconds:
                 break
-        return max(total, last - first)
+        counted = max(total, last - first)
+        promised = (container.duration or 0) / 1_000_000
+        # A promise that the count bears out leaves out what the encoder padded.
+        return promised if 0 <= counted - promised <= _PADDING_SECONDS else counted
 
 
 def decode(data: bytes, sniffed: Sniffed) -> Generator[Floats]:
@@ -149,7 +154,7 @@ def _open(
             metadata_errors="replace",
             io_open=_refuse_to_open,
         ) as container:
-            yield container, _first_audio_stream(container)
+            yield container, _first_audio_stream(container, _DECODERS[sniffed.format])
             memory.check()
     except AppError:
         raise
@@ -163,7 +168,7 @@ class _Memory(io.BytesIO):
     The thread's own CPU time counts, so a busy machine refuses nobody.
     """
 
-    def __init__(self, data: bytes | bytearray, cpu_seconds: float) -> None:
+    def __init__(self, data: bytes, cpu_seconds: float) -> None:
         super().__init__(data)
         self._deadline = time.thread_time() + cpu_seconds
         self._has_expired = False
@@ -180,10 +185,12 @@ class _Memory(io.BytesIO):
             raise AudioUnreadable("This file takes too long to read.")
 
 
-def _first_audio_stream(container: "InputContainer") -> "AudioStream":
+def _first_audio_stream(container: "InputContainer", decoders: str) -> "AudioStream":
     if not container.streams.audio:
         raise AudioUnreadable("There is no sound in this file.")
     stream = container.streams.audio[0]
+    if stream.codec_context.name not in decoders.split(","):
+        raise AudioUnreadable("The sound in this file is of a kind that is not supported.")
     stream.codec_context.thread_count = 1
     _refuse_odd_sound(stream.codec_context.sample_rate, stream.codec_context.channels)
     return stream

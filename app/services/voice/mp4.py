@@ -5,7 +5,7 @@ nothing: four bytes can ask for gigabytes.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from app.services.voice.errors import AudioUnreadable
 
@@ -31,7 +31,7 @@ _COUNT_OFFSETS = {
 }
 
 
-def plain_mp4(data: bytes) -> bytes | bytearray:
+def plain_mp4(data: bytes) -> bytes:
     """Return `data` with its tags marked as free space.
 
     Raises `AudioUnreadable` where the index claims more than ten minutes of sound can have.
@@ -45,12 +45,16 @@ def plain_mp4(data: bytes) -> bytes | bytearray:
             tags.append(position)
         if entries > _MAX_ENTRIES or count > _MAX_BOXES or kind in _BOMBS:
             raise AudioUnreadable("The index of this MP4 file is broken.")
-    if not tags:
-        return data
-    plain = bytearray(data)
-    for position in tags:
-        plain[position + 4 : position + 8] = b"free"
-    return plain
+    return _renamed(data, tags) if tags else data
+
+
+def _renamed(data: bytes, places: Sequence[int]) -> bytes:
+    pieces: list[bytes | memoryview] = []
+    rest = 0
+    for place in places:
+        pieces += [memoryview(data)[rest : place + 4], b"free"]
+        rest = place + 8
+    return b"".join([*pieces, memoryview(data)[rest:]])
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:

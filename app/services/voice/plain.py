@@ -20,7 +20,7 @@ _WEBM_EXTRAS = (b"\x67\xc8", b"\x61\xa7", b"\x73\xc4")
 _MAX_WEBM_EXTRAS = 2000
 
 
-def plain_sound(data: bytes, sniffed: Sniffed) -> bytes | bytearray:
+def plain_sound(data: bytes, sniffed: Sniffed) -> bytes:
     """Return `data` without its extras, as far as its format lets go of them.
 
     Costs at most one copy. Raises `AudioUnreadable` where the structure is broken, or has
