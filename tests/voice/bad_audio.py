@@ -83,7 +83,6 @@ def few_bytes() -> Files:
 def text() -> Files:
     return {
         "words": b"This is not a recording. " * 40,
-        "German": "Grüße aus München. ".encode() * 40,
         "UTF-16": "Hello".encode("utf-16") * 40,
         "JSON": b'{"audio": "UklGRg=="}',
         "WAV as base64": b"UklGRiSvAQBXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YQCv",
@@ -297,9 +296,7 @@ def junk_behind_a_head() -> Files:
 
 
 def silence() -> Files:
-    return _in_all_formats(np.zeros(3 * RATE_HZ, np.int16)) | {
-        "FLAC frames without a byte of sound": wav(bytes(3 * 2 * RATE_HZ)),
-    }
+    return _in_all_formats(np.zeros(3 * RATE_HZ, np.int16))
 
 
 def noise() -> Files:
@@ -328,7 +325,7 @@ def tones() -> Files:
 
     sounds = {f"{hz} Hz": _tone(4, sine(hz)) for hz in (50, 220, 440, 1000, 3000)}
     sounds["mains hum"] = _tone(
-        4, lambda time: sum(5000 / k * np.sin(2 * np.pi * 50 * k * time) for k in range(1, 12))
+        4, lambda time: sum((sine(50 * k)(time) / k for k in range(1, 12)), np.zeros(len(time)))
     )
     sounds["clicks"] = _tone(4, lambda time: np.where(time % 0.5 < 0.001, 20_000, 0))
     sounds["telephone keys"] = _tone(
@@ -344,7 +341,6 @@ def lying_sizes() -> Files:
         "data of 4 GB": wav(sound, data_size=0xFFFFFFFF, riff_size=0xFFFFFFFF),
         "data of 2 GB": wav(sound, data_size=0x7FFFFFFF, riff_size=3),
         "no block size": wav(sound, block_bytes=0),
-        "a bomb of a chunk": wav(sound, before_data=b"LIST" + struct.pack("<I", 4) + b"INFO"),
     }
 
 

@@ -28,19 +28,15 @@ _ENCODERS = {
 }
 
 
-class LiveStream(io.RawIOBase):
+class LiveStream:
     """Where a recorder writes that cannot go back, so that no length is known."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.data = bytearray()
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: bytes) -> int:
         self.data += data
         return len(data)
-
-    def writable(self) -> bool:
-        return True
 
 
 def samples_of(wav: bytes) -> Samples:
@@ -63,13 +59,12 @@ def encoded(
     rate_hz: int = RATE_HZ,
     is_live: bool = False,
     options: dict[str, str] | None = None,
-    tags: dict[str, str] | None = None,
 ) -> bytes:
     """Return `samples` (16 kHz mono) as a file; `is_live` writes it as a recorder does."""
     container_format, default_codec = _ENCODERS[sound_format]
     target: Any = LiveStream() if is_live else io.BytesIO()
-    with av.open(target, "w", format=container_format, options=options or {}) as container:
-        container.metadata.update(tags or {})
+    container: Any = av.open(target, "w", format=container_format, options=options or {})
+    with container:
         stream: Any = container.add_stream(codec or default_codec, rate=rate_hz, layout="mono")
         resampler = av.AudioResampler(
             stream.codec_context.format, "mono", rate_hz, stream.codec_context.frame_size or 1024
@@ -87,7 +82,8 @@ def encoded(
 def film(container_format: str, codec: str, sound: Samples | None = None) -> bytes:
     """Return half a second of pictures, with or without sound."""
     target = io.BytesIO()
-    with av.open(target, "w", format=container_format) as container:
+    container: Any = av.open(target, "w", format=container_format)
+    with container:
         video: Any = container.add_stream(codec, rate=10)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio: Any = None

@@ -1,11 +1,7 @@
 """What the guard takes, what it refuses, and what it costs."""
 
-import os
 import random
-import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,34 +11,31 @@ import numpy as np
 import pytest
 
 from app.core.errors import AppError
-from app.services.ports import AudioFormat, Recording
+from app.services.ports import AudioFormat
 from app.services.voice.guard import MAX_SECONDS, inspect, prepare
 from tests.conftest import AUDIO
-from tests.voice.bad_audio import CLASSES, Files, all_files
+from tests.voice.bad_audio import (
+    CLASSES,
+    Files,
+    all_files,
+)
 from tests.voice.sounds import (
-    FILE_TYPE,
     RATE_HZ,
     SPEECH,
     box,
-    element,
     encoded,
     film,
     full_box,
-    mp4,
     samples_of,
     seconds_of,
-    simple_block,
     syncsafe,
     wav,
-    webm,
 )
 
 pytestmark = pytest.mark.anyio
 
 PCM = samples_of(SPEECH)
 SECONDS = seconds_of(SPEECH)
-MEGABYTE = 1024 * 1024
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,11 +54,13 @@ async def answer(data: bytes) -> str:
 
 @pytest.mark.parametrize("path", sorted(AUDIO.glob("*.wav")), ids=lambda path: path.stem)
 async def test_every_sample_of_speech_is_accepted(path: Path) -> None:
-    data = path.read_bytes()
+    data = path.read_bytes()  # noqa: ASYNC240  # a small file
 
     recording = await inspect(data)
 
-    assert recording == Recording(data, AudioFormat.WAV, pytest.approx(seconds_of(data), abs=0.01))
+    assert recording.data is data
+    assert recording.format is AudioFormat.WAV
+    assert recording.duration_seconds == pytest.approx(seconds_of(data), abs=0.01)
 
 
 @pytest.mark.parametrize("voice", ["anna_05", "mike_08"])
@@ -218,155 +213,6 @@ async def test_damaged_file_is_accepted_or_refused_but_never_a_bug(
         begin = time.process_time()
         await answer(bytes(damaged[chance.choice((0, 0, 0, 3)) :]))
         assert time.process_time() - begin < 1
-
-
-PLAYLISTS = {
-    "M3U8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n",
-    "M3U8 of a file": "#EXTM3U\n#EXTINF:9,\n{path}\n",
-    "concat": "ffconcat version 1.0\nfile '{path}'\nfile '{url}'\n",
-    "SDP": "v=0\no=- 0 0 IN IP4 {host}\ns=x\nc=IN IP4 {host}\nm=audio {port} RTP/AVP 0\n",
-    "DASH": '<?xml version="1.0"?><MPD><Period><BaseURL>{url}</BaseURL></Period></MPD>',
-    "PLS": "[playlist]\nFile1={url}\n",
-    "ASX": '<asx><entry><ref href="{url}"/></entry></asx>',
-    "XSPF": "<playlist><trackList><track><location>{url}</location></track></trackList></playlist>",
-}
-
-
-def disguised(playlist: bytes) -> Files:
-    """Return the playlist as it is, and inside or behind what passes the sniffing."""
-    samples = b"".join(
-        [
-            full_box(b"stts", struct.pack(">III", 1, 5, 1024)),
-            full_box(b"stsc", struct.pack(">IIII", 1, 1, 5, 1)),
-            full_box(b"stco", struct.pack(">II", 1, 44)),
-            full_box(b"stsz", struct.pack(">II", 1024, 5)),
-        ]
-    )
-    alias = bytes(10) + playlist
-    return {
-        "plain": playlist,
-        "WAV": wav(playlist),
-        "type of an MP4": FILE_TYPE + playlist,
-        "MP4 with a URL for its data": mp4(samples, source=full_box(b"url ", playlist)),
-        "MP4 with a path for its data": mp4(samples, source=full_box(b"alis", alias)),
-        "linked WebM": webm(
-            simple_block(playlist), extras=element("1549a966", element("3e83ab", playlist))
-        ),
-    }
-
-
-async def test_file_that_points_elsewhere_opens_no_connection(tmp_path: Path) -> None:
-    (tmp_path / "speech.wav").write_bytes(SPEECH)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        host, port = listener.getsockname()
-        places = {
-            "host": host,
-            "port": port,
-            "url": f"http://{host}:{port}/speech.wav",
-            "path": tmp_path / "speech.wav",
-        }
-        for playlist in [*PLAYLISTS.values(), "{url}", "{path}"]:
-            for name, data in disguised(playlist.format(**places).encode()).items():
-                assert await answer(data) in {
-                    "audio-unreadable",
-                    "audio-empty",
-                    "no-speech",
-                }, name
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-
-
-PROGRAM = """
-import anyio, os, sys
-from pathlib import Path
-from app.core.errors import AppError
-from app.services.voice.guard import inspect
-
-def peak_megabytes():
-    fields = Path("/proc/self/status").read_text().split()
-    return int(fields[fields.index("VmHWM:") + 1]) / 1000
-
-async def main():
-    warm, *paths = map(Path, sys.argv[1:])
-    await inspect(warm.read_bytes())
-    idle, descriptors = peak_megabytes(), len(os.listdir("/proc/self/fd"))
-    for path in paths:
-        try:
-            await inspect(path.read_bytes())
-        except AppError:
-            pass
-    print(peak_megabytes() - idle, len(os.listdir("/proc/self/fd")) - descriptors)
-
-anyio.run(main)
-"""
-
-
-def inspect_in_a_process(folder: Path, temporary: Path) -> tuple[float, int]:
-    """Inspect every file of `folder`; return megabytes above idle and descriptors left open."""
-    speech = AUDIO / "mike_01.wav"
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, speech, *sorted(folder.iterdir())],
-        stdout=subprocess.PIPE,
-        check=True,
-        cwd=temporary,
-        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(AUDIO.parents[1])},
-    )
-    megabytes, descriptors = ran.stdout.split()
-    return float(megabytes), int(descriptors)
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """An empty folder for the files to inspect, and one that must stay empty."""
-    uploads, temporary = tmp_path / "uploads", tmp_path / "temporary"
-    uploads.mkdir()
-    temporary.mkdir()
-    return uploads, temporary
-
-
-@on_linux
-async def test_bad_audio_leaves_nothing_behind_and_takes_at_most_64_megabytes(
-    folders: tuple[Path, Path],
-) -> None:
-    uploads, temporary = folders
-    for index, (_, data) in enumerate(all_files()):
-        (uploads / str(index)).write_bytes(data)
-
-    megabytes, descriptors = await anyio.to_thread.run_sync(inspect_in_a_process, *folders)
-
-    assert megabytes <= 64
-    assert descriptors == 0
-    assert not list(temporary.iterdir())
-
-
-@on_linux
-@pytest.mark.parametrize("sound_format", [AudioFormat.WAV, AudioFormat.OGG, AudioFormat.MP3])
-async def test_ten_minutes_take_at_most_64_megabytes(
-    sound_format: AudioFormat, folders: tuple[Path, Path]
-) -> None:
-    times = MAX_SECONDS * RATE_HZ // len(PCM) - 8
-    minutes = (
-        wav(np.tile(PCM, times).tobytes())
-        if sound_format is AudioFormat.WAV
-        else encoded(PCM, sound_format) * times
-    )
-    assert (await inspect(minutes)).duration_seconds > MAX_SECONDS * 0.9
-    (folders[0] / "minutes").write_bytes(minutes)
-
-    megabytes, _ = await anyio.to_thread.run_sync(inspect_in_a_process, *folders)
-
-    assert megabytes <= 64
-
-
-async def test_hours_in_25_megabytes_are_refused_in_two_seconds() -> None:
-    packet = b"\x1b\x81\x00" + bytes(40)  # 60 ms of Opus
-    data = webm(simple_block(packet) * (24 * MEGABYTE // 60))
-
-    begin = time.process_time()
-    assert await answer(data) == "audio-too-long"
-
-    assert time.process_time() - begin < 2
 
 
 async def test_cancelled_caller_does_not_wait_for_the_thread() -> None:

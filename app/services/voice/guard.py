@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
+from app.core.errors import AppError
 from app.services.ports import Recording
 from app.services.voice.errors import (
     AudioEmpty,
@@ -48,7 +49,13 @@ async def inspect(data: bytes) -> Recording:
     Raises `AudioEmpty`, `AudioTooLarge`, `AudioTooLong`, `AudioUnreadable` or `NoSpeech`.
     Works in a thread; cancelled, it returns at once and the thread's answer is dropped.
     """
-    return await to_thread.run_sync(_inspect, data, limiter=_workers, abandon_on_cancel=True)
+    verdict = await to_thread.run_sync(_judge, data, limiter=_workers, abandon_on_cancel=True)
+    if isinstance(verdict, Recording):
+        return verdict
+    try:
+        raise verdict
+    finally:
+        del verdict  # or the error and this frame, which has the upload, would hold each other
 
 
 async def prepare() -> None:
@@ -62,6 +69,19 @@ def _load() -> None:
     from app.services.voice.silero import SpeechDetector
 
     SpeechDetector()
+
+
+def _judge(data: bytes) -> Recording | AppError:
+    """Return what `_inspect` returns or raises.
+
+    An error that leaves its thread by being raised is part of a cycle with the thread's
+    future, and its frames would keep the upload in memory until the next garbage collection.
+    """
+    try:
+        return _inspect(data)
+    except AppError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
 
 def _inspect(data: bytes) -> Recording:

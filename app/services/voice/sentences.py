@@ -75,6 +75,8 @@ class SentenceCutter:
         return pieces
 
     def _take(self, character: str, pieces: list[str]) -> None:
+        if len(self._text) == self._max_characters:
+            self._cut(_best_cut(self._text + character), pieces)
         if character.isspace():
             self._decide_after_word(pieces)
             self._text += character
@@ -90,8 +92,6 @@ class SentenceCutter:
                 self._cut(len(self._text), pieces)
         if not self._has_cut and self._is_first_clause():
             self._cut(len(self._text), pieces)
-        if len(self._text) > self._max_characters:
-            self._cut(self._best_cut(), pieces)
 
     def _begin_word(self, character: str, pieces: list[str]) -> None:
         candidate = self._candidate
@@ -142,17 +142,18 @@ class SentenceCutter:
             else _SHORTEST_CLAUSE_CHARACTERS
         )
 
-    def _best_cut(self) -> int:
-        """Return where to cut what is one character too long: at a clause, a space, or hard."""
-        most = self._max_characters
-        for end in range(most, most // 2, -1):
-            mark, following = self._text[end - 1], self._text[end]
-            if mark in _DENSE_CLAUSE_MARKS or (mark in _CLAUSE_MARKS and following.isspace()):
-                return end
-        for end in range(most, 0, -1):
-            if self._text[end].isspace() or self._text[end - 1].isspace():
-                return end
-        return most
+
+def _best_cut(text: str) -> int:
+    """Return where to cut what is one character too long: at a clause, a space, or hard."""
+    most = len(text) - 1
+    for end in range(most, most // 2, -1):
+        mark = text[end - 1]
+        if mark in _DENSE_CLAUSE_MARKS or (mark in _CLAUSE_MARKS and text[end].isspace()):
+            return end
+    for end in range(most, 0, -1):
+        if (text[end].isspace() or text[end - 1].isspace()) and text[:end].strip():
+            return end
+    return most
 
 
 def _may_end_sentence(text: str) -> bool:

