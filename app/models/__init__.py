@@ -16,6 +16,7 @@ from app.models.chat import (
     TurnStatus,
 )
 from app.models.identity import Workspace
+from app.models.turn_log import IdempotencyKey, TurnEventBatch
 
 __all__ = [
     "LIVE",
@@ -24,12 +25,14 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "Base",
+    "IdempotencyKey",
     "Message",
     "MessageStatus",
     "Modality",
     "Role",
     "Session",
     "Turn",
+    "TurnEventBatch",
     "TurnStatus",
     "Workspace",
     "new_id",

@@ -179,6 +179,8 @@ class Turn(Record):
     """The user message's `seq`; the assistant's is the next one."""
     attempt: Mapped[int] = mapped_column(default=1)
     """A fence: a write that carries an older attempt is refused."""
+    cancel_requested_at: Mapped[datetime | None]
+    """Asked for by another server than the one that runs it."""
     recoveries: Mapped[int] = mapped_column(default=0)
     """How often it was run again because its owner died."""
     owner_id: Mapped[UUID | None]

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from app.models import Agent, AgentVersion
 from app.routers.deps import Caller, Db, ReadingDb
+from app.routers.idempotency import Key, once
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.routers.strict_route import StrictRoute
 from app.schemas.chat import AgentCreate, AgentRead, AgentUpdate, AgentVersionRead
@@ -20,9 +21,13 @@ VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
 @router.post("", response_model=AgentRead, status_code=HTTPStatus.CREATED)
-async def create_agent(body: AgentCreate, db: Db, caller: Caller) -> Agent:
+async def create_agent(body: AgentCreate, db: Db, caller: Caller, key: Key) -> Response:
     """Create an agent."""
-    return await crud.create_agent(db, caller.workspace_id, **body.model_dump())
+
+    async def create() -> Agent:
+        return await crud.create_agent(db, caller.workspace_id, **body.model_dump())
+
+    return await once(key, db, caller, AgentRead, create)
 
 
 @router.get("", response_model=list[AgentRead])
@@ -88,6 +93,12 @@ async def list_versions(  # noqa: PLR0913  # one per query parameter
 
 
 @router.post("/{agent_id}/versions/{version}/restore", response_model=AgentRead)
-async def restore_version(agent_id: UUID, version: VersionNumber, db: Db, caller: Caller) -> Agent:
+async def restore_version(
+    agent_id: UUID, version: VersionNumber, db: Db, caller: Caller, key: Key
+) -> Response:
     """Make an agent as it was at a version; this is a new version itself."""
-    return await crud.restore_version(db, caller.workspace_id, agent_id, version)
+
+    async def restore() -> Agent:
+        return await crud.restore_version(db, caller.workspace_id, agent_id, version)
+
+    return await once(key, db, caller, AgentRead, restore, HTTPStatus.OK)

@@ -6,7 +6,7 @@ from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
-from app.core.database import get_db, get_reading_db
+from app.core.database import Database, get_database, get_db, get_reading_db
 from app.core.security import Caller as CallerIdentity
 from app.services.turns import TurnEngine
 from app.services.voice import VoiceService
@@ -30,6 +30,7 @@ def _get_voice(connection: HTTPConnection) -> VoiceService:
 # "function": commit before the response leaves, so a failed commit is never a 201.
 Db = Annotated[AsyncSession, Depends(get_db, scope="function")]
 ReadingDb = Annotated[AsyncSession, Depends(get_reading_db, scope="function")]
+Data = Annotated[Database, Depends(get_database)]
 Caller = Annotated[CallerIdentity, Depends(_get_caller)]
 Turns = Annotated[TurnEngine, Depends(_get_turns)]
 Voice = Annotated[VoiceService, Depends(_get_voice)]

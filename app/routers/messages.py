@@ -1,46 +1,132 @@
 """`/messages`: talk to an agent, in text or by voice."""
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, File, Form, UploadFile
+import anyio
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import Response, StreamingResponse
 
-from app.routers.deps import Caller, Turns, Voice
+from app.core.security import Caller as CallerIdentity
+from app.routers.deps import Caller, Data, Turns, Voice
+from app.routers.idempotency import REPLAYED, Key
+from app.routers.streams import SSE_TYPE, EventStream, until_left, wants_events
 from app.routers.strict_route import StrictRoute
 from app.routers.voice_headers import voice_headers
-from app.schemas.chat import ReplyRead, TextMessageCreate
-from app.services.turns import Reply
+from app.schemas.chat import OnBusy, OnDisconnect, ReplyRead, TextMessageCreate
+from app.services import turns as turn_words
+from app.services.turns import LiveTurn, TurnEngine, TurnOptions
 
 router = APIRouter(prefix="/messages", tags=["messages"], route_class=StrictRoute)
 
+T = TypeVar("T")
 
-@router.post("/text", response_model=ReplyRead)
-async def send_text(body: TextMessageCreate, turns: Turns, caller: Caller) -> Reply:
-    """Send a message and wait for the agent's answer.
+_EVENTS: dict[str, Any] = {SSE_TYPE: {"schema": {"type": "string"}}}
 
-    Both are stored, and the turn goes on if the client leaves: `GET /turns/{id}` tells its end.
+
+@router.post(
+    "/text",
+    response_model=ReplyRead,
+    responses={200: {"content": _EVENTS, "description": "The answer, or the turn's events"}},
+)
+async def send_text(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
+    body: TextMessageCreate, request: Request, turns: Turns, data: Data, caller: Caller, key: Key
+) -> Response:
+    """Send a message and get the agent's answer.
+
+    With `Accept: text/event-stream` the turn is streamed as it happens. Both sides are stored,
+    and the turn goes on if the client leaves: `GET /turns/{id}` tells its end.
     """
-    return await turns.reply_to_text(caller, body.session_id, body.content)
+    options = TurnOptions(turn_words.OnBusy(body.on_busy.value), key)
+    live = await turns.start(caller, body.session_id, body.content, None, options)
+    headers = {REPLAYED: "true"} if live.is_replayed else {}
+    left = _when_left(turns, caller, live, body.on_disconnect)
+    if wants_events(request):
+        return EventStream(
+            engine=turns, database=data, live=live, on_disconnect=left, headers=headers
+        )
+    reply = await _unless_left(request, left, lambda: turns.result(live))
+    shaped = ReplyRead.model_validate(reply).model_dump_json()
+    return Response(shaped, headers=headers, media_type="application/json")
 
 
 @router.post(
     "/voice",
     response_class=Response,
-    responses={200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer, as MP3"}},
+    responses={
+        200: {
+            "content": {"audio/mpeg": {}, **_EVENTS},
+            "description": "The spoken answer as MP3, or the turn's events",
+        }
+    },
 )
-async def send_voice(
+async def send_voice(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
+    request: Request,
     session_id: Annotated[UUID, Form()],
     audio: Annotated[UploadFile, File(description="wav, mp3, m4a, webm, ogg or flac")],
+    turns: Turns,
     voice: Voice,
+    data: Data,
     caller: Caller,
+    key: Key,
+    on_busy: Annotated[OnBusy, Form()] = OnBusy.ENQUEUE,
+    on_disconnect: Annotated[OnDisconnect, Form()] = OnDisconnect.CONTINUE,
 ) -> Response:
     """Send a recording and hear the agent's answer as MP3.
 
     The header `X-Transcription` has what was understood, percent-encoded where it is not plain
     ASCII; the whole text is in the session's messages. The headers come with the first sound,
-    so that a failure before it is a problem document.
+    so that a failure before it is a problem document. With `Accept: text/event-stream` the turn
+    is streamed instead: transcript, text, and a clip of MP3 for each sentence.
     """
-    answer = await voice.reply_to_recording(caller, session_id, await audio.read())
-    await answer.first_sound()
-    return StreamingResponse(answer.mp3(), media_type="audio/mpeg", headers=voice_headers(answer))
+    options = TurnOptions(turn_words.OnBusy(on_busy.value), key)
+    streams = wants_events(request)
+    answer = await voice.reply_to_recording(
+        caller, session_id, await audio.read(), options, with_clips=streams
+    )
+    left = _when_left(turns, caller, answer.turn, on_disconnect)
+    headers = {REPLAYED: "true"} if answer.turn.is_replayed else {}
+    if streams:
+        return EventStream(
+            engine=turns, database=data, live=answer.turn, on_disconnect=left, headers=headers
+        )
+    await _unless_left(request, left, answer.first_sound)
+    return StreamingResponse(
+        answer.mp3(), media_type="audio/mpeg", headers=voice_headers(answer) | headers
+    )
+
+
+def _when_left(
+    turns: TurnEngine, caller: CallerIdentity, live: LiveTurn, choice: OnDisconnect
+) -> Callable[[], Awaitable[None]] | None:
+    """Return what is to be done when the client leaves, if anything."""
+    if choice is OnDisconnect.CONTINUE:
+        return None
+
+    async def cancel() -> None:
+        await turns.cancel(caller, live.record.id)
+
+    return cancel
+
+
+async def _unless_left(
+    request: Request,
+    left: Callable[[], Awaitable[None]] | None,
+    work: Callable[[], Awaitable[T]],
+) -> T:
+    """Await `work`, and call `left` if the client goes away before it is done."""
+    if left is None:
+        return await work()
+    results: list[T] = []
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(until_left, request, left)
+        try:
+            results.append(await work())
+        except Exception as error:  # noqa: BLE001  # raised below, outside of the group
+            failure = error
+        group.cancel_scope.cancel()
+    if failure:
+        raise failure
+    return results[0]

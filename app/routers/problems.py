@@ -107,6 +107,8 @@ def problem_response(
     headers: dict[str, str] = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if error.kind is ErrorKind.CONFLICT:
+        headers["x-should-retry"] = "false"  # OpenAI's SDKs would retry a 409 by themselves
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(

@@ -10,6 +10,7 @@ from pydantic import StringConstraints
 
 from app.models import Message, Session
 from app.routers.deps import Caller, Db, ReadingDb
+from app.routers.idempotency import Key, once
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.routers.strict_route import StrictRoute
 from app.routers.turns import turn_shape
@@ -33,16 +34,20 @@ SearchWords = Annotated[NonBlank, StringConstraints(max_length=200)]
 
 
 @router.post("", response_model=SessionRead, status_code=HTTPStatus.CREATED)
-async def create_session(body: SessionCreate, db: Db, caller: Caller) -> Session:
+async def create_session(body: SessionCreate, db: Db, caller: Caller, key: Key) -> Response:
     """Open a conversation with an agent."""
-    return await crud.create_session(
-        db,
-        caller.workspace_id,
-        body.agent_id,
-        title=body.title,
-        user_id=body.user_id,
-        metadata_=body.metadata,
-    )
+
+    async def create() -> Session:
+        return await crud.create_session(
+            db,
+            caller.workspace_id,
+            body.agent_id,
+            title=body.title,
+            user_id=body.user_id,
+            metadata_=body.metadata,
+        )
+
+    return await once(key, db, caller, SessionRead, create)
 
 
 @router.get("", response_model=list[SessionRead])
@@ -120,9 +125,17 @@ async def list_messages(  # noqa: PLR0913  # one per query parameter
 
 
 @router.post("/{session_id}/fork", response_model=SessionRead, status_code=HTTPStatus.CREATED)
-async def fork_session(session_id: UUID, body: SessionFork, db: Db, caller: Caller) -> Session:
+async def fork_session(
+    session_id: UUID, body: SessionFork, db: Db, caller: Caller, key: Key
+) -> Response:
     """Copy a conversation up to a message, to go on differently from there."""
-    return await crud.fork_session(db, caller.workspace_id, session_id, up_to_seq=body.up_to_seq)
+
+    async def fork() -> Session:
+        return await crud.fork_session(
+            db, caller.workspace_id, session_id, up_to_seq=body.up_to_seq
+        )
+
+    return await once(key, db, caller, SessionRead, fork)
 
 
 @router.get("/{session_id}/export")

@@ -1,12 +1,13 @@
 """`/turns`: what became of a message, also after its request has ended."""
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Query, Response
 
 from app.models import Turn
-from app.routers.deps import Caller, ReadingDb
+from app.routers.deps import Caller, Data, ReadingDb, Turns
+from app.routers.streams import SSE_TYPE, EventStream
 from app.routers.strict_route import StrictRoute
 from app.schemas.chat import MessageRead, TurnError, TurnRead, TurnWithMessage, UsageRead
 from app.services import crud
@@ -18,6 +19,35 @@ router = APIRouter(prefix="/turns", tags=["turns"], route_class=StrictRoute)
 async def get_turn(turn_id: UUID, db: ReadingDb, caller: Caller) -> dict[str, Any]:
     """Get a turn and its answer: how a client learns what it missed."""
     turn, message = await crud.get_turn(db, caller.workspace_id, turn_id)
+    return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
+
+
+@router.get(
+    "/{turn_id}/events",
+    response_class=Response,
+    responses={200: {"content": {SSE_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def follow_turn(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
+    turn_id: UUID,
+    turns: Turns,
+    data: Data,
+    caller: Caller,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> EventStream:
+    """Follow a turn's events above `after` (or `Last-Event-ID`), live or after its end."""
+    if last_event_id and last_event_id.isdecimal():
+        after = min(int(last_event_id), 2**31 - 1)
+    live = await turns.find(caller, turn_id)
+    return EventStream(engine=turns, database=data, live=live, after=after)
+
+
+@router.post("/{turn_id}/cancel", response_model=TurnWithMessage)
+async def cancel_turn(turn_id: UUID, turns: Turns, data: Data, caller: Caller) -> dict[str, Any]:
+    """End a turn wherever it runs; its text so far is kept. A settled one stays as it is."""
+    await turns.cancel(caller, turn_id)
+    async with data.reading() as db:
+        turn, message = await crud.get_turn(db, caller.workspace_id, turn_id)
     return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
 
 

@@ -1,6 +1,7 @@
 """What clients send and receive about agents, sessions, turns and messages."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -131,12 +132,35 @@ class SessionHistory(SessionRead):
     messages: list[MessageRead]
 
 
+class OnBusy(StrEnum):
+    """What becomes of a message while another turn of its session is live."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of a turn whose client leaves."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+
+
 class TextMessageCreate(Request):
     """A message to the session's agent."""
 
     session_id: UUID
     content: Annotated[NonBlank, StringConstraints(max_length=200_000)] = Field(
         examples=["What is the capital of France?"]
+    )
+    on_busy: OnBusy = Field(
+        default=OnBusy.ENQUEUE,
+        description="While another turn of the session is live: wait, be refused, or cut it short.",
+    )
+    on_disconnect: OnDisconnect = Field(
+        default=OnDisconnect.CONTINUE,
+        description="What becomes of the turn when this request's connection is lost.",
     )
 
 

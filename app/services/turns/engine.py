@@ -6,46 +6,44 @@ a short transaction or none: accept, run (nothing is open while a provider think
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup  # a line more than it saves
+from anyio.abc import TaskGroup
 
 from app.core.database import Database, StorageUnavailable
-from app.core.errors import AppError
 from app.core.security import Caller
-from app.models import Modality, TurnStatus, new_id
+from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
-from app.services.ports import ChatModel, ChatRequest, TextDelta, UpstreamIncomplete
-from app.services.turns import leases, store
+from app.services.ports import ChatModel
+from app.services.turns import acceptance, leases, settlement
+from app.services.turns.acceptance import NewMessage
+from app.services.turns.answering import answer
 from app.services.turns.errors import (
     InternalError,
     ServerBusy,
     ServerDraining,
     TurnInterrupted,
     TurnLost,
-    TurnTimeout,
     error_of_code,
 )
 from app.services.turns.live import LiveTurn, VoiceStages
-from app.services.turns.prompt import build_prompt
-from app.services.turns.records import Outcome, Reply, TurnRecord, Usage
-from app.services.turns.statements import LEASE_SECONDS
+from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
+from app.services.turns.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
 LIVE_TURNS_LIMIT = 2000
-_DEADLINE_SECONDS = {Modality.TEXT: 120, Modality.VOICE: 300}
 _SETTLE_PATIENCE_SECONDS = 60
 _DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
-_LEASES_SECONDS = LEASE_SECONDS / 3
 _FOLLOW_SECONDS = 0.2
-"""How often a queued turn is looked up, for another server may run it."""
+"""How often a turn that another server runs, or may run, is looked up."""
 _RECOVERIES_LIMIT = 1
+_AT_ONCE = TurnOptions()
 
 
 class TurnEngine:
@@ -68,16 +66,19 @@ class TurnEngine:
         return self._draining.is_set()
 
     def drain(self) -> None:
-        """Accept no more turns; those that were accepted have a while to end."""
+        """Accept no more turns and let followers go; what was accepted has a while to end."""
         self._draining.set()
+        for live in self._turns.values():
+            live.log.wake()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Run turns inside the block; at its end finish those that are live, or give them up."""
+        upkeep = Upkeep(self._database, self._owner_id, self._turns, self._recover, self._draining)
         async with anyio.create_task_group() as background:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                background.start_soon(self._keep_leases)
+                upkeep.start(background)
                 background.start_soon(self._cut_off_when_draining, tasks)
                 try:
                     yield
@@ -87,19 +88,27 @@ class TurnEngine:
             background.cancel_scope.cancel()
 
     async def start(
-        self, caller: Caller, session_id: UUID, content: str, voice: VoiceStages | None = None
+        self,
+        caller: Caller,
+        session_id: UUID,
+        content: str,
+        voice: VoiceStages | None = None,
+        options: TurnOptions = _AT_ONCE,
     ) -> LiveTurn:
         """Accept a turn: when this returns it is stored, and will be settled whatever happens.
 
-        A voice turn's `content` is empty. Raises `SessionNotFound`, `AgentArchived`,
-        `SessionQueueFull`, `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
+        A voice turn's `content` is empty. With a key that was used before, its turn is returned.
+        Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`,
+        `IdempotencyKeyReused`, `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
         """
         if self.is_draining:
             raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
+        modality = Modality.VOICE if voice else Modality.TEXT
+        message = NewMessage(caller.workspace_id, session_id, modality, content)
         with anyio.CancelScope(shield=True):  # stored and running, or neither
-            return await self._accept(caller, session_id, content, voice)
+            return await self._accept(message, voice, options)
         raise AssertionError("nobody cancels the scope")
 
     async def reply_to_text(self, caller: Caller, session_id: UUID, content: str) -> Reply:
@@ -114,146 +123,83 @@ class TurnEngine:
         while not live.settled.is_set():
             with anyio.move_on_after(_FOLLOW_SECONDS):
                 await live.settled.wait()
-            if live.record.status is TurnStatus.QUEUED:
+            if not self.runs_here(live):
                 await self._look_up(live)
         return live.reply()
 
+    async def question(self, live: LiveTurn) -> str:
+        """Return what the turn's user said, once it is heard."""
+        async with self._database.reading() as db:
+            key = (live.record.workspace_id, live.record.user_message_id)
+            return (await db.get_one(Message, key)).content
+
+    def runs_here(self, live: LiveTurn) -> bool:
+        """Tell whether this server runs the turn; a queued one may become another's."""
+        return live.record.id in self._turns and live.record.status is TurnStatus.IN_PROGRESS
+
+    async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
+        """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
+        live = self._turns.get(turn_id)
+        if live and live.record.workspace_id == caller.workspace_id:
+            return live
+        async with self._database.connection() as connection:
+            return LiveTurn(await leases.find(connection, caller.workspace_id, turn_id))
+
     async def cancel(self, caller: Caller, turn_id: UUID) -> None:
-        """End a turn that is queued or runs here; what was answered so far is kept.
+        """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
 
         A settled turn stays as it is. Raises `TurnNotFound`.
         """
-        live = self._turns.get(turn_id)
-        if live is None or live.record.workspace_id != caller.workspace_id:
-            async with self._database.connection() as connection:
-                live = LiveTurn(await leases.find(connection, caller.workspace_id, turn_id))
+        live = await self.find(caller, turn_id)
         if live.record.status is TurnStatus.QUEUED:
             await self._settle(live, live.cancelled())
-        elif turn_id in self._turns:
+        elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
+        elif live.record.status is TurnStatus.IN_PROGRESS:
+            async with self._database.connection() as connection:
+                await acceptance.request_cancel(connection, caller.workspace_id, turn_id)
+            while not live.settled.is_set():
+                await anyio.sleep(_FOLLOW_SECONDS)
+                await self._look_up(live)
 
     async def _accept(
-        self, caller: Caller, session_id: UUID, content: str, voice: VoiceStages | None
+        self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         async with self._database.connection() as connection:
-            record = await store.accept(
-                connection,
-                workspace_id=caller.workspace_id,
-                session_id=session_id,
-                modality=Modality.VOICE if voice else Modality.TEXT,
-                content=content,
-                owner_id=self._owner_id,
-            )
+            accepted = await acceptance.accept(connection, message, options, self._owner_id)
+        record = accepted.record
+        if accepted.is_replayed:
+            running = self._turns.get(record.id)
+            if running:
+                running.is_replayed = True
+                return running
+            return LiveTurn(record, is_replayed=True)
         live = LiveTurn(record, voice)
         self._turns[record.id] = live
         if record.status is TurnStatus.IN_PROGRESS:
             self._spawn(live)
+        else:
+            live.announce()
+        if accepted.interrupt_id and accepted.interrupt_id in self._turns:
+            self._turns[accepted.interrupt_id].scope.cancel()
         return live
 
     def _spawn(self, live: LiveTurn) -> None:
         if self._tasks is None:
             raise RuntimeError("the engine is not running")
+        live.begin()
         self._tasks.start_soon(self._run, live)
 
     async def _run(self, live: LiveTurn) -> None:
         try:
-            outcome = await self._answer(live)
+            outcome = await answer(live, self._chat_model, self._database)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(3, shield=True):
                 await self._give_up(live)
             raise
         live.mark("total_ms")
         await self._settle(live, outcome)
-
-    async def _answer(self, live: LiveTurn) -> Outcome:
-        """Run the turn to its end; nothing is raised but the server's own cancellation."""
-        try:
-            with live.scope, anyio.fail_after(_DEADLINE_SECONDS[live.record.modality]):
-                if live.record.modality is Modality.VOICE:
-                    return await self._answer_by_voice(live)
-                await self._chat(live)
-                return live.completed()
-        except AppError as error:
-            return live.failed(error)
-        except TimeoutError:
-            return live.failed(TurnTimeout("The turn was not finished in time."))
-        except Exception:  # whatever it is, the turn must end
-            logger.exception("turn %s failed", live.record.id)
-            return live.failed(InternalError("The server failed to answer; its log says why."))
-        return live.cancelled()
-
-    async def _chat(self, live: LiveTurn, on_delta: Callable[[str], None] | None = None) -> None:
-        """Ask the model; the answer grows in `live.progress`. Raises `ProviderError`."""
-        record, progress, persona = live.record, live.progress, live.record.persona
-        request = ChatRequest(
-            messages=build_prompt(
-                persona.system_prompt,
-                record.history,
-                context_tokens=self._chat_model.context_tokens,
-                max_output_tokens=persona.max_output_tokens,
-            ),
-            model=persona.model,
-            temperature=persona.temperature,
-            max_output_tokens=persona.max_output_tokens,
-        )
-        async with aclosing(self._chat_model.stream(request)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, TextDelta):
-                    if not progress.text:
-                        live.mark("first_token_ms")
-                    progress.text.append(chunk.text)
-                    if on_delta:
-                        on_delta(chunk.text)
-                else:
-                    progress.finish_reason = chunk.finish_reason.value
-                    progress.model = chunk.model
-                    progress.usage = Usage(
-                        chunk.prompt_tokens, chunk.cached_tokens, chunk.completion_tokens
-                    )
-        if not progress.text:
-            raise UpstreamIncomplete("The AI provider's answer was empty.")
-
-    async def _answer_by_voice(self, live: LiveTurn) -> Outcome:
-        voice, persona = live.voice, live.record.persona
-        if voice is None:
-            raise TurnInterrupted("The recording is not on this server any more; send it again.")
-        transcript = await voice.hear(persona)
-        live.mark("stt_ms")
-        live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
-        async with self._database.connection() as connection:
-            await store.hear(connection, live.record, transcript.text)
-        live.record = _with_question(live.record, transcript.text)
-        speech_error: AppError | None = None
-
-        async def speak() -> None:
-            nonlocal speech_error
-            try:
-                live.progress.speech_out_characters = await voice.speak(persona, receive)
-            except AppError as error:  # the answer is written to its end all the same
-                speech_error = error
-            finally:
-                receive.close()
-
-        def say(delta: str) -> None:
-            if not send.statistics().open_receive_streams:
-                return
-            send.send_nowait(delta)
-
-        send, receive = anyio.create_memory_object_stream[str](float("inf"))
-        chat_error: AppError | None = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(speak)
-            try:
-                await self._chat(live, say)
-            except AppError as error:
-                chat_error = error
-                group.cancel_scope.cancel()
-            finally:
-                send.close()
-        if chat_error:
-            raise chat_error
-        return live.completed(speech_error)
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
         """Store how the turn ended, say so, and run the session's next turn.
@@ -266,10 +212,7 @@ class TurnEngine:
         with anyio.CancelScope(shield=True):
             while True:
                 try:
-                    async with self._database.connection() as connection:
-                        following = await store.settle(
-                            connection, live.record, outcome, live.progress, self._owner_id
-                        )
+                    following = await self._store_end(live, outcome)
                     break
                 except StorageUnavailable as error:
                     if self.is_draining:
@@ -292,6 +235,22 @@ class TurnEngine:
             if following:
                 self._take_over(following)
 
+    async def _store_end(self, live: LiveTurn, outcome: Outcome) -> TurnRecord | None:
+        async with live.storing:
+            live.announce()
+            last = live.terminal_event(outcome)
+            async with self._database.connection() as connection:
+                following = await settlement.settle(
+                    connection,
+                    live.record,
+                    outcome,
+                    live.progress,
+                    [*live.log.unstored(), last],
+                    self._owner_id,
+                )
+            live.log.append(last)
+            return following
+
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
         live = self._turns.setdefault(record.id, LiveTurn(record))
@@ -308,15 +267,16 @@ class TurnEngine:
     async def _give_up(self, live: LiveTurn) -> None:
         """Leave a turn that shutdown cut off to another server, or to the next start."""
         try:
-            async with self._database.connection() as connection:
+            async with live.storing, self._database.connection() as connection:
+                await settlement.checkpoint(connection, live.record, live.log.unstored())
                 await leases.release(connection, live.record)
-        except StorageUnavailable:
+        except (StorageUnavailable, TurnLost):
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
             self._end(live, live.failed(_shutting_down()))
 
     async def _look_up(self, live: LiveTurn) -> None:
-        """See whether another server has settled a turn that waits here."""
+        """See whether another server, or an earlier request, has settled the turn."""
         async with self._database.reading() as db:
             turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
         if turn.ended_at is None or live.settled.is_set():
@@ -340,29 +300,6 @@ class TurnEngine:
             if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
                 self._end(live, live.failed(_shutting_down()))
 
-    async def _keep_leases(self) -> None:
-        """Say that this server lives, and take over the turns of those that do not."""
-        alone = self._database.is_sqlite
-        recovered = False
-        while True:
-            try:
-                async with self._database.connection() as connection:
-                    if self._turns and not alone:
-                        await leases.renew_leases(connection, self._owner_id)
-                    orphans = []
-                    if not (alone and recovered) and not self.is_draining:
-                        orphans = await leases.claim_orphans(
-                            connection, self._owner_id, every=alone
-                        )
-                recovered = not orphans
-                for record, recoveries in orphans:
-                    await self._recover(record, recoveries)
-            except StorageUnavailable:
-                logger.warning("the database is away; leases are not renewed")
-            except Exception:  # such as tables that are not there yet
-                logger.exception("leases could not be kept")
-            await anyio.sleep(_LEASES_SECONDS)
-
     async def _recover(self, record: TurnRecord, recoveries: int) -> None:
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
@@ -377,8 +314,3 @@ def _shutting_down() -> TurnInterrupted:
     return TurnInterrupted(
         "The server is shutting down; the turn goes on when it is back.", retry_after_seconds=1
     )
-
-
-def _with_question(record: TurnRecord, words: str) -> TurnRecord:
-    question = replace(record.history[-1], content=words)
-    return replace(record, history=(*record.history[:-1], question))

@@ -67,6 +67,28 @@ class InternalError(AppError):
     code = "internal-error"
 
 
+class IdempotencyKeyReused(AppError):
+    """The idempotency key was used for another request."""
+
+    kind = ErrorKind.INVALID
+    code = "idempotency-key-reused"
+
+
+class EventsPruned(AppError):
+    """The turn's events are not kept any more."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "events-pruned"
+
+
+def is_retryable(error: AppError) -> bool:
+    """Tell whether the same message may succeed when it is sent again."""
+    retryable: bool | None = getattr(error, "retryable", None)
+    if retryable is not None:
+        return retryable
+    return error.kind in {ErrorKind.UNAVAILABLE, ErrorKind.TIMEOUT}
+
+
 def error_of_code(code: str, detail: str) -> AppError:
     """Return the error that a stored turn ended with."""
     for error in _leaves(AppError):

@@ -68,6 +68,16 @@ async def claim_orphans(
     return claimed
 
 
+async def cancel_requests(connection: AsyncConnection, owner_id: UUID) -> list[UUID]:
+    """Return those of `owner_id`'s live turns that somebody asked to end."""
+    asked = await connection.scalars(
+        select(turns.c.id).where(
+            turns.c.owner_id == owner_id, turns.c.cancel_requested_at.is_not(None), text(LIVE)
+        )
+    )
+    return list(asked)
+
+
 async def find(connection: AsyncConnection, workspace_id: UUID, turn_id: UUID) -> TurnRecord:
     """Load a turn, without its history. Raises `TurnNotFound`."""
     row = (

@@ -1,17 +1,35 @@
 """A turn while this server accepts, runs or follows it."""
 
+import asyncio
+import math
 import time
-from collections.abc import AsyncIterator
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
 
 from app.core.errors import AppError
-from app.models import MessageStatus, TurnStatus
+from app.models import MessageStatus, Role, TurnStatus
 from app.services.ports import Transcript
-from app.services.turns.errors import TurnCancelled
+from app.services.turns.errors import InternalError, TurnCancelled, is_retryable
+from app.services.turns.events import AFTER_TAKEOVER, EventType, TurnEvent, make_event
 from app.services.turns.records import Outcome, Persona, Progress, Reply, TurnRecord
+
+_COALESCED_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One spoken sentence; `start_ms` counts from the beginning of the answer's sound."""
+
+    index: int
+    text: str
+    start_ms: int
+    duration_ms: int
+    mp3: str
+    """Base64 of a whole small MP3."""
 
 
 class VoiceStages(Protocol):
@@ -26,10 +44,13 @@ class VoiceStages(Protocol):
         """Write down what the user said. Raises the `AppError` that ends the turn."""
         ...
 
-    async def speak(self, persona: Persona, deltas: AsyncIterator[str]) -> int:
+    async def speak(
+        self, persona: Persona, deltas: AsyncIterator[str], on_clip: Callable[[Clip], None]
+    ) -> int:
         """Speak the answer as it is written; return the number of characters spoken.
 
-        Raises an `AppError`: then the turn fails, and the written answer is kept.
+        `on_clip` is called with each sentence where the turn's followers want clips. Raises an
+        `AppError`: then the turn fails, and the written answer is kept.
         """
         ...
 
@@ -38,18 +59,161 @@ class VoiceStages(Protocol):
         ...
 
 
+class EventLog:
+    """The events of one turn in this process: followers read it, the engine stores it in pieces."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.events: list[TurnEvent] = []
+        self.changed = anyio.Event()
+        self._last_number = after
+        self._stored_count = 0
+        self._pending_text: list[str] = []
+        self._flushed_at = -math.inf
+        self._flush: asyncio.TimerHandle | None = None
+
+    def skip_to(self, number: int) -> None:
+        """Go on above `number`."""
+        self._last_number = number
+
+    def emit(self, kind: EventType, data: object) -> None:
+        """Append an event and wake whoever follows."""
+        self.flush_text()
+        self.append(make_event(self.next_number, kind, data))
+
+    def say(self, delta: str) -> None:
+        """Append text, joined to one event each 20 ms, so that a stream costs by time."""
+        self._pending_text.append(delta)
+        if self._flush:
+            return
+        loop = asyncio.get_running_loop()
+        due_at = self._flushed_at + _COALESCED_SECONDS
+        if loop.time() >= due_at:
+            self.flush_text()
+        else:
+            self._flush = loop.call_at(due_at, self.flush_text)
+
+    def flush_text(self) -> None:
+        """Make an event of the text that waits."""
+        if self._flush:
+            self._flush.cancel()
+            self._flush = None
+        if not self._pending_text:
+            return
+        delta = storable("".join(self._pending_text))
+        self._pending_text.clear()
+        self._flushed_at = asyncio.get_running_loop().time()
+        self.append(make_event(self.next_number, EventType.TEXT, {"delta": delta}))
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next event."""
+        return self._last_number + 1
+
+    def append(self, event: TurnEvent) -> None:
+        """Append an event that has the next number."""
+        self.events.append(event)
+        self._last_number = event.number
+        self.wake()
+
+    def wake(self) -> None:
+        """Let every follower look again."""
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    def after(self, number: int) -> list[TurnEvent]:
+        """Return the events above `number`."""
+        if not self.events or self.events[-1].number <= number:
+            return []
+        return self.events[bisect_right(self.events, number, key=lambda event: event.number) :]
+
+    def unstored(self) -> list[TurnEvent]:
+        """Return the events that are not in the database yet."""
+        return self.events[self._stored_count :]
+
+    def stored(self, count: int) -> None:
+        """Remember that `count` more events are in the database."""
+        self._stored_count += count
+
+
 @dataclass(slots=True)
 class LiveTurn:
     """What the engine knows of a turn; `outcome` is there once `settled` is set."""
 
     record: TurnRecord
     voice: VoiceStages | None = None
+    is_replayed: bool = False
+    """True where an idempotency key led here, so that nothing new was begun."""
     accepted_at: float = field(default_factory=time.monotonic)
     progress: Progress = field(default_factory=Progress)
+    log: EventLog = field(default_factory=EventLog)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Cancelling it ends the turn as cancelled."""
     settled: anyio.Event = field(default_factory=anyio.Event)
     outcome: Outcome | None = None
+    storing: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held while events are stored, so that a checkpoint and the end do not store one twice."""
+    seen_unstored: bool = False
+
+    def begin(self) -> None:
+        """Emit the events of a turn that starts to run, as every server would."""
+        record = self.record
+        if record.events_after:  # another server ran it before
+            self.log.skip_to(record.events_after + AFTER_TAKEOVER)
+        else:
+            self.announce()
+        self.log.emit(EventType.IN_PROGRESS, {"attempt": record.attempt})
+
+    def announce(self) -> None:
+        """Emit the events of acceptance, once."""
+        record = self.record
+        if self.log.next_number > 1:
+            return
+        created = {
+            "turn_id": record.id,
+            "session_id": record.session_id,
+            "user_message_id": record.user_message_id,
+            "message_id": record.message_id,
+        }
+        self.log.emit(EventType.CREATED, created)
+        if record.was_queued:
+            self.log.emit(EventType.QUEUED, {})
+
+    def say(self, delta: str) -> None:
+        """Add to the answer."""
+        self.progress.text.append(delta)
+        self.log.say(delta)
+
+    def terminal_event(self, outcome: Outcome) -> TurnEvent:
+        """Return the event that says how the turn ended; it is shown once it is stored."""
+        self.log.flush_text()
+        match outcome.status:
+            case TurnStatus.COMPLETED:
+                kind = EventType.COMPLETED
+                data: dict[str, object] = {"message": self._message(outcome)}
+                data |= {"usage": self.progress.usage, "timings": self.progress.timings}
+            case TurnStatus.CANCELLED:
+                kind = EventType.CANCELLED
+                data = {"message": self._message(outcome)}
+            case _:
+                error = outcome.error or InternalError("The turn failed.")
+                told = {"code": error.code, "title": error.title(), "detail": error.detail}
+                kind = EventType.FAILED
+                data = {"error": told, "retryable": is_retryable(error)}
+        return make_event(self.log.next_number, kind, data)
+
+    def _message(self, outcome: Outcome) -> dict[str, object]:
+        record = self.record
+        return {
+            "id": record.message_id,
+            "session_id": record.session_id,
+            "turn_id": record.id,
+            "seq": record.user_seq + 1,
+            "role": Role.ASSISTANT,
+            "content": outcome.content,
+            "status": outcome.message_status,
+            "modality": record.modality,
+            "created_at": record.created_at,
+        }
 
     @property
     def text(self) -> str:
@@ -67,6 +231,7 @@ class LiveTurn:
             return
         self.outcome = outcome
         self.settled.set()
+        self.log.wake()
         if self.voice:
             self.voice.ended(outcome.error)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from app.core.errors import AppError
@@ -39,6 +40,34 @@ class TurnRecord:
     persona: Persona
     history: tuple[HistoryMessage, ...]
     """The settled messages and the question; empty while the turn is queued."""
+    was_queued: bool = False
+    """True where it had to wait for another turn."""
+    events_after: int = 0
+    """The number of the last event that a server before this one stored."""
+
+
+class OnBusy(StrEnum):
+    """What becomes of a message while a turn of its session is live."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """An `Idempotency-Key`, and the SHA-256 of the route and body that it came with."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """How a turn is accepted."""
+
+    on_busy: OnBusy = OnBusy.ENQUEUE
+    key: RequestKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    text,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.models import AgentVersion, Message, Session, Turn
+from app.models import LIVE, AgentVersion, Message, Session, Turn, TurnEventBatch
 from app.services.turns.errors import TurnLost
 from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
 from app.services.turns.records import Persona, TurnRecord
@@ -29,6 +30,7 @@ LEASE_SECONDS = 15
 turns = cast("Table", Turn.__table__)
 messages = cast("Table", Message.__table__)
 sessions = cast("Table", Session.__table__)
+turn_events = cast("Table", TurnEventBatch.__table__)
 PERSONA_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AgentVersion.__table__.c.version,
     AgentVersion.__table__.c.system_prompt,
@@ -80,6 +82,27 @@ def require_one(result: CursorResult[Any]) -> None:
         raise TurnLost("The session was deleted, or another server took the turn over.")
 
 
+async def lock_session(connection: AsyncConnection, record: TurnRecord, now: datetime) -> None:
+    """Wait for the session's turn to be changed. Raises `TurnLost` where it is deleted."""
+    locked = await connection.execute(
+        update(sessions)
+        .where(sessions.c.workspace_id == record.workspace_id)
+        .where(sessions.c.id == record.session_id)
+        .values(updated_at=now)
+    )
+    require_one(locked)
+
+
+async def hold(connection: AsyncConnection, record: TurnRecord) -> None:
+    """Lock the turn's row while it is still this attempt's."""
+    held = await connection.execute(
+        update(turns)
+        .where(is_turn(record), turns.c.attempt == record.attempt, text(LIVE))
+        .values(attempt=record.attempt)
+    )
+    require_one(held)
+
+
 async def load_record(
     connection: AsyncConnection, row: Row[Any], *, history: bool = True
 ) -> TurnRecord:
@@ -114,8 +137,18 @@ async def load_record(
         created_at=row.created_at,
         persona=Persona(*persona),
         history=(),
+        events_after=await _last_event_number(connection, row),
     )
     return await with_history(connection, record) if history else record
+
+
+async def _last_event_number(connection: AsyncConnection, row: Row[Any]) -> int:
+    last = await connection.scalar(
+        select(func.max(turn_events.c.last_number)).where(
+            turn_events.c.workspace_id == row.workspace_id, turn_events.c.turn_id == row.id
+        )
+    )
+    return last or 0
 
 
 async def with_history(connection: AsyncConnection, record: TurnRecord) -> TurnRecord:

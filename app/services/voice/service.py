@@ -1,6 +1,7 @@
 """A voice turn: hear, answer, speak; sound leaves while the answer is still written."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -10,7 +11,7 @@ import anyio
 from app.core.errors import AppError
 from app.core.security import Caller
 from app.services.ports import Recording, Speaker, Transcriber, Transcript
-from app.services.turns import LiveTurn, Persona, TurnEngine
+from app.services.turns import Clip, LiveTurn, Persona, TurnEngine, TurnOptions
 from app.services.voice.errors import NoSpeech
 from app.services.voice.guard import inspect
 from app.services.voice.mp3 import Mp3Encoder
@@ -29,6 +30,7 @@ class VoiceTurn:
     transcriber: Transcriber
     speaker: Speaker
     default_voice: str
+    with_clips: bool = False
     transcript: Transcript | None = None
     error: AppError | None = None
     is_over: bool = False
@@ -48,16 +50,25 @@ class VoiceTurn:
         self.transcript = Transcript(transcript.text.strip(), transcript.language)
         return self.transcript
 
-    async def speak(self, persona: Persona, deltas: AsyncIterator[str]) -> int:
+    async def speak(
+        self, persona: Persona, deltas: AsyncIterator[str], on_clip: Callable[[Clip], None]
+    ) -> int:
         """Fulfil `VoiceStages.speak`: one sentence after the other, into one MP3 stream."""
         encoder = Mp3Encoder(self.speaker.sample_rate_hz)
         voice = persona.voice or self.default_voice
-        characters = 0
+        characters = index = start_ms = 0
         async for sentence in self._sentences(persona, deltas):
             characters += len(sentence)
+            spoken = bytearray()
             async with aclosing(self.speaker.speak(sentence, voice=voice)) as sound:
                 async for pcm in sound:
                     self._emit(encoder.encode(pcm))
+                    if self.with_clips:
+                        spoken += pcm
+            if self.with_clips:
+                on_clip(self._clip(index, sentence, start_ms, bytes(spoken)))
+                start_ms += self._milliseconds(spoken)
+                index += 1
         if not characters:
             samples = round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)
             self._emit(encoder.encode(bytes(2 * samples)))
@@ -100,6 +111,14 @@ class VoiceTurn:
             if words := spoken.clean(piece):
                 yield words
 
+    def _clip(self, index: int, text: str, start_ms: int, pcm: bytes) -> Clip:
+        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
+        mp3 = encoder.encode(pcm) + encoder.finish()
+        return Clip(index, text, start_ms, self._milliseconds(pcm), b64encode(mp3).decode())
+
+    def _milliseconds(self, pcm: bytes | bytearray) -> int:
+        return round(len(pcm) / 2 / self.speaker.sample_rate_hz * 1000)
+
     def _emit(self, mp3: bytes) -> None:
         if mp3:
             self._mp3.append(mp3)
@@ -113,21 +132,23 @@ class VoiceTurn:
 class VoiceAnswer:
     """The spoken answer of one turn, for one listener."""
 
-    def __init__(self, turn: LiveTurn, voice: VoiceTurn) -> None:
-        self._turn = turn
+    def __init__(
+        self, turn: LiveTurn, voice: VoiceTurn, chunks: AsyncGenerator[bytes] | None = None
+    ) -> None:
+        self.turn = turn
         self._voice = voice
-        self._chunks = voice.chunks()
+        self._chunks = chunks or voice.chunks()
         self._first = b""
 
     @property
     def turn_id(self) -> UUID:
         """The turn."""
-        return self._turn.record.id
+        return self.turn.record.id
 
     @property
     def session_id(self) -> UUID:
         """The session of the turn."""
-        return self._turn.record.session_id
+        return self.turn.record.session_id
 
     @property
     def transcript(self) -> Transcript:
@@ -137,7 +158,7 @@ class VoiceAnswer:
     @property
     def timings(self) -> dict[str, float]:
         """Milliseconds from acceptance, by name."""
-        return self._turn.progress.timings
+        return self.turn.progress.timings
 
     async def first_sound(self) -> None:
         """Wait until there is something to hear. Raises the error that the turn ended with."""
@@ -146,7 +167,7 @@ class VoiceAnswer:
         except AppError as error:
             error.facts["turn_id"] = str(self.turn_id)
             raise
-        self._turn.mark("first_audio_ms")
+        self.turn.mark("first_audio_ms")
 
     async def mp3(self) -> AsyncGenerator[bytes]:
         """Yield the MP3, one continuous stream; raises in the middle if the turn fails there."""
@@ -173,14 +194,45 @@ class VoiceService:
         self._default_voice = default_voice
 
     async def reply_to_recording(
-        self, caller: Caller, session_id: UUID, data: bytes
+        self,
+        caller: Caller,
+        session_id: UUID,
+        data: bytes,
+        options: TurnOptions,
+        *,
+        with_clips: bool = False,
     ) -> VoiceAnswer:
         """Accept a recording; the answer follows in what is returned.
+
+        `with_clips` adds an event with the MP3 of each sentence, for those who follow events.
 
         Nothing is stored and no provider asked where the recording is refused. Raises what
         `inspect` and `TurnEngine.start` raise.
         """
         recording = await inspect(data)
-        voice = VoiceTurn(recording, self._transcriber, self._speaker, self._default_voice)
-        turn = await self._turns.start(caller, session_id, "", voice)
+        voice = VoiceTurn(
+            recording, self._transcriber, self._speaker, self._default_voice, with_clips
+        )
+        turn = await self._turns.start(caller, session_id, "", voice, options)
+        if turn.is_replayed:
+            if isinstance(turn.voice, VoiceTurn):  # still running: listen to it, too
+                return VoiceAnswer(turn, turn.voice)
+            return VoiceAnswer(turn, voice, self._say_again(turn, voice))
         return VoiceAnswer(turn, voice)
+
+    async def _say_again(self, turn: LiveTurn, voice: VoiceTurn) -> AsyncGenerator[bytes]:
+        """Speak the answer of a turn that is settled, or that another server runs.
+
+        Raises the error that the turn ended with.
+        """
+        reply = await self._turns.result(turn)
+        voice.transcript = Transcript(await self._turns.question(turn))
+
+        async def words() -> AsyncGenerator[str]:
+            yield reply.content
+
+        await voice.speak(turn.record.persona, words(), lambda _clip: None)
+        voice.ended(None)
+        async with aclosing(voice.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk

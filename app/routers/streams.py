@@ -1,0 +1,114 @@
+"""Turn events as server-sent events: numbered, with heartbeats, and cut where nobody reads."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import anyio
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from app.core.database import Database, StorageUnavailable
+from app.core.errors import AppError
+from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
+from app.services.turns.errors import ServerDraining
+
+SSE_TYPE = "text/event-stream"
+
+_SEND_SECONDS = 20
+"""A reader that takes nothing for this long is cut off; its turn goes on."""
+_HEARTBEAT = b": still here\n\n"
+
+OnDisconnect = Callable[[], Awaitable[None]]
+
+
+def wants_events(request: Request) -> bool:
+    """Tell whether the client asked for a stream."""
+    return SSE_TYPE in request.headers.get("accept", "")
+
+
+class EventStream(Response):
+    """Streams a turn's events above `after` to its terminal one, or until this server drains."""
+
+    media_type = SSE_TYPE
+
+    def __init__(  # noqa: PLR0913  # keyword arguments all
+        self,
+        *,
+        engine: TurnEngine,
+        database: Database,
+        live: LiveTurn,
+        after: int = 0,
+        on_disconnect: OnDisconnect | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        kept = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=kept | (headers or {}), media_type=SSE_TYPE)
+        # A stream has no length beforehand.
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        self._engine = engine
+        self._database = database
+        self._live = live
+        self._after = after
+        self._on_disconnect = on_disconnect
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"status": 200, "headers": self.raw_headers}
+        has_left = False
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                nonlocal has_left
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                has_left = True
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            await send({"type": "http.response.start", **head})
+            try:
+                await self._send_events(send)
+            except TimeoutError:
+                has_left = True  # it reads nothing; cut without an end
+                raise
+            group.cancel_scope.cancel()
+        if has_left and self._on_disconnect:
+            await self._on_disconnect()
+
+    async def _send_events(self, send: Send) -> None:
+        stream = follow(self._engine, self._database, self._live, self._after)
+        try:
+            async with aclosing(stream) as batches:
+                async for events in batches:
+                    await _send_body(send, _write(events))
+        except ServerDraining:
+            await _send_body(send, b"event: server.draining\ndata: {}\n\n")
+        except (AppError, StorageUnavailable) as error:
+            # No terminal event: the client asks `GET /turns/{id}`.
+            told = orjson.dumps({"code": error.code, "detail": error.detail})
+            await _send_body(send, b"event: error\ndata: " + told + b"\n\n")
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    with anyio.fail_after(_SEND_SECONDS):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _write(events: Sequence[TurnEvent]) -> bytes:
+    if not events:
+        return _HEARTBEAT
+    return b"".join(
+        b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.type.value.encode(), event.data)
+        for event in events
+    )
+
+
+async def until_left(request: Request, left: Callable[[], Awaitable[None]]) -> None:
+    """Wait until the client is gone, then call `left`; cancelled when it is not needed."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    await left()

@@ -1,0 +1,276 @@
+"""A turn's way into the database, in Core: one short transaction.
+
+Every function that changes a session's turns first locks the session's row, so that order and
+queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, and_, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.models import (
+    LIVE,
+    UNSETTLED,
+    Agent,
+    AgentVersion,
+    MessageStatus,
+    Modality,
+    Role,
+    TurnStatus,
+    new_id,
+    utc_now,
+)
+from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
+from app.services.turns import event_store, keys, leases
+from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
+from app.services.turns.records import (
+    OnBusy,
+    Persona,
+    TurnOptions,
+    TurnRecord,
+)
+from app.services.turns.statements import (
+    PERSONA_COLUMNS,
+    in_session,
+    is_message,
+    is_turn,
+    lease_end,
+    load_record,
+    lock_session,
+    messages,
+    sessions,
+    turns,
+    with_history,
+)
+
+QUEUE_LIMIT = 8
+"""Turns that may wait in one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """What a caller says in a session."""
+
+    workspace_id: UUID
+    session_id: UUID
+    modality: Modality
+    content: str
+    """Empty for a voice turn, until it is heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A turn, new or found by its key; `interrupt_id` is the live turn that it wants to end."""
+
+    record: TurnRecord
+    is_replayed: bool = False
+    interrupt_id: UUID | None = None
+
+
+async def accept(
+    connection: AsyncConnection, message: NewMessage, options: TurnOptions, owner_id: UUID
+) -> Accepted:
+    """Store the user's message, the assistant's place and the turn, live or queued.
+
+    A key that was used before leads to its turn, which is run again where it failed retryably.
+    Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
+    `IdempotencyKeyReused`.
+    """
+    if options.key:
+        turn_id = await keys.claim(connection, message.workspace_id, options.key)
+        if turn_id:
+            return await _replay(connection, message.workspace_id, turn_id, owner_id)
+    accepted = await _accept_new(connection, message, options, owner_id)
+    if options.key:
+        await keys.point_to_turn(connection, accepted.record, options.key)
+    return accepted
+
+
+async def _accept_new(
+    connection: AsyncConnection, message: NewMessage, options: TurnOptions, owner_id: UUID
+) -> Accepted:
+    now = utc_now()
+    workspace_id, session_id, modality = message.workspace_id, message.session_id, message.modality
+    last_seq, agent_id = await _take_places(connection, workspace_id, session_id, now)
+    persona = await _current_persona(connection, workspace_id, agent_id)
+    unsettled = (
+        await connection.execute(
+            select(turns.c.id, turns.c.status)
+            .where(in_session(workspace_id, session_id), text(UNSETTLED))
+            .order_by(turns.c.user_seq)
+        )
+    ).all()
+    _require_room(unsettled, options.on_busy)
+    live = not unsettled
+    record = TurnRecord(
+        workspace_id=workspace_id,
+        id=new_id(),
+        session_id=session_id,
+        modality=modality,
+        status=TurnStatus.IN_PROGRESS if live else TurnStatus.QUEUED,
+        attempt=1,
+        user_message_id=new_id(),
+        message_id=new_id(),
+        user_seq=last_seq - 1,
+        created_at=now,
+        persona=persona,
+        history=(),
+        was_queued=not live,
+    )
+    await connection.execute(
+        insert(turns).values(
+            workspace_id=workspace_id,
+            id=record.id,
+            session_id=session_id,
+            agent_version=persona.version,
+            modality=modality,
+            status=record.status,
+            user_message_id=record.user_message_id,
+            message_id=record.message_id,
+            user_seq=record.user_seq,
+            created_at=now,
+            owner_id=owner_id if live else None,
+            lease_expires_at=lease_end(connection, now) if live else None,
+            started_at=now if live else None,
+        )
+    )
+    heard = MessageStatus.COMPLETED if modality is Modality.TEXT else MessageStatus.IN_PROGRESS
+    common = {
+        "workspace_id": workspace_id,
+        "session_id": session_id,
+        "turn_id": record.id,
+        "modality": modality,
+        "created_at": now,
+    }
+    await connection.execute(
+        insert(messages),
+        [
+            common
+            | {"id": record.user_message_id, "seq": last_seq - 1, "role": Role.USER}
+            | {"status": heard, "content": message.content},
+            common
+            | {"id": record.message_id, "seq": last_seq, "role": Role.ASSISTANT}
+            | {"status": MessageStatus.IN_PROGRESS, "content": ""},
+        ],
+    )
+    interrupt_id = None
+    if unsettled and options.on_busy is OnBusy.INTERRUPT:
+        interrupt_id = unsettled[0].id
+        await request_cancel(connection, workspace_id, interrupt_id)
+    if live:
+        record = await with_history(connection, record)
+    return Accepted(record, interrupt_id=interrupt_id)
+
+
+def _require_room(unsettled: Sequence[Row[Any, Any]], on_busy: OnBusy) -> None:
+    if unsettled and on_busy is OnBusy.REJECT:
+        busy = SessionBusy("A turn of this session is not finished.")
+        busy.facts["active_turn_id"] = str(unsettled[0].id)
+        raise busy
+    if len(unsettled) > QUEUE_LIMIT:
+        raise SessionQueueFull(
+            f"{QUEUE_LIMIT} turns wait in this session already.", retry_after_seconds=2
+        )
+
+
+async def _replay(
+    connection: AsyncConnection, workspace_id: UUID, turn_id: UUID, owner_id: UUID
+) -> Accepted:
+    record = await leases.find(connection, workspace_id, turn_id)
+    if record.status is not TurnStatus.FAILED or not await _may_run_again(connection, record):
+        return Accepted(record, is_replayed=True)
+    now = utc_now()
+    await lock_session(connection, record, now)
+    live = not await connection.scalar(
+        select(func.count())
+        .select_from(turns)
+        .where(in_session(workspace_id, record.session_id), text(UNSETTLED))
+    )
+    row = (
+        await connection.execute(
+            update(turns)
+            .where(is_turn(record), turns.c.attempt == record.attempt)
+            .where(turns.c.status == TurnStatus.FAILED)
+            .values(
+                status=TurnStatus.IN_PROGRESS if live else TurnStatus.QUEUED,
+                attempt=turns.c.attempt + 1,
+                owner_id=owner_id if live else None,
+                lease_expires_at=lease_end(connection, now) if live else None,
+                started_at=now if live else None,
+                ended_at=None,
+                error_code=None,
+                error_detail=None,
+                cancel_requested_at=None,
+            )
+            .returning(*turns.c)
+        )
+    ).one_or_none()
+    if row is None:  # another request with the key was first
+        return Accepted(await leases.find(connection, workspace_id, turn_id), is_replayed=True)
+    await connection.execute(
+        update(messages)
+        .where(is_message(record, record.message_id))
+        .values(status=MessageStatus.IN_PROGRESS, content="")
+    )
+    await event_store.forget(connection, record)
+    again = replace(await load_record(connection, row, history=live), was_queued=not live)
+    return Accepted(again)
+
+
+async def _may_run_again(connection: AsyncConnection, record: TurnRecord) -> bool:
+    code = await connection.scalar(select(turns.c.error_code).where(is_turn(record)))
+    return record.modality is Modality.TEXT and is_retryable(error_of_code(code or "", ""))
+
+
+async def request_cancel(connection: AsyncConnection, workspace_id: UUID, turn_id: UUID) -> None:
+    """Ask whoever runs the turn to end it."""
+    await connection.execute(
+        update(turns)
+        .where(turns.c.workspace_id == workspace_id, turns.c.id == turn_id, text(LIVE))
+        .values(cancel_requested_at=utc_now())
+    )
+
+
+async def _take_places(
+    connection: AsyncConnection, workspace_id: UUID, session_id: UUID, now: datetime
+) -> tuple[int, UUID]:
+    """Lock the session and take two numbers; return the second and the agent's id."""
+    row = (
+        await connection.execute(
+            update(sessions)
+            .where(sessions.c.workspace_id == workspace_id, sessions.c.id == session_id)
+            .values(last_seq=sessions.c.last_seq + 2, updated_at=now)
+            .returning(sessions.c.last_seq, sessions.c.agent_id)
+        )
+    ).one_or_none()
+    if row is None:
+        raise SessionNotFound(f"There is no session {session_id}.")
+    return row.last_seq, row.agent_id
+
+
+async def _current_persona(
+    connection: AsyncConnection, workspace_id: UUID, agent_id: UUID
+) -> Persona:
+    row = (
+        await connection.execute(
+            select(Agent.archived_at, *PERSONA_COLUMNS)
+            .join(
+                AgentVersion,
+                and_(
+                    AgentVersion.workspace_id == Agent.workspace_id,
+                    AgentVersion.agent_id == Agent.id,
+                    AgentVersion.version == Agent.version,
+                ),
+            )
+            .where(Agent.workspace_id == workspace_id, Agent.id == agent_id)
+        )
+    ).one()
+    archived_at, *persona = row
+    if archived_at:
+        raise AgentArchived("The session's agent is archived: it takes no new messages.")
+    return Persona(*persona)

@@ -1,0 +1,125 @@
+"""From a question to an answer: what runs between acceptance and settlement."""
+
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+import anyio
+
+from app.core.database import Database
+from app.core.errors import AppError
+from app.models import Modality
+from app.services.ports import ChatModel, ChatRequest, TextDelta, UpstreamIncomplete
+from app.services.turns import settlement
+from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
+from app.services.turns.events import EventType
+from app.services.turns.live import LiveTurn
+from app.services.turns.prompt import build_prompt
+from app.services.turns.records import Outcome, TurnRecord, Usage
+
+logger = logging.getLogger(__name__)
+
+_DEADLINE_SECONDS = {Modality.TEXT: 120, Modality.VOICE: 300}
+
+
+async def answer(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
+    """Run the turn to its end; nothing is raised but the server's own cancellation."""
+    try:
+        with live.scope, anyio.fail_after(_DEADLINE_SECONDS[live.record.modality]):
+            if live.record.modality is Modality.VOICE:
+                return await _answer_by_voice(live, chat_model, database)
+            await _chat(live, chat_model)
+            return live.completed()
+    except AppError as error:
+        return live.failed(error)
+    except TimeoutError:
+        return live.failed(TurnTimeout("The turn was not finished in time."))
+    except Exception:  # whatever it is, the turn must end
+        logger.exception("turn %s failed", live.record.id)
+        return live.failed(InternalError("The server failed to answer; its log says why."))
+    return live.cancelled()
+
+
+async def _chat(
+    live: LiveTurn, chat_model: ChatModel, on_delta: Callable[[str], None] | None = None
+) -> None:
+    """Ask the model; the answer grows in `live`. Raises `ProviderError`."""
+    record, progress, persona = live.record, live.progress, live.record.persona
+    request = ChatRequest(
+        messages=build_prompt(
+            persona.system_prompt,
+            record.history,
+            context_tokens=chat_model.context_tokens,
+            max_output_tokens=persona.max_output_tokens,
+        ),
+        model=persona.model,
+        temperature=persona.temperature,
+        max_output_tokens=persona.max_output_tokens,
+    )
+    async with aclosing(chat_model.stream(request)) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, TextDelta):
+                if not progress.text:
+                    live.mark("first_token_ms")
+                live.say(chunk.text)
+                if on_delta:
+                    on_delta(chunk.text)
+            else:
+                progress.finish_reason = chunk.finish_reason.value
+                progress.model = chunk.model
+                progress.usage = Usage(
+                    chunk.prompt_tokens, chunk.cached_tokens, chunk.completion_tokens
+                )
+    if not progress.text:
+        raise UpstreamIncomplete("The AI provider's answer was empty.")
+
+
+async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
+    voice, persona = live.voice, live.record.persona
+    if voice is None:
+        raise TurnInterrupted("The recording is not on this server any more; send it again.")
+    transcript = await voice.hear(persona)
+    live.mark("stt_ms")
+    live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
+    async with database.connection() as connection:
+        await settlement.hear(connection, live.record, transcript.text)
+    live.record = _with_question(live.record, transcript.text)
+    heard = {"text": transcript.text, "language": transcript.language}
+    live.log.emit(EventType.TRANSCRIPT, heard)
+    speech_error: AppError | None = None
+
+    async def speak() -> None:
+        nonlocal speech_error
+        try:
+            live.progress.speech_out_characters = await voice.speak(
+                persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip)
+            )
+        except AppError as error:  # the answer is written to its end all the same
+            speech_error = error
+        finally:
+            receive.close()
+
+    def say(delta: str) -> None:
+        if send.statistics().open_receive_streams:
+            send.send_nowait(delta)
+
+    send, receive = anyio.create_memory_object_stream[str](float("inf"))
+    chat_error: AppError | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(speak)
+        try:
+            await _chat(live, chat_model, say)
+        except AppError as error:
+            chat_error = error
+            group.cancel_scope.cancel()
+        finally:
+            send.close()
+    if chat_error:
+        raise chat_error
+    return live.completed(speech_error)
+
+
+def _with_question(record: TurnRecord, words: str) -> TurnRecord:
+    question = replace(record.history[-1], content=words)
+    return replace(record, history=(*record.history[:-1], question))

@@ -1,0 +1,61 @@
+"""Following a turn's events: live where it runs, from the database otherwise."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+import anyio
+
+from app.core.database import Database
+from app.models import TurnStatus
+from app.services import crud
+from app.services.turns import event_store
+from app.services.turns.engine import TurnEngine
+from app.services.turns.errors import EventsPruned, ServerDraining
+from app.services.turns.events import TurnEvent
+from app.services.turns.live import LiveTurn
+
+_POLL_SECONDS = 0.15
+_HEARTBEAT_SECONDS = 15.0
+_SETTLED = {TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED}
+
+
+async def follow(
+    engine: TurnEngine, database: Database, live: LiveTurn, after: int
+) -> AsyncGenerator[Sequence[TurnEvent]]:
+    """Yield the events above `after` as they come, the terminal one last.
+
+    Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
+    server shuts down first, and `EventsPruned` where a settled turn's events are gone.
+    """
+    quiet_seconds = 0.0
+    while True:
+        changed = live.log.changed
+        events = live.log.after(after)
+        if not events and not engine.runs_here(live):
+            events = await _read(database, live, after)
+        if events:
+            quiet_seconds = 0.0
+            after = events[-1].number
+            yield events
+            if events[-1].is_terminal:
+                return
+            continue
+        if engine.is_draining:
+            raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
+        wait_seconds = _HEARTBEAT_SECONDS if engine.runs_here(live) else _POLL_SECONDS
+        with anyio.move_on_after(wait_seconds):
+            await changed.wait()
+            continue
+        quiet_seconds += wait_seconds
+        if quiet_seconds >= _HEARTBEAT_SECONDS:
+            quiet_seconds = 0.0
+            yield ()
+
+
+async def _read(database: Database, live: LiveTurn, after: int) -> Sequence[TurnEvent]:
+    record = live.record
+    async with database.reading() as db:
+        turn, _ = await crud.get_turn(db, record.workspace_id, record.id)
+        events = await event_store.read(db, record.workspace_id, record.id, after)
+    if not events and turn.status in _SETTLED:
+        raise EventsPruned("The turn is settled: `GET /turns/{id}` has its answer.")
+    return events

@@ -1,0 +1,115 @@
+"""What goes on beside the turns: checkpoints, leases, cancel requests, take-over, pruning."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from uuid import UUID
+
+import anyio
+from anyio.abc import TaskGroup
+
+from app.core.database import Database, StorageUnavailable
+from app.models import TurnStatus
+from app.services.turns import event_store, leases, settlement
+from app.services.turns.errors import TurnLost
+from app.services.turns.live import LiveTurn
+from app.services.turns.records import TurnRecord
+from app.services.turns.statements import LEASE_SECONDS
+
+logger = logging.getLogger(__name__)
+
+Recover = Callable[[TurnRecord, int], Awaitable[None]]
+
+_CHECKPOINT_SECONDS = 0.5
+"""An event waits at most twice this long until it is stored."""
+_CHECKPOINT_BYTES = 2048
+_CANCEL_SECONDS = 0.25
+_LEASES_SECONDS = LEASE_SECONDS / 3
+_PRUNE_SECONDS = 600.0
+
+
+class Upkeep:
+    """Keeps the turns of one engine; a database that is away is tried again, never fatal."""
+
+    def __init__(
+        self,
+        database: Database,
+        owner_id: UUID,
+        turns: Mapping[UUID, LiveTurn],
+        recover: Recover,
+        draining: anyio.Event,
+    ) -> None:
+        self._database = database
+        self._owner_id = owner_id
+        self._turns = turns
+        self._recover = recover
+        self._draining = draining
+        self._has_recovered = False
+
+    def start(self, background: TaskGroup) -> None:
+        """Run every duty in `background` until it is cancelled."""
+        background.start_soon(self._each, _LEASES_SECONDS, self._keep_leases)
+        background.start_soon(self._each, _CHECKPOINT_SECONDS, self._checkpoint)
+        background.start_soon(self._each, _PRUNE_SECONDS, self._prune)
+        if not self._database.is_sqlite:  # which has no other server
+            background.start_soon(self._each, _CANCEL_SECONDS, self._cancel_where_asked)
+
+    async def _each(self, seconds: float, duty: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await duty()
+            except StorageUnavailable:
+                logger.warning("the database is away")
+            except Exception:  # such as tables that are not there yet
+                logger.exception("upkeep failed")
+            await anyio.sleep(seconds)
+
+    async def _keep_leases(self) -> None:
+        """Say that this server lives, and take over the turns of those that do not."""
+        alone = self._database.is_sqlite
+        orphans: list[tuple[TurnRecord, int]] = []
+        async with self._database.connection() as connection:
+            if self._turns and not alone:
+                await leases.renew_leases(connection, self._owner_id)
+            if not (alone and self._has_recovered) and not self._draining.is_set():
+                orphans = await leases.claim_orphans(connection, self._owner_id, every=alone)
+        self._has_recovered = not orphans
+        for record, recoveries in orphans:
+            await self._recover(record, recoveries)
+
+    async def _checkpoint(self) -> None:
+        for live in list(self._turns.values()):
+            if live.record.status is TurnStatus.IN_PROGRESS and not live.settled.is_set():
+                await self._checkpoint_one(live)
+
+    async def _checkpoint_one(self, live: LiveTurn) -> None:
+        """Store the events that have waited for one round, or are large."""
+        unstored = live.log.unstored()
+        is_due = live.seen_unstored or sum(len(e.data) for e in unstored) > _CHECKPOINT_BYTES
+        live.seen_unstored = bool(unstored)
+        if not unstored or not is_due:
+            return
+        async with live.storing:
+            unstored = live.log.unstored()
+            if not unstored or live.settled.is_set():
+                return
+            try:
+                async with self._database.connection() as connection:
+                    await settlement.checkpoint(connection, live.record, unstored)
+            except TurnLost:
+                live.scope.cancel()
+                return
+            live.log.stored(len(unstored))
+            live.seen_unstored = False
+
+    async def _cancel_where_asked(self) -> None:
+        if not self._turns:
+            return
+        async with self._database.connection() as connection:
+            asked = await leases.cancel_requests(connection, self._owner_id)
+        for turn_id in asked:
+            if live := self._turns.get(turn_id):
+                live.scope.cancel()
+
+    async def _prune(self) -> None:
+        async with self._database.connection() as connection:
+            await event_store.prune(connection)
