@@ -1,4 +1,4 @@
-"""Events of turns, idempotency keys, and cancelling from another server.
+"""Events of turns, idempotency keys, cancelling from another server, an agent's context.
 
 Revision ID: 0002
 Revises: 0001
@@ -7,7 +7,6 @@ Revises: 0001
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-
 from alembic import op
 
 revision: str = "0002"
@@ -36,6 +35,8 @@ def upgrade() -> None:
     op.add_column(
         "turns", sa.Column("cancel_requested_at", sa.DateTime(timezone=True)), schema=schema
     )
+    for table in ("agents", "agent_versions"):
+        op.add_column(table, sa.Column("context_tokens", sa.Integer()), schema=schema)
     op.create_table(
         "turn_events",
         sa.Column("workspace_id", sa.Uuid(), nullable=False),
@@ -78,3 +79,5 @@ def downgrade() -> None:
     op.drop_table("idempotency_keys", schema=schema)
     op.drop_table("turn_events", schema=schema)
     op.drop_column("turns", "cancel_requested_at", schema=schema)
+    for table in ("agents", "agent_versions"):
+        op.drop_column(table, "context_tokens", schema=schema)

@@ -69,6 +69,8 @@ class Persona:
     model: Mapped[str | None] = mapped_column(String(200))
     temperature: Mapped[float | None]
     max_output_tokens: Mapped[int | None]
+    context_tokens: Mapped[int | None]
+    """How many tokens prompt and answer may have together."""
     voice: Mapped[str | None] = mapped_column(String(64))
     language: Mapped[str | None] = mapped_column(String(16))
 
@@ -79,6 +81,7 @@ PERSONA_FIELDS = (
     "model",
     "temperature",
     "max_output_tokens",
+    "context_tokens",
     "voice",
     "language",
 )

@@ -15,6 +15,7 @@ ModelName = Annotated[NonBlank, StringConstraints(max_length=200)]
 VoiceName = Annotated[NonBlank, StringConstraints(max_length=64)]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})?$")]
 Temperature = Annotated[float, Field(ge=0, le=2)]
+ContextTokens = Annotated[int, Field(ge=512, le=10_000_000)]
 OutputTokens = Annotated[int, Field(ge=1, le=1_000_000)]
 UserId = Annotated[NonBlank, StringConstraints(max_length=200)]
 Title = Annotated[Text, StringConstraints(max_length=200)]
@@ -30,6 +31,7 @@ class AgentCreate(Request):
     model: ModelName | None = None
     temperature: Temperature | None = None
     max_output_tokens: OutputTokens | None = None
+    context_tokens: ContextTokens | None = None
     voice: VoiceName | None = None
     language: Language | None = Field(default=None, description="ISO 639-1, such as `en`.")
 
@@ -42,6 +44,7 @@ class AgentUpdate(Request):
     model: ModelName | None = None
     temperature: Temperature | None = None
     max_output_tokens: OutputTokens | None = None
+    context_tokens: ContextTokens | None = None
     voice: VoiceName | None = None
     language: Language | None = None
 
@@ -54,6 +57,7 @@ class PersonaRead(Response):
     model: str | None
     temperature: float | None
     max_output_tokens: int | None
+    context_tokens: int | None
     voice: str | None
     language: str | None
     version: int

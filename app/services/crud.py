@@ -81,6 +81,7 @@ class PersonaChanges(TypedDict, total=False):
     model: str | None
     temperature: float | None
     max_output_tokens: int | None
+    context_tokens: int | None
     voice: str | None
     language: str | None
 

@@ -50,7 +50,7 @@ async def _chat(
         messages=build_prompt(
             persona.system_prompt,
             record.history,
-            context_tokens=chat_model.context_tokens,
+            context_tokens=persona.context_tokens or chat_model.context_tokens,
             max_output_tokens=persona.max_output_tokens,
         ),
         model=persona.model,

@@ -19,6 +19,7 @@ class Persona:
     model: str | None
     temperature: float | None
     max_output_tokens: int | None
+    context_tokens: int | None
     voice: str | None
     language: str | None
 

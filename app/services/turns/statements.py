@@ -37,6 +37,7 @@ PERSONA_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AgentVersion.__table__.c.model,
     AgentVersion.__table__.c.temperature,
     AgentVersion.__table__.c.max_output_tokens,
+    AgentVersion.__table__.c.context_tokens,
     AgentVersion.__table__.c.voice,
     AgentVersion.__table__.c.language,
 )
