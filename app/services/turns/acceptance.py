@@ -4,48 +4,27 @@ Every function that changes a session's turns first locks the session's row, so 
 queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, func, insert, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.models import (
-    LIVE,
-    UNSETTLED,
-    Agent,
-    AgentVersion,
-    MessageStatus,
-    Modality,
-    Role,
-    TurnStatus,
-    new_id,
-    utc_now,
-)
+from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, new_id, utc_now
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
-from app.services.turns import event_store, keys, leases
+from app.services.turns import event_store, hot, keys, leases
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
-from app.services.turns.records import (
-    OnBusy,
-    Persona,
-    TurnOptions,
-    TurnRecord,
-)
+from app.services.turns.loading import load_record, lock_session, with_history
+from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import (
-    PERSONA_COLUMNS,
+    LEASE,
     in_session,
     is_message,
     is_turn,
     lease_end,
-    load_record,
-    lock_session,
     messages,
-    sessions,
+    on_postgres,
     turns,
-    with_history,
 )
 
 QUEUE_LIMIT = 8
@@ -96,17 +75,20 @@ async def _accept_new(
 ) -> Accepted:
     now = utc_now()
     workspace_id, session_id, modality = message.workspace_id, message.session_id, message.modality
-    last_seq, agent_id = await _take_places(connection, workspace_id, session_id, now)
-    persona = await _current_persona(connection, workspace_id, agent_id)
-    unsettled = (
-        await connection.execute(
-            select(turns.c.id, turns.c.status)
-            .where(in_session(workspace_id, session_id), text(UNSETTLED))
-            .order_by(turns.c.user_seq)
-        )
-    ).all()
-    _require_room(unsettled, options.on_busy)
-    live = not unsettled
+    key = {"workspace_id_": workspace_id, "session_id_": session_id}
+    places = (await connection.execute(hot.take_places(), key | {"now": now})).one_or_none()
+    if places is None:
+        raise SessionNotFound(f"There is no session {session_id}.")
+    last_seq, agent_id = places
+    archived_at, waiting, *persona = (
+        await connection.execute(hot.persona_and_waiting(), key | {"agent_id_": agent_id})
+    ).one()
+    if archived_at:
+        raise AgentArchived("The session's agent is archived: it takes no new messages.")
+    interrupt_id = None
+    if waiting:
+        interrupt_id = await _make_room(connection, message, options.on_busy)
+    live = not waiting
     record = TurnRecord(
         workspace_id=workspace_id,
         id=new_id(),
@@ -118,64 +100,71 @@ async def _accept_new(
         message_id=new_id(),
         user_seq=last_seq - 1,
         created_at=now,
-        persona=persona,
+        persona=Persona(*persona),
         history=(),
         was_queued=not live,
     )
-    await connection.execute(
-        insert(turns).values(
-            workspace_id=workspace_id,
-            id=record.id,
-            session_id=session_id,
-            agent_version=persona.version,
-            modality=modality,
-            status=record.status,
-            user_message_id=record.user_message_id,
-            message_id=record.message_id,
-            user_seq=record.user_seq,
-            created_at=now,
-            owner_id=owner_id if live else None,
-            lease_expires_at=lease_end(connection, now) if live else None,
-            started_at=now if live else None,
-        )
-    )
-    heard = MessageStatus.COMPLETED if modality is Modality.TEXT else MessageStatus.IN_PROGRESS
-    common = {
+    on_database = live and on_postgres(connection)
+    stored = {
+        "workspace_id": workspace_id,
+        "id": record.id,
+        "session_id": session_id,
+        "agent_version": record.persona.version,
+        "modality": modality,
+        "status": record.status,
+        "user_message_id": record.user_message_id,
+        "message_id": record.message_id,
+        "user_seq": record.user_seq,
+        "created_at": now,
+        "owner_id": owner_id if live else None,
+        "started_at": now if live else None,
+    }
+    if not on_database:
+        stored["lease_expires_at"] = now + LEASE if live else None
+    await connection.execute(hot.insert_turn(leased_by_database=on_database), stored)
+    is_text = modality is Modality.TEXT
+    said = {
         "workspace_id": workspace_id,
         "session_id": session_id,
         "turn_id": record.id,
         "modality": modality,
         "created_at": now,
+        "user_message_id": record.user_message_id,
+        "user_seq": record.user_seq,
+        "user_status": MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS,
+        "content": message.content,
+        "message_id": record.message_id,
+        "seq": last_seq,
     }
-    await connection.execute(
-        insert(messages),
-        [
-            common
-            | {"id": record.user_message_id, "seq": last_seq - 1, "role": Role.USER}
-            | {"status": heard, "content": message.content},
-            common
-            | {"id": record.message_id, "seq": last_seq, "role": Role.ASSISTANT}
-            | {"status": MessageStatus.IN_PROGRESS, "content": ""},
-        ],
-    )
-    interrupt_id = None
-    if unsettled and options.on_busy is OnBusy.INTERRUPT:
-        interrupt_id = unsettled[0].id
-        await request_cancel(connection, workspace_id, interrupt_id)
+    await connection.execute(hot.insert_messages(), said)
     if live:
         record = await with_history(connection, record)
     return Accepted(record, interrupt_id=interrupt_id)
 
 
-def _require_room(unsettled: Sequence[Row[Any, Any]], on_busy: OnBusy) -> None:
-    if unsettled and on_busy is OnBusy.REJECT:
+async def _make_room(
+    connection: AsyncConnection, message: NewMessage, on_busy: OnBusy
+) -> UUID | None:
+    """Decide what becomes of a message to a busy session; return the turn to be cut short."""
+    unsettled = (
+        await connection.scalars(
+            select(turns.c.id)
+            .where(in_session(message.workspace_id, message.session_id), text(UNSETTLED))
+            .order_by(turns.c.user_seq)
+        )
+    ).all()
+    if on_busy is OnBusy.REJECT:
         busy = SessionBusy("A turn of this session is not finished.")
-        busy.facts["active_turn_id"] = str(unsettled[0].id)
+        busy.facts["active_turn_id"] = str(unsettled[0])
         raise busy
     if len(unsettled) > QUEUE_LIMIT:
         raise SessionQueueFull(
             f"{QUEUE_LIMIT} turns wait in this session already.", retry_after_seconds=2
         )
+    if on_busy is not OnBusy.INTERRUPT:
+        return None
+    await request_cancel(connection, message.workspace_id, unsettled[0])
+    return unsettled[0]
 
 
 async def _replay(
@@ -234,43 +223,3 @@ async def request_cancel(connection: AsyncConnection, workspace_id: UUID, turn_i
         .where(turns.c.workspace_id == workspace_id, turns.c.id == turn_id, text(LIVE))
         .values(cancel_requested_at=utc_now())
     )
-
-
-async def _take_places(
-    connection: AsyncConnection, workspace_id: UUID, session_id: UUID, now: datetime
-) -> tuple[int, UUID]:
-    """Lock the session and take two numbers; return the second and the agent's id."""
-    row = (
-        await connection.execute(
-            update(sessions)
-            .where(sessions.c.workspace_id == workspace_id, sessions.c.id == session_id)
-            .values(last_seq=sessions.c.last_seq + 2, updated_at=now)
-            .returning(sessions.c.last_seq, sessions.c.agent_id)
-        )
-    ).one_or_none()
-    if row is None:
-        raise SessionNotFound(f"There is no session {session_id}.")
-    return row.last_seq, row.agent_id
-
-
-async def _current_persona(
-    connection: AsyncConnection, workspace_id: UUID, agent_id: UUID
-) -> Persona:
-    row = (
-        await connection.execute(
-            select(Agent.archived_at, *PERSONA_COLUMNS)
-            .join(
-                AgentVersion,
-                and_(
-                    AgentVersion.workspace_id == Agent.workspace_id,
-                    AgentVersion.agent_id == Agent.id,
-                    AgentVersion.version == Agent.version,
-                ),
-            )
-            .where(Agent.workspace_id == workspace_id, Agent.id == agent_id)
-        )
-    ).one()
-    archived_at, *persona = row
-    if archived_at:
-        raise AgentArchived("The session's agent is archived: it takes no new messages.")
-    return Persona(*persona)

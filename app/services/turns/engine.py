@@ -123,7 +123,7 @@ class TurnEngine:
         while not live.settled.is_set():
             with anyio.move_on_after(_FOLLOW_SECONDS):
                 await live.settled.wait()
-            if not self.runs_here(live):
+            if not live.settled.is_set() and not self.runs_here(live):
                 await self._look_up(live)
         return live.reply()
 

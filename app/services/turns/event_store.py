@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.models import IdempotencyKey, TurnEventBatch, utc_now
+from app.services.turns import hot
 from app.services.turns.events import TurnEvent, pack, unpack
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import turn_events
@@ -23,13 +24,14 @@ async def append(
     if not events:
         return
     await connection.execute(
-        insert(turn_events).values(
-            workspace_id=record.workspace_id,
-            turn_id=record.id,
-            last_number=events[-1].number,
-            events=pack(events),
-            created_at=now,
-        )
+        hot.insert_events(),
+        {
+            "workspace_id": record.workspace_id,
+            "turn_id": record.id,
+            "last_number": events[-1].number,
+            "events": pack(events),
+            "created_at": now,
+        },
     )
 
 

@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models import LIVE, utc_now
 from app.services.crud import TurnNotFound
+from app.services.turns.loading import load_record
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import (
     is_turn,
     lease_end,
-    load_record,
     on_postgres,
     own,
     turns,

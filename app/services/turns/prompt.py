@@ -64,7 +64,7 @@ def _is_shown(message: HistoryMessage) -> bool:
 def _window_start(history: Sequence[HistoryMessage], budget: int) -> int:
     """Return the lowest `seq` that is shown."""
     first_seq = history[0].seq
-    for message in reversed(history):
+    for message in filter(_is_shown, reversed(history)):
         budget -= estimate_tokens(message.content)
         if budget < 0:
             first_seq = message.seq + 1

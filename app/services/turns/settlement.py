@@ -9,19 +9,17 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, utc_now
-from app.services.turns import event_store
+from app.services.turns import event_store, hot
 from app.services.turns.events import TurnEvent
+from app.services.turns.loading import load_record, lock_session
 from app.services.turns.records import Outcome, Progress, TurnRecord
 from app.services.turns.statements import (
     hold,
     in_session,
     is_message,
-    is_turn,
-    load_record,
-    lock_session,
+    lost,
     messages,
     own,
-    require_one,
     turns,
 )
 
@@ -59,31 +57,39 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
     """
     now = utc_now()
     await lock_session(connection, record, now)
-    settled = await connection.execute(
-        update(turns)
-        .where(is_turn(record), turns.c.attempt == record.attempt, text(UNSETTLED))
-        .values(
-            status=outcome.status,
-            ended_at=now,
-            owner_id=None,
-            lease_expires_at=None,
-            error_code=outcome.error.code if outcome.error else None,
-            error_detail=outcome.error.detail if outcome.error else None,
-            finish_reason=progress.finish_reason,
-            model=progress.model,
-            prompt_tokens=progress.usage.prompt_tokens,
-            cached_tokens=progress.usage.cached_tokens,
-            completion_tokens=progress.usage.completion_tokens,
-            speech_in_seconds=progress.speech_in_seconds,
-            speech_out_characters=progress.speech_out_characters,
-            timings=progress.timings,
-        )
+    usage, error = progress.usage, outcome.error
+    ended = await connection.execute(
+        hot.settle_turn(),
+        {
+            "workspace_id_": record.workspace_id,
+            "session_id_": record.session_id,
+            "turn_id_": record.id,
+            "attempt_": record.attempt,
+            "status": outcome.status,
+            "ended_at": now,
+            "error_code": error.code if error else None,
+            "error_detail": error.detail if error else None,
+            "finish_reason": progress.finish_reason,
+            "model": progress.model,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "speech_in_seconds": progress.speech_in_seconds,
+            "speech_out_characters": progress.speech_out_characters,
+            "timings": progress.timings,
+        },
     )
-    require_one(settled)
+    waiting = ended.scalar_one_or_none()
+    if waiting is None:
+        raise lost()
     await connection.execute(
-        update(messages)
-        .where(is_message(record, record.message_id))
-        .values(content=outcome.content, status=outcome.message_status)
+        hot.settle_message(),
+        {
+            "workspace_id_": record.workspace_id,
+            "message_id_": record.message_id,
+            "content": outcome.content,
+            "status": outcome.message_status,
+        },
     )
     if record.modality is Modality.VOICE:
         await connection.execute(
@@ -95,7 +101,7 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
             .values(status=MessageStatus.FAILED)
         )
     await event_store.append(connection, record, events, now)
-    return await _promote_next(connection, record, owner_id, now)
+    return await _promote_next(connection, record, owner_id, now) if waiting else None
 
 
 async def _promote_next(

@@ -1,6 +1,5 @@
 """What the turn's statements are made of: tables, conditions, leases, and rows as records."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -8,13 +7,11 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     CursorResult,
-    Row,
     Table,
     Update,
     and_,
     func,
     literal,
-    select,
     text,
     update,
 )
@@ -22,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models import LIVE, AgentVersion, Message, Session, Turn, TurnEventBatch
 from app.services.turns.errors import TurnLost
-from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
-from app.services.turns.records import Persona, TurnRecord
+from app.services.turns.records import TurnRecord
 
 LEASE_SECONDS = 15
+LEASE = timedelta(seconds=LEASE_SECONDS)
 
 turns = cast("Table", Turn.__table__)
 messages = cast("Table", Message.__table__)
@@ -66,8 +63,7 @@ def on_postgres(connection: AsyncConnection) -> bool:
 def lease_end(connection: AsyncConnection, now: datetime) -> ColumnElement[Any]:
     """Return when a lease that begins now ends."""
     # The database's clock where several servers compare it; theirs may differ.
-    duration = timedelta(seconds=LEASE_SECONDS)
-    return func.now() + duration if on_postgres(connection) else literal(now + duration)
+    return func.now() + LEASE if on_postgres(connection) else literal(now + LEASE)
 
 
 def own(connection: AsyncConnection, owner_id: UUID, now: datetime) -> Update:
@@ -80,18 +76,12 @@ def own(connection: AsyncConnection, owner_id: UUID, now: datetime) -> Update:
 def require_one(result: CursorResult[Any]) -> None:
     """Raise `TurnLost` unless exactly one row was changed."""
     if result.rowcount != 1:
-        raise TurnLost("The session was deleted, or another server took the turn over.")
+        raise lost()
 
 
-async def lock_session(connection: AsyncConnection, record: TurnRecord, now: datetime) -> None:
-    """Wait for the session's turn to be changed. Raises `TurnLost` where it is deleted."""
-    locked = await connection.execute(
-        update(sessions)
-        .where(sessions.c.workspace_id == record.workspace_id)
-        .where(sessions.c.id == record.session_id)
-        .values(updated_at=now)
-    )
-    require_one(locked)
+def lost() -> TurnLost:
+    """Return the error of an attempt that is not the turn's any more."""
+    return TurnLost("The session was deleted, or another server took the turn over.")
 
 
 async def hold(connection: AsyncConnection, record: TurnRecord) -> None:
@@ -102,67 +92,3 @@ async def hold(connection: AsyncConnection, record: TurnRecord) -> None:
         .values(attempt=record.attempt)
     )
     require_one(held)
-
-
-async def load_record(
-    connection: AsyncConnection, row: Row[Any], *, history: bool = True
-) -> TurnRecord:
-    """Return the record of a row of `turns`, with the persona that it was accepted with."""
-    persona = (
-        await connection.execute(
-            select(*PERSONA_COLUMNS)
-            .join(
-                Session,
-                and_(
-                    Session.workspace_id == AgentVersion.workspace_id,
-                    Session.agent_id == AgentVersion.agent_id,
-                ),
-            )
-            .where(
-                Session.workspace_id == row.workspace_id,
-                Session.id == row.session_id,
-                AgentVersion.version == row.agent_version,
-            )
-        )
-    ).one()
-    record = TurnRecord(
-        workspace_id=row.workspace_id,
-        id=row.id,
-        session_id=row.session_id,
-        modality=row.modality,
-        status=row.status,
-        attempt=row.attempt,
-        user_message_id=row.user_message_id,
-        message_id=row.message_id,
-        user_seq=row.user_seq,
-        created_at=row.created_at,
-        persona=Persona(*persona),
-        history=(),
-        events_after=await _last_event_number(connection, row),
-    )
-    return await with_history(connection, record) if history else record
-
-
-async def _last_event_number(connection: AsyncConnection, row: Row[Any]) -> int:
-    last = await connection.scalar(
-        select(func.max(turn_events.c.last_number)).where(
-            turn_events.c.workspace_id == row.workspace_id, turn_events.c.turn_id == row.id
-        )
-    )
-    return last or 0
-
-
-async def with_history(connection: AsyncConnection, record: TurnRecord) -> TurnRecord:
-    """Load the settled messages before the turn, and its question."""
-    rows = await connection.execute(
-        select(messages.c.seq, messages.c.role, messages.c.status, messages.c.content)
-        .where(
-            messages.c.workspace_id == record.workspace_id,
-            messages.c.session_id == record.session_id,
-            messages.c.seq <= record.user_seq,
-        )
-        .order_by(messages.c.seq.desc())
-        .limit(LOADED_MESSAGES)
-    )
-    history = tuple(HistoryMessage(*row) for row in reversed(rows.all()))
-    return replace(record, history=history)
