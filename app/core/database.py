@@ -195,17 +195,26 @@ class _storage_errors:  # noqa: N801  # reads as the context it is
 def _is_unavailable(error: BaseException) -> bool:
     if isinstance(error, exc.DBAPIError):
         driver_error: Any = error.orig
-        state = getattr(driver_error, "sqlstate", None)
-        sqlite_code = getattr(driver_error, "sqlite_errorcode", None)
         return (
             error.connection_invalidated
             or isinstance(error, exc.InterfaceError)
-            or (isinstance(state, str) and state.startswith(_UNAVAILABLE_SQLSTATES))
-            or (isinstance(sqlite_code, int) and sqlite_code & 0xFF in _UNAVAILABLE_SQLITE)
             or isinstance(driver_error, (OSError, TimeoutError))
+            or _is_unavailable_driver(driver_error)
         )
-    # The drivers raise these bare when the server is down.
-    return isinstance(error, (OSError, TimeoutError, exc.TimeoutError))
+    # The drivers raise these bare when the server is down; theirs come from `direct`.
+    return isinstance(error, (OSError, TimeoutError, exc.TimeoutError)) or _is_unavailable_driver(
+        error
+    )
+
+
+def _is_unavailable_driver(error: BaseException) -> bool:
+    state = getattr(error, "sqlstate", None)
+    sqlite_code = getattr(error, "sqlite_errorcode", None)
+    return (
+        (isinstance(state, str) and state.startswith(_UNAVAILABLE_SQLSTATES))
+        or (isinstance(sqlite_code, int) and sqlite_code & 0xFF in _UNAVAILABLE_SQLITE)
+        or (type(error).__module__.startswith("asyncpg") and state is None)
+    )
 
 
 def get_database(connection: HTTPConnection) -> Database:

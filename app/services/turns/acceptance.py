@@ -23,7 +23,6 @@ from app.services.turns.statements import (
     is_turn,
     lease_end,
     messages,
-    on_postgres,
     turns,
 )
 
@@ -76,13 +75,12 @@ async def _accept_new(
     now = utc_now()
     workspace_id, session_id, modality = message.workspace_id, message.session_id, message.modality
     key = {"workspace_id_": workspace_id, "session_id_": session_id}
-    places = (await connection.execute(hot.take_places(), key | {"now": now})).one_or_none()
+    places = (await connection.execute(hot.TAKE_PLACES, key | {"now": now})).one_or_none()
     if places is None:
         raise SessionNotFound(f"There is no session {session_id}.")
     last_seq, agent_id = places
-    archived_at, waiting, *persona = (
-        await connection.execute(hot.persona_and_waiting(), key | {"agent_id_": agent_id})
-    ).one()
+    found = await hot.PERSONA_AND_WAITING.run(connection, key | {"agent_id_": agent_id})
+    archived_at, waiting, *persona = found[0]
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
     interrupt_id = None
@@ -104,7 +102,6 @@ async def _accept_new(
         history=(),
         was_queued=not live,
     )
-    on_database = live and on_postgres(connection)
     stored = {
         "workspace_id": workspace_id,
         "id": record.id,
@@ -118,10 +115,10 @@ async def _accept_new(
         "created_at": now,
         "owner_id": owner_id if live else None,
         "started_at": now if live else None,
+        "lease_expires_at": now + LEASE,
     }
-    if not on_database:
-        stored["lease_expires_at"] = now + LEASE if live else None
-    await connection.execute(hot.insert_turn(leased_by_database=on_database), stored)
+    insert_turn = hot.INSERT_LIVE_TURN if live else hot.INSERT_QUEUED_TURN
+    await insert_turn.run(connection, stored)
     is_text = modality is Modality.TEXT
     said = {
         "workspace_id": workspace_id,
@@ -136,7 +133,7 @@ async def _accept_new(
         "message_id": record.message_id,
         "seq": last_seq,
     }
-    await connection.execute(hot.insert_messages(), said)
+    await hot.INSERT_MESSAGES.run(connection, said)
     if live:
         record = await with_history(connection, record)
     return Accepted(record, interrupt_id=interrupt_id)

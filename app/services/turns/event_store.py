@@ -23,8 +23,8 @@ async def append(
     """Store the turn's next events; the caller holds the turn."""
     if not events:
         return
-    await connection.execute(
-        hot.insert_events(),
+    await hot.INSERT_EVENTS.run(
+        connection,
         {
             "workspace_id": record.workspace_id,
             "turn_id": record.id,

@@ -1,25 +1,27 @@
-"""The statements that every turn runs, built once: SQLAlchemy's building costs more than running.
+"""The statements that every turn runs: built and compiled once, then run by the driver.
 
-Each function returns one statement with named parameters, the same object each time.
+Each has named parameters; those of conditions end in `_`.
 """
 
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Executable,
+    Dialect,
     Insert,
     Update,
     and_,
     bindparam,
     func,
     insert,
+    null,
     select,
     text,
     update,
 )
+from sqlalchemy.sql import ClauseElement
 
+from app.core.direct import Direct
 from app.models import UNSETTLED, Agent, AgentVersion, MessageStatus, Role
 from app.services.turns.prompt import LOADED_MESSAGES
 from app.services.turns.statements import (
@@ -59,8 +61,7 @@ def _waiting() -> ColumnElement[int]:
     )
 
 
-@cache
-def take_places() -> Update:
+def _take_places() -> Update:
     """Lock the session and take two numbers."""
     return (
         update(sessions)
@@ -71,8 +72,7 @@ def take_places() -> Update:
     )
 
 
-@cache
-def persona_and_waiting() -> Executable:
+def _persona_and_waiting(_dialect: Dialect) -> ClauseElement:
     """Load the agent at its newest version, and how many turns of the session are unsettled."""
     newest = and_(
         AgentVersion.workspace_id == Agent.workspace_id,
@@ -87,12 +87,21 @@ def persona_and_waiting() -> Executable:
     )
 
 
-@cache
-def insert_turn(*, leased_by_database: bool) -> Insert:
-    """Store a turn that is live at once; the lease ends by the database's clock or by ours."""
+def _insert_live_turn(dialect: Dialect) -> Insert:
+    """Store a turn that runs; on Postgres its lease ends by the database's clock."""
+    leased_by_database = dialect.name == "postgresql"
     lease: ColumnElement[Any] = (
         func.now() + LEASE if leased_by_database else bindparam("lease_expires_at", type_=_TIME)
     )
+    return _insert_turn(lease)
+
+
+def _insert_queued_turn(_dialect: Dialect) -> Insert:
+    """Store a turn that waits."""
+    return _insert_turn(null())
+
+
+def _insert_turn(lease: ColumnElement[Any]) -> Insert:
     names = (
         "workspace_id", "id", "session_id", "agent_version", "modality", "status",
         "user_message_id", "message_id", "user_seq", "created_at", "owner_id", "started_at",
@@ -100,8 +109,7 @@ def insert_turn(*, leased_by_database: bool) -> Insert:
     return insert(turns).values(**_set(*names), attempt=1, recoveries=0, lease_expires_at=lease)
 
 
-@cache
-def insert_messages() -> Insert:
+def _insert_messages(_dialect: Dialect) -> Insert:
     """Store the user's message, and the place of the assistant's."""
 
     def row(**parameters: str) -> dict[str, Any]:
@@ -119,8 +127,7 @@ def insert_messages() -> Insert:
     return insert(messages).values([user, assistant])
 
 
-@cache
-def history() -> Executable:
+def _history(_dialect: Dialect) -> ClauseElement:
     """Load the newest messages up to the question, newest first."""
     return (
         select(messages.c.seq, messages.c.role, messages.c.status, messages.c.content)
@@ -134,8 +141,7 @@ def history() -> Executable:
     )
 
 
-@cache
-def lock_session() -> Update:
+def _lock_session() -> Update:
     """Wait until nobody else changes the session's turns."""
     return (
         update(sessions)
@@ -145,8 +151,7 @@ def lock_session() -> Update:
     )
 
 
-@cache
-def settle_turn() -> Update:
+def _settle_turn(_dialect: Dialect) -> Update:
     """Store the turn's end, if it is still this attempt's; return how many turns now wait."""
     return (
         update(turns)
@@ -161,8 +166,7 @@ def settle_turn() -> Update:
     )
 
 
-@cache
-def settle_message() -> Update:
+def _settle_message(_dialect: Dialect) -> Update:
     """Store the answer."""
     return (
         update(messages)
@@ -172,8 +176,21 @@ def settle_message() -> Update:
     )
 
 
-@cache
-def insert_events() -> Insert:
+def _insert_events(_dialect: Dialect) -> Insert:
     """Store a batch of events."""
     names = ("workspace_id", "turn_id", "last_number", "events", "created_at")
     return insert(turn_events).values(**_set(*names))
+
+
+PERSONA_AND_WAITING = Direct(_persona_and_waiting)
+INSERT_LIVE_TURN = Direct(_insert_live_turn)
+INSERT_QUEUED_TURN = Direct(_insert_queued_turn)
+INSERT_MESSAGES = Direct(_insert_messages)
+HISTORY = Direct(_history)
+SETTLE_TURN = Direct(_settle_turn)
+SETTLE_MESSAGE = Direct(_settle_message)
+INSERT_EVENTS = Direct(_insert_events)
+
+# The first of a transaction, by SQLAlchemy, which begins it.
+TAKE_PLACES = _take_places()
+LOCK_SESSION = _lock_session()

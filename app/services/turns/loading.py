@@ -17,7 +17,7 @@ from app.services.turns.statements import PERSONA_COLUMNS, require_one, turn_eve
 async def lock_session(connection: AsyncConnection, record: TurnRecord, now: datetime) -> None:
     """Wait for the session's turn to be changed. Raises `TurnLost` where it is deleted."""
     key = {"workspace_id_": record.workspace_id, "session_id_": record.session_id}
-    require_one(await connection.execute(hot.lock_session(), key | {"now": now}))
+    require_one(await connection.execute(hot.LOCK_SESSION, key | {"now": now}))
 
 
 async def load_record(
@@ -70,13 +70,13 @@ async def _last_event_number(connection: AsyncConnection, row: Row[Any]) -> int:
 
 async def with_history(connection: AsyncConnection, record: TurnRecord) -> TurnRecord:
     """Load the settled messages before the turn, and its question."""
-    rows = await connection.execute(
-        hot.history(),
+    rows = await hot.HISTORY.run(
+        connection,
         {
             "workspace_id_": record.workspace_id,
             "session_id_": record.session_id,
             "user_seq_": record.user_seq,
         },
     )
-    history = tuple(HistoryMessage(*row) for row in reversed(rows.all()))
+    history = tuple(HistoryMessage(*row) for row in reversed(rows))
     return replace(record, history=history)

@@ -58,8 +58,8 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
     now = utc_now()
     await lock_session(connection, record, now)
     usage, error = progress.usage, outcome.error
-    ended = await connection.execute(
-        hot.settle_turn(),
+    ended = await hot.SETTLE_TURN.run(
+        connection,
         {
             "workspace_id_": record.workspace_id,
             "session_id_": record.session_id,
@@ -79,11 +79,11 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
             "timings": progress.timings,
         },
     )
-    waiting = ended.scalar_one_or_none()
-    if waiting is None:
+    if not ended:
         raise lost()
-    await connection.execute(
-        hot.settle_message(),
+    ((waiting,),) = ended
+    await hot.SETTLE_MESSAGE.run(
+        connection,
         {
             "workspace_id_": record.workspace_id,
             "message_id_": record.message_id,
