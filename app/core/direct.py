@@ -39,19 +39,18 @@ class Direct:
 
         Raises the driver's own errors, which `Database.connection()` understands.
         """
-        dialect = connection.dialect
+        return (await run_all(connection, [(self, parameters)]))[0]
+
+    def prepare(
+        self, dialect: Dialect, parameters: Mapping[str, Any]
+    ) -> tuple[_Compiled, list[Any]]:
+        """Return the compiled statement and its values, as the driver takes them."""
         compiled = self._compiled.get(dialect.name) or self._compile(dialect)
         values: list[Any] = []
         for name, fixed, convert in compiled.parameters:
             value = parameters.get(name, fixed)
             values.append(convert(value) if convert else value)
-        sync_connection: Any = connection.sync_connection
-        driver: Any = sync_connection.connection.driver_connection
-        if dialect.name == "postgresql":
-            rows: Sequence[Any] = await driver.fetch(compiled.sql, *values)
-        else:
-            rows = await driver.execute_fetchall(compiled.sql, values)
-        return [_read(row, compiled.columns) for row in rows]
+        return compiled, values
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         schemas = None if dialect.name == "postgresql" else {SCHEMA: None}
@@ -72,6 +71,35 @@ class Direct:
         )
         self._compiled[dialect.name] = compiled
         return compiled
+
+
+async def run_all(
+    connection: AsyncConnection, work: Sequence[tuple[Direct, Mapping[str, Any]]]
+) -> list[list[tuple[Any, ...]]]:
+    """Run statements in their order and return the rows of each; on SQLite in one visit.
+
+    A visit to SQLite's thread costs more than a statement. Raises as `Direct.run`.
+    """
+    dialect = connection.dialect
+    prepared = [statement.prepare(dialect, parameters) for statement, parameters in work]
+    sync_connection: Any = connection.sync_connection
+    driver: Any = sync_connection.connection.driver_connection
+    found: list[Sequence[Any]]
+    if dialect.name == "postgresql":
+        found = [await driver.fetch(compiled.sql, *values) for compiled, values in prepared]
+    else:
+
+        def visit() -> list[Sequence[Any]]:
+            database: Any = driver._conn  # noqa: SLF001  # the sqlite3 connection of this thread
+            return [
+                database.execute(compiled.sql, values).fetchall() for compiled, values in prepared
+            ]
+
+        found = await driver._execute(visit)  # noqa: SLF001  # how aiosqlite runs all of its own
+    return [
+        [_read(row, compiled.columns) for row in rows]
+        for (compiled, _), rows in zip(prepared, found, strict=True)
+    ]
 
 
 def _result_columns(sql: Any) -> Sequence[Any]:  # noqa: ANN401  # SQLAlchemy types it loosely

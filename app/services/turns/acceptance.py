@@ -4,17 +4,20 @@ Every function that changes a session's turns first locks the session's row, so 
 queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.direct import Direct, run_all
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, new_id, utc_now
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
 from app.services.turns import event_store, hot, keys, leases
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
-from app.services.turns.loading import load_record, lock_session, with_history
+from app.services.turns.loading import history_of, load_record, lock_session, read_history
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import (
     LEASE,
@@ -118,7 +121,6 @@ async def _accept_new(
         "lease_expires_at": now + LEASE,
     }
     insert_turn = hot.INSERT_LIVE_TURN if live else hot.INSERT_QUEUED_TURN
-    await insert_turn.run(connection, stored)
     is_text = modality is Modality.TEXT
     said = {
         "workspace_id": workspace_id,
@@ -133,9 +135,15 @@ async def _accept_new(
         "message_id": record.message_id,
         "seq": last_seq,
     }
-    await hot.INSERT_MESSAGES.run(connection, said)
+    work: list[tuple[Direct, Mapping[str, Any]]] = [
+        (insert_turn, stored),
+        (hot.INSERT_MESSAGES, said),
+    ]
     if live:
-        record = await with_history(connection, record)
+        work.append((hot.HISTORY, history_of(record)))
+    _, _, *loaded = await run_all(connection, work)
+    if live:
+        record = replace(record, history=read_history(loaded[0]))
     return Accepted(record, interrupt_id=interrupt_id)
 
 

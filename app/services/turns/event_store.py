@@ -1,12 +1,14 @@
 """A turn's events in the database: stored in batches, read by whoever comes back, pruned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from app.core.direct import Direct, run_all
 from app.models import IdempotencyKey, TurnEventBatch, utc_now
 from app.services.turns import hot
 from app.services.turns.events import TurnEvent, pack, unpack
@@ -21,18 +23,23 @@ async def append(
     connection: AsyncConnection, record: TurnRecord, events: Sequence[TurnEvent], now: datetime
 ) -> None:
     """Store the turn's next events; the caller holds the turn."""
+    await run_all(connection, appending(record, events, now))
+
+
+def appending(
+    record: TurnRecord, events: Sequence[TurnEvent], now: datetime
+) -> list[tuple[Direct, Mapping[str, Any]]]:
+    """Return what stores the turn's next events, if there are any."""
     if not events:
-        return
-    await hot.INSERT_EVENTS.run(
-        connection,
-        {
-            "workspace_id": record.workspace_id,
-            "turn_id": record.id,
-            "last_number": events[-1].number,
-            "events": pack(events),
-            "created_at": now,
-        },
-    )
+        return []
+    batch = {
+        "workspace_id": record.workspace_id,
+        "turn_id": record.id,
+        "last_number": events[-1].number,
+        "events": pack(events),
+        "created_at": now,
+    }
+    return [(hot.INSERT_EVENTS, batch)]
 
 
 async def read(

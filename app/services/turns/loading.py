@@ -1,5 +1,6 @@
 """Turns as they are loaded: a row, the persona that it was accepted with, and its history."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -70,13 +71,19 @@ async def _last_event_number(connection: AsyncConnection, row: Row[Any]) -> int:
 
 async def with_history(connection: AsyncConnection, record: TurnRecord) -> TurnRecord:
     """Load the settled messages before the turn, and its question."""
-    rows = await hot.HISTORY.run(
-        connection,
-        {
-            "workspace_id_": record.workspace_id,
-            "session_id_": record.session_id,
-            "user_seq_": record.user_seq,
-        },
-    )
-    history = tuple(HistoryMessage(*row) for row in reversed(rows))
-    return replace(record, history=history)
+    rows = await hot.HISTORY.run(connection, history_of(record))
+    return replace(record, history=read_history(rows))
+
+
+def history_of(record: TurnRecord) -> dict[str, Any]:
+    """Return the parameters of `hot.HISTORY`."""
+    return {
+        "workspace_id_": record.workspace_id,
+        "session_id_": record.session_id,
+        "user_seq_": record.user_seq,
+    }
+
+
+def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:
+    """Return the rows of `hot.HISTORY`, oldest first."""
+    return tuple(HistoryMessage(*row) for row in reversed(rows))

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.direct import run_all
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, utc_now
 from app.services.turns import event_store, hot
 from app.services.turns.events import TurnEvent
@@ -58,39 +59,41 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
     now = utc_now()
     await lock_session(connection, record, now)
     usage, error = progress.usage, outcome.error
-    ended = await hot.SETTLE_TURN.run(
+    end = {
+        "workspace_id_": record.workspace_id,
+        "session_id_": record.session_id,
+        "turn_id_": record.id,
+        "attempt_": record.attempt,
+        "status": outcome.status,
+        "ended_at": now,
+        "error_code": error.code if error else None,
+        "error_detail": error.detail if error else None,
+        "finish_reason": progress.finish_reason,
+        "model": progress.model,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "speech_in_seconds": progress.speech_in_seconds,
+        "speech_out_characters": progress.speech_out_characters,
+        "timings": progress.timings,
+    }
+    answer = {
+        "workspace_id_": record.workspace_id,
+        "message_id_": record.message_id,
+        "content": outcome.content,
+        "status": outcome.message_status,
+    }
+    ended, *_ = await run_all(
         connection,
-        {
-            "workspace_id_": record.workspace_id,
-            "session_id_": record.session_id,
-            "turn_id_": record.id,
-            "attempt_": record.attempt,
-            "status": outcome.status,
-            "ended_at": now,
-            "error_code": error.code if error else None,
-            "error_detail": error.detail if error else None,
-            "finish_reason": progress.finish_reason,
-            "model": progress.model,
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "speech_in_seconds": progress.speech_in_seconds,
-            "speech_out_characters": progress.speech_out_characters,
-            "timings": progress.timings,
-        },
+        [
+            (hot.SETTLE_TURN, end),
+            (hot.SETTLE_MESSAGE, answer),
+            *event_store.appending(record, events, now),
+        ],
     )
     if not ended:
-        raise lost()
+        raise lost()  # and all of it is rolled back
     ((waiting,),) = ended
-    await hot.SETTLE_MESSAGE.run(
-        connection,
-        {
-            "workspace_id_": record.workspace_id,
-            "message_id_": record.message_id,
-            "content": outcome.content,
-            "status": outcome.message_status,
-        },
-    )
     if record.modality is Modality.VOICE:
         await connection.execute(
             update(messages)
@@ -100,7 +103,6 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
             )
             .values(status=MessageStatus.FAILED)
         )
-    await event_store.append(connection, record, events, now)
     return await _promote_next(connection, record, owner_id, now) if waiting else None
 
 
