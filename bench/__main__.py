@@ -1,0 +1,247 @@
+"""`python -m bench [--quick]`: measure what a turn costs, and print it as tables.
+
+Linux only, as CPU and memory are read from `/proc`. It needs PostgreSQL's programs.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import orjson
+
+from bench import report
+from bench.load import Job, Result
+from bench.processes import ROOT, Server, free_port, memory_mb
+from bench.report import Row
+from bench.sessions import TURNS_PER_SESSION, ServerSessions, make_floor_sessions
+from tests.postgres import PostgresServer
+
+_CONNECTIONS = 16
+_FLOOR_DATABASE, _SERVER_DATABASE = "floor", "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of turn: what it is called, what the provider answers, how it is asked for."""
+
+    name: str
+    key: str
+    model: str
+    streams: bool
+
+
+_TEXT = Kind("text", "text_turn", "tokens-20", streams=False)
+_STREAM = Kind("stream, 20 tokens at once", "stream", "tokens-20", streams=True)
+_PACED = Kind("stream, a token each 10 ms", "paced_stream", "tokens-20-every-10-ms", streams=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured."""
+
+    kinds: Sequence[Kind]
+    warm_up_turns: int
+    server_sessions: int
+    floor_sessions: int
+    starts: int
+    give_up_seconds: float
+
+
+_FULL = Effort((_TEXT, _STREAM, _PACED), 80, 200, 800, 3, 10)
+_QUICK = Effort((_TEXT, _STREAM), 32, 24, 200, 1, 4)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What came out so far."""
+
+    rows: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
+    process: dict[str, float] = field(default_factory=dict[str, float])
+    """Start, memory and command line, by their names in `budget.json`."""
+
+    def add(self, kind: Kind, row: Row) -> None:
+        """Add a row, or its runs to the row that the target has."""
+        rows = self.rows.setdefault(kind.name, [])
+        for number, known in enumerate(rows):
+            if known.target == row.target:
+                rows[number] = Row(row.key, row.target, [*known.results, *row.results])
+                return
+        rows.append(row)
+
+
+class Bench:
+    """One run: the parts are started in turn, and end with it."""
+
+    def __init__(
+        self, effort: Effort, folder: Path, postgres: PostgresServer, provider: Server
+    ) -> None:
+        self.findings = Findings()
+        self._effort = effort
+        self._folder = folder
+        self._postgres = postgres
+        self._provider = provider
+
+    def run(self) -> None:
+        """Measure everything; the floor first and last, so that the machine's noise is in both."""
+        count = self._effort.floor_sessions
+        sessions = make_floor_sessions(self._postgres, _FLOOR_DATABASE, count)
+        self._postgres.create_database(_SERVER_DATABASE)
+        port, url = free_port(), self._postgres.url(_FLOOR_DATABASE)
+        arguments = ["bench.floor", str(port), url, str(self._provider.port)]
+        with Server(arguments, port, self._folder / "floor", {}) as floor:
+            self._measure_floor(floor, sessions)
+            url = self._postgres.url(_SERVER_DATABASE)
+            self._measure_server("Postgres", "postgres", {"DATABASE_URL": url})
+            self._measure_server("SQLite", "sqlite", {})
+            self._measure_floor(floor, sessions)
+        _say("command line")
+        self.findings.process["cli_help_seconds"] = _help_seconds()
+
+    def _measure_floor(self, server: Server, sessions: Sequence[str]) -> None:
+        warm_up = sessions[: self._effort.warm_up_turns]
+        for kind in self._effort.kinds:
+            _say(f"floor: {kind.name}")
+            self._load(kind, server, warm_up, 1, model=kind.model)
+            result = self._load(kind, server, sessions, TURNS_PER_SESSION, model=kind.model)
+            self.findings.add(kind, Row("", "floor", [result]))
+
+    def _measure_server(self, name: str, key: str, database: Mapping[str, str]) -> None:
+        folder = self._folder / key
+        _say(f"server on {name}: starts")
+        with self._server(folder, database) as server:
+            self.findings.process[f"first_start_{key}_seconds"] = server.start_seconds
+        starts: list[float] = []
+        for _ in range(self._effort.starts - 1):
+            with self._server(folder, database) as server:
+                starts.append(server.start_seconds)
+        with self._server(folder, database) as server:
+            self.findings.process |= {
+                f"start_{key}_seconds": min([*starts, server.start_seconds]),
+                f"start_{key}_cpu_seconds": server.start_cpu_seconds,
+                f"idle_memory_{key}_mb": memory_mb(server.pid),
+            }
+            for kind in self._effort.kinds:
+                _say(f"server on {name}: {kind.name}")
+                warm_up, sessions = self._server_sessions(server, kind)
+                self._load(kind, server, warm_up, 1)
+                result = self._load(kind, server, sessions, TURNS_PER_SESSION)
+                row = Row(f"{kind.key}_{key}", f"server, {name}", [result])
+                self.findings.add(kind, row)
+            self.findings.process[f"memory_after_load_{key}_mb"] = memory_mb(server.pid)
+
+    def _server_sessions(self, server: Server, kind: Kind) -> tuple[list[str], list[str]]:
+        """Return sessions for the warm-up, and sessions to measure."""
+        count = self._effort.warm_up_turns
+        made = ServerSessions(server.port).make(kind.model, count + self._effort.server_sessions)
+        return made[:count], made[count:]
+
+    def _server(self, folder: Path, database: Mapping[str, str]) -> Server:
+        """Return our server as its users start it, without the embedded engine."""
+        port = free_port()
+        settings = {
+            "DATA_DIR": str(folder),
+            "PORT": str(port),
+            "OPENAI_BASE_URL": f"http://127.0.0.1:{self._provider.port}/v1",
+            "OPENAI_API_KEY": "not-checked",
+            **database,
+        }
+        return Server(["app.cli", "serve"], port, folder, settings)
+
+    def _load(
+        self,
+        kind: Kind,
+        server: Server,
+        sessions: Sequence[str],
+        rounds: int,
+        *,
+        model: str | None = None,
+    ) -> Result:
+        watched = {report.SERVER: server.pid, report.PROVIDER: self._provider.pid}
+        if self._postgres.pid:
+            watched[report.DATABASE] = self._postgres.pid
+        job = Job(
+            port=server.port,
+            sessions=list(sessions),
+            rounds=rounds,
+            streams=kind.streams,
+            connections=_CONNECTIONS,
+            give_up_seconds=self._effort.give_up_seconds,
+            watched_pids=watched,
+            model=model,
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.load"],
+            input=orjson.dumps(asdict(job)),
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            check=True,
+        )
+        return Result(**orjson.loads(done.stdout))
+
+
+def _help_seconds() -> float:
+    """Return how long `python -m app.cli --help` takes, the best of five."""
+    command = [sys.executable, "-m", "app.cli", "--help"]
+
+    def once() -> float:
+        started_at = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)  # noqa: S603
+        return time.perf_counter() - started_at
+
+    return min(once() for _ in range(5))
+
+
+def _measured(findings: Findings) -> dict[str, float]:
+    """Return every measure that a budget may name; of two databases, the worse."""
+    process = findings.process
+    measured = dict(process)
+    for name in ("idle_memory_{}_mb", "start_{}_seconds"):
+        worst = max(process[name.format(key)] for key in ("postgres", "sqlite"))
+        measured[name.replace("_{}", "")] = worst
+    for rows in findings.rows.values():
+        floor_ms = rows[0].cpu_ms(report.SERVER)
+        for row in rows[1:]:
+            measured[f"{row.key}_cpu_ms"] = row.cpu_ms(report.SERVER)
+            measured[f"{row.key}_x_floor"] = row.cpu_ms(report.SERVER) / floor_ms
+    return measured
+
+
+def _print(findings: Findings) -> None:
+    process = [[name, f"{value:.2f}"] for name, value in sorted(findings.process.items())]
+    parts = [
+        report.turns_table(findings.rows),
+        report.helpers_line(findings.rows),
+        report.table([["process", "measured"], *process]),
+        report.budget_table(_measured(findings)),
+    ]
+    sys.stdout.write("\n\n".join(parts) + "\n")
+
+
+def _say(what: str) -> None:
+    sys.stderr.write(f"bench: {what}\n")
+
+
+def main() -> int:
+    """Run the bench; what it finds is never an error."""
+    parser = argparse.ArgumentParser(prog="bench", description="Measure what a turn costs.")
+    parser.add_argument("--quick", action="store_true", help="about 30 seconds, and rougher")
+    options = parser.parse_args()
+    effort = _QUICK if options.quick else _FULL
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        provider = Server(["bench.provider", str(port)], port, folder / "provider", {})
+        with PostgresServer() as postgres, provider:
+            bench = Bench(effort, folder, postgres, provider)
+            bench.run()
+    _print(bench.findings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Processes under measurement: started, waited for, ended; their CPU and memory, from `/proc`."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).parent.parent
+_READY_SECONDS = 60
+_STOP_SECONDS = 35
+_POLL_SECONDS = 0.01
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class ServerFailed(RuntimeError):
+    """A server did not start; the message quotes its log."""
+
+
+class Server:
+    """`python -m ARGUMENTS` on a loopback port, ready once `GET /health/ready` answers 200.
+
+    It sees no variables but `settings` and what Python itself needs, and no `.env`.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], port: int, folder: Path, settings: Mapping[str, str]
+    ) -> None:
+        self.port = port
+        self.start_seconds = 0.0
+        self.start_cpu_seconds = 0.0
+        self._arguments = arguments
+        self._folder = folder
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self._environment = {**inherited, "PYTHONPATH": str(ROOT), **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        if self._process is None:
+            raise ServerFailed("it was not started")
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        """Start it, wait until it is ready, and note how long that took."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log_path = self._folder / "log"
+        started_at = time.monotonic()
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603  # our own modules
+                [sys.executable, "-m", *self._arguments],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() - started_at > _READY_SECONDS:
+                self.stop()
+                raise ServerFailed(f"{self._arguments[0]}: {log_path.read_text()[-2000:]}")
+            time.sleep(_POLL_SECONDS)
+        self.start_seconds = time.monotonic() - started_at
+        self.start_cpu_seconds = cpu_seconds(self.pid)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask it to end, and insist where it does not."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the user and system time of a process, its threads and all of its children."""
+    total = 0
+    for family_pid in _family(pid):
+        with suppress(OSError, IndexError):
+            fields = _stat(family_pid)
+            # Only the eldest's account of ended children: the others' are in it once they end.
+            counted = fields[11:15] if family_pid == pid else fields[11:13]
+            total += sum(int(ticks) for ticks in counted)
+    return total / _TICKS_PER_SECOND
+
+
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process and its children, in MB (2**20 bytes)."""
+    pages = 0
+    for family_pid in _family(pid):
+        with suppress(OSError):
+            pages += int(Path(f"/proc/{family_pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and its living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError, IndexError):
+                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
+    family = [pid]
+    for member in family:  # grows while it is read
+        family += children.get(member, [])
+    return family
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of `/proc/PID/stat` from the third on; the second may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,114 @@
+"""What was measured, as tables; and how it compares with `budget.json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from bench.load import Result
+
+_BUDGET = Path(__file__).parent / "budget.json"
+
+FLOOR, SERVER, PROVIDER, DATABASE = "floor", "server", "provider", "database"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One target under one kind of turn. `results` are its runs, which are added up."""
+
+    key: str
+    """Its name in `budget.json`; empty for the floor, which has no budget."""
+    target: str
+    results: Sequence[Result]
+
+    @property
+    def turns(self) -> int:
+        """Completed turns."""
+        return sum(result.turns for result in self.results)
+
+    @property
+    def failures(self) -> int:
+        """Turns that were not completed."""
+        return sum(result.failures for result in self.results)
+
+    @property
+    def seconds(self) -> float:
+        """How long the load ran."""
+        return sum(result.seconds for result in self.results)
+
+    def cpu_ms(self, process: str) -> float:
+        """Return the CPU of a process for each turn; 0 where it took no part."""
+        total = sum(result.cpu_seconds.get(process, 0.0) for result in self.results)
+        return total * 1000 / max(1, self.turns)
+
+    def latency_ms(self, quantile: str) -> float:
+        """Return the mean of the runs' `p50_ms` or `p95_ms`."""
+        values: list[float] = [getattr(result, quantile) for result in self.results]
+        return sum(values) / len(values)
+
+    def busy_share(self, process: str) -> float:
+        """Return how much of one core a process used."""
+        return self.cpu_ms(process) * self.turns / 1000 / self.seconds
+
+    def load_share(self) -> float:
+        """Return how much of one core the load generator used."""
+        return sum(result.own_cpu_seconds for result in self.results) / self.seconds
+
+
+def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
+    """Return the rows of each kind of turn; each kind's first row is its floor."""
+    cells = [["turn", "target", "CPU-ms", "x floor", "p50 ms", "p95 ms", "turns/s", "db CPU-ms"]]
+    for kind, rows in kinds.items():
+        floor_ms = rows[0].cpu_ms(SERVER)
+        for row in rows:
+            database_ms = row.cpu_ms(DATABASE)
+            cells.append([
+                kind,
+                row.target,
+                f"{row.cpu_ms(SERVER):.2f}",
+                f"{row.cpu_ms(SERVER) / floor_ms:.1f}",
+                f"{row.latency_ms('p50_ms'):.1f}",
+                f"{row.latency_ms('p95_ms'):.1f}",
+                f"{row.turns / row.seconds:.0f}",
+                f"{database_ms:.2f}" if database_ms else "",
+            ])  # fmt: skip
+    return table(cells)
+
+
+def helpers_line(kinds: Mapping[str, Sequence[Row]]) -> str:
+    """Return how far the provider and the load generator were from being the limit."""
+    rows = [row for rows in kinds.values() for row in rows]
+    provider = max(row.busy_share(PROVIDER) for row in rows)
+    cost_ms = max(row.cpu_ms(PROVIDER) for row in rows)
+    load = max(row.load_share() for row in rows)
+    failures = sum(row.failures for row in rows)
+    return (
+        f"The provider was idle for at least {1 - provider:.0%} of a core's time "
+        f"({cost_ms:.2f} CPU-ms a turn at most), the load generator for {1 - load:.0%}; "
+        f"{failures} turns failed."
+    )
+
+
+def budget_table(measured: Mapping[str, float]) -> str:
+    """Return each measure that has a budget, and by how much it is over or under."""
+    budget: dict[str, float] = orjson.loads(_BUDGET.read_bytes())
+    cells = [["measure", "measured", "budget", "difference"]]
+    for name, allowed in budget.items():
+        if name in measured:
+            difference = (measured[name] - allowed) / allowed
+            verdict = "OVER" if difference > 0 else ""
+            shown = f"{difference:+.0%} {verdict}".strip()
+            cells.append([name, f"{measured[name]:.2f}", f"{allowed:g}", shown])
+    return table(cells)
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a Markdown table; the first row is its head."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -1,0 +1,68 @@
+"""Conversations to go on with: over the API for the server, in SQL for the floor.
+
+The server's begin with 16 messages and take five turns each, so that a turn finds 20 on average;
+the floor reads 20 always.
+"""
+
+import http.client
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from bench.floor import TABLE
+from tests.postgres import PostgresServer
+
+TURNS_PER_SESSION = 5
+_FIRST_TURNS = 8
+_QUESTION = "Tell me a little more about it, and then say what came of it."
+
+
+class PreparationFailed(RuntimeError):
+    """The server refused to make an agent or a session."""
+
+
+class ServerSessions:
+    """Makes sessions on a running server."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def make(self, model: str, count: int) -> list[str]:
+        """Return `count` sessions whose agent's model is `model`, as forks of one conversation."""
+        agent = self._post("/agents", {"name": "Ada", "model": model, "system_prompt": _PROMPT})
+        original = self._post("/sessions", {"agent_id": agent["id"]})
+        for _ in range(_FIRST_TURNS):
+            body = {"session_id": original["id"], "content": _QUESTION}
+            self._post("/messages/text", body)
+        forks = [self._post(f"/sessions/{original['id']}/fork", {})["id"] for _ in range(count)]
+        self._connection.close()
+        return forks
+
+    def _post(self, path: str, body: object) -> Any:  # noqa: ANN401  # JSON
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", path, orjson.dumps(body), headers)
+        response = self._connection.getresponse()
+        answer = response.read()
+        if response.status // 100 != 2:  # noqa: PLR2004  # 2xx
+            raise PreparationFailed(f"POST {path}: {response.status} {answer.decode()}")
+        return orjson.loads(answer)
+
+
+_PROMPT = "You are Ada, who knows the history of engines. Answer in one or two short sentences."
+
+
+def make_floor_sessions(postgres: PostgresServer, database: str, count: int) -> Sequence[str]:
+    """Make a database with `count` sessions of 20 messages, and return their ids."""
+    postgres.create_database(database)
+    postgres.execute(TABLE, database)
+    postgres.execute(
+        "INSERT INTO messages "  # noqa: S608  # numbers and our own sentence
+        "SELECT lpad(to_hex(session), 32, '0')::uuid, seq, "
+        f"CASE seq % 2 WHEN 1 THEN 'user' ELSE 'assistant' END, '{_QUESTION} {_QUESTION}' "
+        f"FROM generate_series(1, {count}) session, generate_series(1, 20) seq",
+        database,
+    )
+    postgres.execute("VACUUM ANALYZE", database)
+    return [str(UUID(int=number)) for number in range(1, count + 1)]

@@ -1,0 +1,149 @@
+"""HTTP/1.1 over bare asyncio protocols: nothing between a socket and its bytes but a parser."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httptools
+import uvloop
+
+
+class ServerConnection(asyncio.Protocol):
+    """One client's keep-alive connection; `path`, `wants_events` and `body` are its request."""
+
+    def __init__(self, on_request: Callable[["ServerConnection"], None]) -> None:
+        self.path = b""
+        self.wants_events = False
+        self.body = b""
+        self.is_open = False
+        self._on_request = on_request
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # asyncio's own is narrower
+        """Take the transport."""
+        self._transport = transport
+        self.is_open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's name
+        """Remember that nobody reads any more."""
+        self.is_open = False
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; the methods below are called for what is in `data`."""
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        """Forget the request before."""
+        self.path, self.body, self.wants_events = b"", b"", False
+
+    def on_url(self, url: bytes) -> None:
+        """Take the request's path."""
+        self.path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Look for the one header that matters here."""
+        if value == b"text/event-stream" and name.lower() == b"accept":
+            self.wants_events = True
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self.body = self.body + body if self.body else body
+
+    def on_message_complete(self) -> None:
+        """Hand the request over."""
+        self._on_request(self)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, unless the client is gone."""
+        if self._transport and self.is_open:
+            self._transport.write(data)
+
+
+class ClientConnection(asyncio.Protocol):
+    """A keep-alive connection to a server; one request at a time."""
+
+    def __init__(self) -> None:
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answered: asyncio.Future[int] | None = None
+        self._on_piece: Callable[[bytes], None] = _ignore
+
+    @classmethod
+    async def open(cls, port: int) -> "ClientConnection":
+        """Connect to a loopback port."""
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(cls, "127.0.0.1", port))[1]
+
+    async def exchange(self, request: bytes, on_piece: Callable[[bytes], None]) -> int:
+        """Send a request, call `on_piece` with each piece of the answer, and return the status.
+
+        Raises `ConnectionError` where the server closes before the answer's end.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionError("the server closed the connection")
+        self._answered = asyncio.get_running_loop().create_future()
+        self._on_piece = on_piece
+        self._transport.write(request)
+        return await self._answered
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # asyncio's own is narrower
+        """Take the transport."""
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's name
+        """Fail the request that waits."""
+        if self._answered and not self._answered.done():
+            self._answered.set_exception(ConnectionError("the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; the methods below are called for what is in `data`."""
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a piece on."""
+        self._on_piece(body)
+
+    def on_message_complete(self) -> None:
+        """End the exchange."""
+        if self._answered and not self._answered.done():
+            self._answered.set_result(self._parser.get_status_code())
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport:
+            self._transport.close()
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    """Return the bytes of a request whose body is JSON."""
+    head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers]
+    head.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def answer(body: bytes, status: bytes = b"200 OK") -> bytes:
+    """Return the bytes of a response whose body is JSON."""
+    head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+STREAM_END = b"0\r\n\r\n"
+
+
+def chunk(body: bytes) -> bytes:
+    """Return one chunk of a response that began with `STREAM_HEAD`."""
+    return b"%x\r\n%s\r\n" % (len(body), body)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run until `main` ends, on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _ignore(_piece: bytes) -> None:
+    pass
