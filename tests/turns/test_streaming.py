@@ -235,8 +235,7 @@ async def test_events_are_pruned_after_their_time(
     await turn.settled.wait()
     async with database.transaction() as db:
         await db.execute(update(TurnEventBatch).values(created_at=utc_now() - event_store.KEPT * 2))
-    async with database.connection() as connection:
-        await event_store.prune(connection)
+    await database.run(event_store.prune)
     found = await state["turns"].find(ADMIN, turn.record.id)
 
     with pytest.raises(EventsPruned):

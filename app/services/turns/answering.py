@@ -82,8 +82,7 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     transcript = await voice.hear(persona)
     live.mark("stt_ms")
     live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
-    async with database.connection() as connection:
-        await settlement.hear(connection, live.record, transcript.text)
+    await database.run(settlement.hear, live.record, transcript.text)
     live.record = _with_question(live.record, transcript.text)
     heard = {"text": transcript.text, "language": transcript.language}
     live.log.emit(EventType.TRANSCRIPT, heard)

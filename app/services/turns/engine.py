@@ -142,8 +142,7 @@ class TurnEngine:
         live = self._turns.get(turn_id)
         if live and live.record.workspace_id == caller.workspace_id:
             return live
-        async with self._database.connection() as connection:
-            return LiveTurn(await leases.find(connection, caller.workspace_id, turn_id))
+        return LiveTurn(await self._database.run(leases.find, caller.workspace_id, turn_id))
 
     async def cancel(self, caller: Caller, turn_id: UUID) -> None:
         """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
@@ -157,8 +156,7 @@ class TurnEngine:
             live.scope.cancel()
             await live.settled.wait()
         elif live.record.status is TurnStatus.IN_PROGRESS:
-            async with self._database.connection() as connection:
-                await acceptance.request_cancel(connection, caller.workspace_id, turn_id)
+            await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
             while not live.settled.is_set():
                 await anyio.sleep(_FOLLOW_SECONDS)
                 await self._look_up(live)
@@ -166,8 +164,7 @@ class TurnEngine:
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
-        async with self._database.connection() as connection:
-            accepted = await acceptance.accept(connection, message, options, self._owner_id)
+        accepted = await self._database.run(acceptance.accept, message, options, self._owner_id)
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -239,15 +236,14 @@ class TurnEngine:
         async with live.storing:
             live.announce()
             last = live.terminal_event(outcome)
-            async with self._database.connection() as connection:
-                following = await settlement.settle(
-                    connection,
-                    live.record,
-                    outcome,
-                    live.progress,
-                    [*live.log.unstored(), last],
-                    self._owner_id,
-                )
+            following = await self._database.run(
+                settlement.settle,
+                live.record,
+                outcome,
+                live.progress,
+                [*live.log.unstored(), last],
+                self._owner_id,
+            )
             live.log.append(last)
             return following
 
@@ -267,9 +263,8 @@ class TurnEngine:
     async def _give_up(self, live: LiveTurn) -> None:
         """Leave a turn that shutdown cut off to another server, or to the next start."""
         try:
-            async with live.storing, self._database.connection() as connection:
-                await settlement.checkpoint(connection, live.record, live.log.unstored())
-                await leases.release(connection, live.record)
+            async with live.storing:
+                await self._database.run(settlement.give_up, live.record, live.log.unstored())
         except (StorageUnavailable, TurnLost):
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
