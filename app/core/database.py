@@ -244,7 +244,7 @@ def _is_unavailable_driver(error: BaseException) -> bool:
     )
 
 
-def get_database(connection: HTTPConnection) -> Database:
+async def get_database(connection: HTTPConnection) -> Database:
     """Return the `Database` that the lifespan put on the application."""
     database: Database = connection.state.database
     return database
