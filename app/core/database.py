@@ -188,6 +188,7 @@ def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
         json_deserializer=orjson.loads,
         execution_options={"schema_translate_map": {SCHEMA: None}},
     )
+    engine.dialect.default_schema_name = "main"  # programs compile before SQLAlchemy connects
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -52,8 +52,10 @@ class PostgresRunner:
         self._dialect = dialect
         self._idle: list[_Pooled] = []
         self._free = asyncio.Semaphore(size)
-        # A transaction pooler gives each transaction another server connection.
-        self._may_prepare = urlsplit(dsn or "").port != _SUPABASE_POOLER_PORT
+        self._may_prepare: bool | None = None
+        """A transaction pooler gives each transaction another server connection."""
+        if urlsplit(dsn or "").port == _SUPABASE_POOLER_PORT:
+            self._may_prepare = False
         self.checked_out = 0
         """How many connections are in use."""
 
@@ -116,17 +118,22 @@ class PostgresRunner:
         return pooled
 
     async def _connect(self) -> _Pooled:
-        connection: Any = await asyncpg.connect(
+        if self._may_prepare is None:
+            connection = await self._open(statement_cache=0)
+            self._may_prepare = await _is_direct(connection)
+            if not self._may_prepare:
+                return _Pooled(connection, time.monotonic())
+            connection.terminate()
+        connection = await self._open(statement_cache=_STATEMENT_CACHE * self._may_prepare)
+        return _Pooled(connection, time.monotonic())
+
+    async def _open(self, *, statement_cache: int) -> Any:  # noqa: ANN401  # asyncpg's
+        return await asyncpg.connect(
             self._dsn,
             timeout=_CONNECT_SECONDS,
             command_timeout=_COMMAND_SECONDS,
-            statement_cache_size=_STATEMENT_CACHE if self._may_prepare else 0,
+            statement_cache_size=statement_cache,
         )
-        if self._may_prepare and not await _is_direct(connection):
-            self._may_prepare = False
-            connection.terminate()
-            return await self._connect()
-        return _Pooled(connection, time.monotonic())
 
     def _drop_idle(self) -> None:
         for pooled in self._idle:
