@@ -6,8 +6,8 @@ a short transaction or none: accept, run (nothing is open while a provider think
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
 
@@ -74,7 +74,7 @@ class TurnEngine:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Run turns inside the block; at its end finish those that are live, or give them up."""
-        upkeep = Upkeep(self._database, self._owner_id, self._turns, self._recover, self._draining)
+        upkeep = Upkeep(self._database, self._owner_id, self._turns, self.recover, self._draining)
         async with anyio.create_task_group() as background:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -138,14 +138,9 @@ class TurnEngine:
         is_ours = self._turns.get(live.record.id) is live
         return is_ours and live.record.status is TurnStatus.IN_PROGRESS
 
-    @contextmanager
-    def watching(self, live: LiveTurn) -> Generator[None]:
-        """While the block runs, `live.log` wakes when the turn changes, wherever it runs."""
-        if self.runs_here(live):
-            yield
-        else:
-            with self._watch.on(live):
-                yield
+    def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
+        """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
+        return self._watch.on(live)
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
@@ -257,13 +252,20 @@ class TurnEngine:
 
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
-        live = self._turns.setdefault(record.id, LiveTurn(record))
+        live = self._turns.get(record.id)
+        if live and live.record.status is TurnStatus.IN_PROGRESS:
+            live.scope.cancel()  # our own, whose lease ran out; its writes are refused now
+            live = None
+        live = live or LiveTurn(record)
         live.record = record
+        self._turns[record.id] = live
         self._spawn(live)
 
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
-        waiting = self._turns.pop(live.record.id, live)
-        waiting.end(outcome)
+        ours = self._turns.get(live.record.id)
+        if ours and ours.record.attempt <= live.record.attempt:
+            del self._turns[live.record.id]
+            ours.end(outcome)
         live.end(outcome)
         if self.is_draining and not self._turns:
             self._emptied.set()
@@ -315,7 +317,8 @@ class TurnEngine:
             if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
                 self._end(live, live.failed(_shutting_down()))
 
-    async def _recover(self, record: TurnRecord, recoveries: int) -> None:
+    async def recover(self, record: TurnRecord, recoveries: int) -> None:
+        """Run a turn that was taken over from another server, or from before a long sleep."""
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
             self._take_over(record)

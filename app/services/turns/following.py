@@ -1,6 +1,7 @@
 """Following a turn's events: live where it runs, from the database otherwise."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 
 import anyio
 
@@ -25,11 +26,15 @@ async def follow(
     Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
     server shuts down first, and `EventsPruned` where a settled turn's events are gone.
     """
-    with engine.watching(live):
+    is_watched = False
+    with ExitStack() as stack:
         while True:
             changed = live.log.changed
             events = live.log.after(after)
             if not events and not engine.runs_here(live):
+                if not is_watched:
+                    stack.enter_context(engine.watching(live))
+                    is_watched = True
                 events = await _read(database, live, after)
             if events:
                 after = events[-1].number
