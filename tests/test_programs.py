@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Dialect, Integer, column, func, insert, select, text
+from sqlalchemy import Dialect, Integer, Text, bindparam, column, func, insert, select, text
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database, StorageUnavailable
@@ -29,7 +29,18 @@ def _add(_dialect: Dialect) -> ClauseElement:
     return insert(Workspace).values(**named("id", "name", "created_at"))
 
 
+def _named(_dialect: Dialect) -> ClauseElement:
+    name = Workspace.name == bindparam("name_")
+    return select(func.count()).select_from(Workspace).where(name)
+
+
+def _transaction(_dialect: Dialect) -> ClauseElement:
+    return select(func.pg_current_xact_id().cast(Text))
+
+
 COUNT = Direct(_count)
+NAMED = Direct(_named)
+TRANSACTION = Direct(_transaction)
 ADD = Direct(_add)
 
 
@@ -79,6 +90,58 @@ async def test_programs_at_once_fail_alone(database: Database) -> None:
 
     assert refused == 30
     assert await database.run(count_workspaces) == before + 60
+
+
+@pytest.mark.parametrize("refused_each", [1000, 7])
+async def test_programs_with_other_locks_share_transactions_and_fail_alone(
+    database: Database, refused_each: int
+) -> None:
+    before = await database.run(count_workspaces)
+    transactions: set[object] = set()
+    refused = 0
+
+    def add(number: int) -> Program[None]:
+        yield [ADD(id=new_id(), name=f"w{number}", created_at=utc_now())]
+        if not database.is_sqlite:
+            ((transaction,),) = yield from one(TRANSACTION())
+            transactions.add(transaction)
+        ((count,),) = yield from one(NAMED(name_=f"w{number}"))
+        assert count == 1  # its own row and no other's
+        if number % refused_each == refused_each - 1:
+            raise Refused
+
+    async def run(number: int) -> None:
+        nonlocal refused
+        try:
+            await database.run_with((str(number),), lambda: add(number))
+        except Refused:
+            refused += 1
+
+    async with anyio.create_task_group() as group:
+        for number in range(70):
+            group.start_soon(run, number)
+
+    assert refused == 70 // refused_each
+    assert await database.run(count_workspaces) == before + 70 - refused
+    assert database.checked_out() == 0
+    if not database.is_sqlite and not refused:
+        assert len(transactions) < 20
+
+
+async def test_programs_with_one_lock_do_not_share_a_transaction(database: Database) -> None:
+    if database.is_sqlite:
+        return  # has one transaction at a time, and programs in it follow each other
+    transactions: list[object] = []
+
+    def see_transaction() -> Program[None]:
+        ((transaction,),) = yield from one(TRANSACTION())
+        transactions.append(transaction)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(database.run_with, ("same",), see_transaction)
+
+    assert len(set(transactions)) == 10
 
 
 async def test_programs_and_sessions_share_the_database(database: Database) -> None:

@@ -167,7 +167,10 @@ class TurnEngine:
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
-        accepted = await self._database.run(acceptance.accept, message, options, self._owner_id)
+        locks = (str(message.session_id), *([options.key.key] if options.key else ()))
+        accepted = await self._database.run_with(
+            locks, lambda: acceptance.accept(message, options, self._owner_id)
+        )
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -239,13 +242,10 @@ class TurnEngine:
         async with live.storing:
             live.announce()
             last = live.terminal_event(outcome)
-            following = await self._database.run(
-                settlement.settle,
-                live.record,
-                outcome,
-                live.progress,
-                [*live.log.unstored(), last],
-                self._owner_id,
+            record, progress, events = live.record, live.progress, [*live.log.unstored(), last]
+            following = await self._database.run_with(
+                (str(record.session_id),),
+                lambda: settlement.settle(record, outcome, progress, events, self._owner_id),
             )
             live.log.append(last)
             return following
