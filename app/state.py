@@ -37,8 +37,8 @@ from app.services.openai_service import (
 )
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
-from app.services.turns import TurnEngine
-from app.services.voice import VoiceService
+from app.services.turns import AudioStore, TurnEngine
+from app.services.voice import VoiceService, VoiceTurns
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,18 @@ async def serving(
     settings: Settings, database: Database, providers: Providers
 ) -> AsyncGenerator[State]:
     """Build the use cases over an open database and providers, and run turns while it lasts."""
-    turns = TurnEngine(database, PatientChatModel(providers["chat_model"], Breaker()))
-    voice = VoiceService(
-        turns,
+    voices = VoiceTurns(
         PatientTranscriber(providers["transcriber"], Breaker()),
         PatientSpeaker(providers["speaker"], Breaker()),
-        default_voice=settings.tts_voice,
+        settings.tts_voice,
     )
+    turns = TurnEngine(
+        database,
+        PatientChatModel(providers["chat_model"], Breaker()),
+        voices,
+        AudioStore(settings.audio_retention_days),
+    )
+    voice = VoiceService(turns, voices, database)
     async with turns.running():
         yield State(
             database=database,

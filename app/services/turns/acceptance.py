@@ -218,7 +218,7 @@ async def _replay(
 
 async def _may_run_again(connection: AsyncConnection, record: TurnRecord) -> bool:
     code = await connection.scalar(select(turns.c.error_code).where(is_turn(record)))
-    return record.modality is Modality.TEXT and is_retryable(error_of_code(code or "", ""))
+    return is_retryable(error_of_code(code or "", ""))
 
 
 async def request_cancel(connection: AsyncConnection, workspace_id: UUID, turn_id: UUID) -> None:

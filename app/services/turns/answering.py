@@ -1,7 +1,7 @@
 """From a question to an answer: what runs between acceptance and settlement."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -23,11 +23,20 @@ logger = logging.getLogger(__name__)
 _DEADLINE_SECONDS = {Modality.TEXT: 120, Modality.VOICE: 300}
 
 
-async def answer(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
-    """Run the turn to its end; nothing is raised but the server's own cancellation."""
+async def answer(
+    live: LiveTurn,
+    chat_model: ChatModel,
+    database: Database,
+    bring_voice: Callable[[LiveTurn], Awaitable[None]],
+) -> Outcome:
+    """Run the turn to its end; nothing is raised but the server's own cancellation.
+
+    `bring_voice` makes the stages of a voice turn that came without them.
+    """
     try:
         with live.scope, anyio.fail_after(_DEADLINE_SECONDS[live.record.modality]):
             if live.record.modality is Modality.VOICE:
+                await bring_voice(live)
                 return await _answer_by_voice(live, chat_model, database)
             await _chat(live, chat_model)
             return live.completed()
@@ -81,7 +90,7 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
         raise TurnInterrupted("The recording is not on this server any more; send it again.")
     transcript = await voice.hear(persona)
     live.mark("stt_ms")
-    live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
+    live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
     async with database.connection() as connection:
         await settlement.hear(connection, live.record, transcript.text)
     live.record = _with_question(live.record, transcript.text)
@@ -92,12 +101,13 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     async def speak() -> None:
         nonlocal speech_error
         try:
-            live.progress.speech_out_characters = await voice.speak(
-                persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip)
+            await voice.speak(
+                persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip), live.mark
             )
         except AppError as error:  # the answer is written to its end all the same
             speech_error = error
         finally:
+            live.progress.speech_out_characters = voice.spoken_characters
             receive.close()
 
     def say(delta: str) -> None:

@@ -19,9 +19,10 @@ from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, leases, settlement
+from app.services.turns import acceptance, audio_store, leases, settlement
 from app.services.turns.acceptance import NewMessage
 from app.services.turns.answering import answer
+from app.services.turns.audio_store import AudioStore
 from app.services.turns.errors import (
     InternalError,
     ServerBusy,
@@ -30,9 +31,10 @@ from app.services.turns.errors import (
     TurnLost,
     error_of_code,
 )
-from app.services.turns.live import LiveTurn, VoiceStages
+from app.services.turns.live import LiveTurn
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
+from app.services.turns.voice_stages import VoiceMaker, VoiceStages
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +46,24 @@ _FOLLOW_SECONDS = 0.2
 """How often a turn that another server runs, or may run, is looked up."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
+_DEFAULT_AUDIO = AudioStore()
 
 
 class TurnEngine:
     """Accepts, runs and settles turns. One instance serves the whole process."""
 
-    def __init__(self, database: Database, chat_model: ChatModel) -> None:
+    def __init__(
+        self,
+        database: Database,
+        chat_model: ChatModel,
+        voices: VoiceMaker | None = None,
+        audio: AudioStore = _DEFAULT_AUDIO,
+    ) -> None:
+        """`voices` makes the stages of voice turns that are run again."""
         self._database = database
         self._chat_model = chat_model
+        self._voices = voices
+        self._audio = audio
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
@@ -74,7 +86,14 @@ class TurnEngine:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Run turns inside the block; at its end finish those that are live, or give them up."""
-        upkeep = Upkeep(self._database, self._owner_id, self._turns, self._recover, self._draining)
+        upkeep = Upkeep(
+            self._database,
+            self._owner_id,
+            self._turns,
+            self._recover,
+            self._draining,
+            self._audio,
+        )
         async with anyio.create_task_group() as background:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -123,8 +142,8 @@ class TurnEngine:
         while not live.settled.is_set():
             with anyio.move_on_after(_FOLLOW_SECONDS):
                 await live.settled.wait()
-            if not live.settled.is_set() and not self.runs_here(live):
-                await self._look_up(live)
+            if not live.settled.is_set():
+                await self.look_up(live)
         return live.reply()
 
     async def question(self, live: LiveTurn) -> str:
@@ -145,29 +164,58 @@ class TurnEngine:
         async with self._database.connection() as connection:
             return LiveTurn(await leases.find(connection, caller.workspace_id, turn_id))
 
-    async def cancel(self, caller: Caller, turn_id: UUID) -> None:
+    async def cancel(self, caller: Caller, turn_id: UUID, *, played_ms: int | None = None) -> None:
         """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
 
-        A settled turn stays as it is. Raises `TurnNotFound`.
+        A settled turn stays as it is. `played_ms` says how much of the answer's sound was played,
+        also after the end, for it is made faster than it plays: what was heard is stored beside
+        the answer, and later prompts use it. Raises `TurnNotFound`.
         """
         live = await self.find(caller, turn_id)
+        if played_ms is not None:
+            live.played_ms = played_ms
         if live.record.status is TurnStatus.QUEUED:
             await self._settle(live, live.cancelled())
         elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
+            await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
             async with self._database.connection() as connection:
                 await acceptance.request_cancel(connection, caller.workspace_id, turn_id)
             while not live.settled.is_set():
                 await anyio.sleep(_FOLLOW_SECONDS)
-                await self._look_up(live)
+                await self.look_up(live)
+            await self._truncate(live, played_ms)
+        else:
+            await self._truncate(live, played_ms)
+
+    async def look_up(self, live: LiveTurn) -> None:
+        """See whether another server, or an earlier request, has settled the turn."""
+        if self.runs_here(live):
+            return
+        async with self._database.reading() as db:
+            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+        if turn.ended_at is None or live.settled.is_set():
+            return
+        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
+        live.progress.timings = turn.timings or {}
+        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+        self._end(live, Outcome(turn.status, message.status, message.content, error))
+
+    async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
+        if played_ms is None or live.record.modality is not Modality.VOICE:
+            return
+        async with self._database.connection() as connection:
+            await audio_store.truncate_to_heard(connection, live.record, played_ms)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         async with self._database.connection() as connection:
             accepted = await acceptance.accept(connection, message, options, self._owner_id)
+            if voice and not accepted.is_replayed:
+                await self._audio.keep_recording(connection, accepted.record, voice)
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -193,13 +241,25 @@ class TurnEngine:
 
     async def _run(self, live: LiveTurn) -> None:
         try:
-            outcome = await answer(live, self._chat_model, self._database)
+            outcome = await answer(live, self._chat_model, self._database, self._bring_voice)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(3, shield=True):
                 await self._give_up(live)
             raise
         live.mark("total_ms")
         await self._settle(live, outcome)
+
+    async def _bring_voice(self, live: LiveTurn) -> None:
+        """Make the stages of a voice turn that another server, or an earlier run, accepted."""
+        if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
+            return
+        async with self._database.reading() as db:
+            found = await audio_store.read_recording(
+                await db.connection(), live.record.workspace_id, live.record.id
+            )
+        if found:
+            recording, has_clips = found
+            live.voice = self._voices.make(recording, has_clips=has_clips)
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
         """Store how the turn ended, say so, and run the session's next turn.
@@ -240,6 +300,10 @@ class TurnEngine:
             live.announce()
             last = live.terminal_event(outcome)
             async with self._database.connection() as connection:
+                if live.record.modality is Modality.VOICE:
+                    await self._audio.settle(
+                        connection, live.record, live.voice, outcome.content, live.played_ms
+                    )
                 following = await settlement.settle(
                     connection,
                     live.record,
@@ -274,17 +338,6 @@ class TurnEngine:
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
             self._end(live, live.failed(_shutting_down()))
-
-    async def _look_up(self, live: LiveTurn) -> None:
-        """See whether another server, or an earlier request, has settled the turn."""
-        async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
-        if turn.ended_at is None or live.settled.is_set():
-            return
-        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
-        live.progress.timings = turn.timings or {}
-        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
-        self._end(live, Outcome(turn.status, message.status, message.content, error))
 
     async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
         await self._draining.wait()
