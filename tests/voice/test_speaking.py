@@ -45,11 +45,13 @@ class Ear:
         self.notes: list[str] = []
 
     def listener(self) -> Listener:
-        return Listener(
-            begin=lambda utterance: self.notes.append(f"<{utterance.text}"),
-            on_sound=lambda pcm: self.notes.append(pcm[: len(pcm) // 2].decode()),
-            finish=lambda utterance: self.notes.append(f"{utterance.text}>"),
-        )
+        async def on_sound(pcm: bytes) -> None:
+            self.notes.append(pcm[: len(pcm) // 2].decode())
+
+        async def finish(utterance: Utterance) -> None:
+            self.notes.append(f"{utterance.text}>")
+
+        return Listener(lambda utterance: self.notes.append(f"<{utterance.text}"), on_sound, finish)
 
 
 async def utterances(

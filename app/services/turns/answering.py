@@ -91,12 +91,20 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     transcript = await voice.hear(persona)
     live.mark("stt_ms")
     live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
-    async with database.connection() as connection:
-        await settlement.hear(connection, live.record, transcript.text)
     live.record = _with_question(live.record, transcript.text)
     heard = {"text": transcript.text, "language": transcript.language}
     live.log.emit(EventType.TRANSCRIPT, heard)
+    error: AppError | None = None
     speech_error: AppError | None = None
+
+    async def store_question() -> None:
+        nonlocal error
+        try:
+            async with database.connection() as connection:
+                await settlement.hear(connection, live.record, transcript.text)
+        except AppError as storage_error:
+            error = storage_error
+            group.cancel_scope.cancel()
 
     async def speak() -> None:
         nonlocal speech_error
@@ -104,8 +112,8 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
             await voice.speak(
                 persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip), live.mark
             )
-        except AppError as error:  # the answer is written to its end all the same
-            speech_error = error
+        except AppError as failure:  # the answer is written to its end all the same
+            speech_error = failure
         finally:
             live.progress.speech_out_characters = voice.spoken_characters
             receive.close()
@@ -115,18 +123,18 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
             send.send_nowait(delta)
 
     send, receive = anyio.create_memory_object_stream[str](float("inf"))
-    chat_error: AppError | None = None
     async with anyio.create_task_group() as group:
+        group.start_soon(store_question)
         group.start_soon(speak)
         try:
             await _chat(live, chat_model, say)
-        except AppError as error:
-            chat_error = error
+        except AppError as chat_error:
+            error = error or chat_error
             group.cancel_scope.cancel()
         finally:
             send.close()
-    if chat_error:
-        raise chat_error
+    if error:
+        raise error
     return live.completed(speech_error)
 
 

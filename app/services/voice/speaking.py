@@ -1,6 +1,6 @@
 """Speaks the pieces of an answer: several at once ahead of what is heard, and in their order."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -27,8 +27,8 @@ class Listener:
     """Who takes the sound: for each utterance `begin`, its samples in pieces, `finish`."""
 
     begin: Callable[[Utterance], None]
-    on_sound: Callable[[bytes], None]
-    finish: Callable[[Utterance], None]
+    on_sound: Callable[[bytes], Awaitable[None]]
+    finish: Callable[[Utterance], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -97,10 +97,8 @@ async def speak_in_order(
                 listener.begin(spoken.utterance)
                 async with aclosing(spoken.sound()) as sound:
                     async for pcm in sound:
-                        listener.on_sound(pcm)
-                        # A fast speaker must not keep the event loop from everybody else.
-                        await anyio.lowlevel.checkpoint()
-                listener.finish(spoken.utterance)
+                        await listener.on_sound(pcm)
+                await listener.finish(spoken.utterance)
                 places.release()
         except AppError as error:
             failure = error

@@ -11,7 +11,7 @@ from app.services.ports import Recording, Speaker, Transcriber, Transcript
 from app.services.turns import Clip, Persona, SpokenPiece
 from app.services.turns.heard import whole_words
 from app.services.voice.errors import NoSpeech
-from app.services.voice.mp3 import Mp3Encoder
+from app.services.voice.mp3 import Mp3Encoder, encode
 from app.services.voice.sentences import SentenceCutter
 from app.services.voice.speaking import Listener, Utterance, speak_in_order
 from app.services.voice.spoken import SpokenText
@@ -20,8 +20,8 @@ _SILENCE_SECONDS = 0.2
 """What is heard of an answer that has nothing to be said aloud."""
 _SECONDS_PER_CHARACTER = 0.065
 """How long speech takes, where no finished sentence tells."""
-_BLOCK_BYTES = 9600
-"""Sound is encoded in pieces of 0.2 s, so that the first frames leave before the rest is done."""
+_SOON_BYTES = 9600
+"""0.2 s: encoded at once, where it begins an answer."""
 
 
 @dataclass(slots=True)
@@ -69,20 +69,24 @@ class VoiceTurn:
         def begin(utterance: Utterance) -> None:
             self._current = utterance
 
-        def on_sound(pcm: bytes) -> None:
+        async def on_sound(pcm: bytes) -> None:
             self._current_samples += len(pcm) // 2
             if self.has_clips:
                 self._current_pcm += pcm
-            for start in range(0, len(pcm), _BLOCK_BYTES):
-                if mp3 := encoder.encode(pcm[start : start + _BLOCK_BYTES]):
+            # The first frames leave before the rest is encoded.
+            for block in (pcm[:_SOON_BYTES], pcm[_SOON_BYTES:]) if not self.mp3 else (pcm,):
+                if mp3 := await encode(encoder, block):
                     mark("first_audio_ms")
                     self._emit(mp3)
+                    await anyio.lowlevel.checkpoint()
 
-        def finish(utterance: Utterance) -> None:
+        async def finish(utterance: Utterance) -> None:
             pcm = bytes(self._current_pcm)
             piece = self._finish_piece(utterance)
             if self.has_clips:
-                mp3 = b64encode(self._whole_mp3(pcm)).decode()
+                whole = Mp3Encoder(self.speaker.sample_rate_hz)
+                sound = await encode(whole, pcm) + whole.finish()
+                mp3 = b64encode(sound).decode()
                 clip = Clip(piece.index, piece.text, piece.start_ms, piece.duration_ms, mp3)
                 on_clip(clip)
 
@@ -93,7 +97,7 @@ class VoiceTurn:
         if not self._finished:
             silence = Utterance("", 0, 0)
             begin(silence)
-            on_sound(bytes(2 * round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)))
+            await on_sound(bytes(2 * round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)))
             self._finish_piece(silence)
         self._end_stream(encoder.finish())
 
@@ -177,10 +181,6 @@ class VoiceTurn:
             else self.speaker.sample_rate_hz * _SECONDS_PER_CHARACTER
         )
         return min(1.0, self._current_samples / max(1.0, per_character * len(current.text)))
-
-    def _whole_mp3(self, pcm: bytes) -> bytes:
-        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
-        return encoder.encode(pcm) + encoder.finish()
 
     def _end_stream(self, mp3: bytes) -> None:
         """Add the encoder's last frames to the last piece."""
