@@ -154,6 +154,8 @@ class Provider:
         self.chat = ChatScript()
         self.transcription = TranscriptionScript()
         self.speech = SpeechScript()
+        self.shutdown_dates: dict[str, object] = {}
+        """What the list of models says of their ends, by model."""
 
     @property
     def base_url(self) -> str:
@@ -322,7 +324,10 @@ class Provider:
         return None
 
     def _models_reply(self, _: Body, __: Planted | None) -> tuple[Reply, float]:
-        models = [{"id": "gpt-6-luna", "object": "model", "owned_by": "test"}]
+        models = [
+            {"id": model, "object": "model", "owned_by": "test", "shutdown_date": end}
+            for model, end in ({"gpt-6-luna": None} | self.shutdown_dates).items()
+        ]
         return Reply("application/json", [orjson.dumps({"object": "list", "data": models})]), 0
 
     def _transcription_reply(self, _: Body, __: Planted | None) -> tuple[Reply, float]:

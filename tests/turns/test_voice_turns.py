@@ -1,6 +1,8 @@
 """A voice turn keeps what a text turn keeps, and its sound besides."""
 
 import base64
+import shutil
+import subprocess
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -412,3 +414,29 @@ async def test_caller_without_the_turn_hears_nothing(state: State) -> None:
 
     with pytest.raises(TurnNotFound):
         await state["voice"].listen(ADMIN, UUID(int=7))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+async def test_ten_sentences_decode_to_the_sum_of_their_sound(
+    client: httpx2.AsyncClient,
+    session_id: str,
+    speech: bytes,
+    chat_model: FakeChatModel,
+    speaker: FakeSpeaker,
+) -> None:
+    names = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+    chat_model.answer = " ".join(f"{name} sentences are spoken now." for name in names)
+
+    response = await upload(client, session_id, speech)
+
+    assert len(speaker.said) == len(names)
+    ran = subprocess.run(  # noqa: ASYNC221  # a moment
+        ["ffmpeg", "-v", "error", "-f", "mp3", "-i", "pipe:", "-f", "s16le", "pipe:"],
+        input=response.content,
+        capture_output=True,
+        check=True,
+    )
+    assert ran.stderr == b""
+    spoken_samples = sum(len(text) for text, _ in speaker.said) * 24_000 // 50
+    delay_samples = 576 + 529 + 2 * 576  # of the encoder and decoder, and whole frames
+    assert 0 <= len(ran.stdout) // 2 - spoken_samples <= delay_samples
