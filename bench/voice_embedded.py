@@ -9,12 +9,12 @@ from typing import Any
 
 import orjson
 
-from app.services.ports import AudioFormat
 from bench.processes import Server, free_port
 from bench.voice_uploads import CONTENT_TYPE, upload_body
-from tests.voice.sounds import encoded, samples_of
+from tests.embedded.recordings import converted
 
 _AUDIO = Path(__file__).parent.parent / "tests/audio"
+_KINDS = ("wav", "mp3", "m4a", "webm", "ogg", "flac")
 _STAGES = ("stt_ms", "first_token_ms", "first_sentence_ms", "first_audio_ms", "total_ms")
 _AGENT = {"name": "Ada", "system_prompt": "Answer in one short sentence.", "max_output_tokens": 60}
 
@@ -29,25 +29,22 @@ def embedded_rows(models: Path, folder: Path, model_set: str) -> list[list[str]]
     port = free_port()
     settings = {"DATA_DIR": str(folder), "PORT": str(port), "EMBEDDED_MODELS": model_set}
     head = ["format", "answered", *_STAGES, "speech in, s"]
-    recordings = [path.read_bytes() for path in sorted(_AUDIO.glob("*.wav"))]
+    names = sorted(path.stem for path in _AUDIO.glob("*.wav"))
     with Server(["app.cli", "serve"], port, folder, settings):
         agent_id = _ask(port, "POST", "/agents", _AGENT)["id"]
-        _wait_until_loaded(port, agent_id, recordings[0])
-        return [head, *(_row(port, agent_id, each, recordings) for each in AudioFormat)]
+        _wait_until_loaded(port, agent_id, converted(names[0], "wav").data)
+        return [head, *(_row(port, agent_id, kind, names) for kind in _KINDS)]
 
 
-def _row(
-    port: int, agent_id: str, sound_format: AudioFormat, recordings: Sequence[bytes]
-) -> list[str]:
+def _row(port: int, agent_id: str, kind: str, names: Sequence[str]) -> list[str]:
     turns: list[dict[str, Any]] = []
-    for recording in recordings:
-        data = encoded(samples_of(recording), sound_format)
-        if turn := _turn(port, agent_id, data):
+    for name in names:
+        if turn := _turn(port, agent_id, converted(name, kind).data):
             turns.append(turn)
     means = [f"{fmean(turn['timings'][stage] for turn in turns):.0f}" for stage in _STAGES]
     seconds = fmean(turn["speech_in_seconds"] for turn in turns)
-    answered = f"{len(turns)} of {len(recordings)}"
-    return [sound_format.value, answered, *means, f"{seconds:.1f}"]
+    answered = f"{len(turns)} of {len(names)}"
+    return [kind, answered, *means, f"{seconds:.1f}"]
 
 
 def _wait_until_loaded(port: int, agent_id: str, recording: bytes) -> None:

@@ -102,6 +102,10 @@ class TranscriptionScript:
     text: str = "What is the weather like today?"
     language: str | None = None
     first_byte_delay_seconds: float = 0
+    streams: bool = False
+    """Send events to who asks for them."""
+    is_cut_off: bool = False
+    """End the events before the last."""
 
 
 @dataclass(slots=True)
@@ -330,8 +334,14 @@ class Provider:
         ]
         return Reply("application/json", [orjson.dumps({"object": "list", "data": models})]), 0
 
-    def _transcription_reply(self, _: Body, __: Planted | None) -> tuple[Reply, float]:
+    def _transcription_reply(self, body: Body, __: Planted | None) -> tuple[Reply, float]:
         script = self.transcription
+        if script.streams and body.get("stream") == "true":
+            deltas = re.findall(r"\s*\S+", script.text)
+            pieces = [event({"type": "transcript.text.delta", "delta": each}) for each in deltas]
+            if not script.is_cut_off:
+                pieces.append(event({"type": "transcript.text.done", "text": script.text}))
+            return Reply("text/event-stream", pieces), script.first_byte_delay_seconds
         transcript = {"text": script.text}
         if script.language is not None:
             transcript["language"] = script.language

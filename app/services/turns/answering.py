@@ -88,7 +88,9 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     voice, persona = live.voice, live.record.persona
     if voice is None:
         raise TurnInterrupted("The recording is not on this server any more; send it again.")
-    transcript = await voice.hear(persona)
+    transcript = await voice.hear(
+        persona, lambda words: live.log.emit(EventType.TRANSCRIPT_DELTA, {"delta": words})
+    )
     live.mark("stt_ms")
     live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
     live.record = _with_question(live.record, transcript.text)

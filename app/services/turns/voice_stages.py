@@ -74,8 +74,11 @@ class VoiceStages(Protocol):
         """Return what was spoken so far, the piece that broke off included."""
         ...
 
-    async def hear(self, persona: Persona) -> Transcript:
-        """Write down what the user said. Raises the `AppError` that ends the turn."""
+    async def hear(self, persona: Persona, on_words: Callable[[str], None]) -> Transcript:
+        """Write down what the user said; `on_words` is called with pieces of it, if they come.
+
+        Raises the `AppError` that ends the turn.
+        """
         ...
 
     async def speak(

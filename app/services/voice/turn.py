@@ -47,10 +47,12 @@ class VoiceTurn:
     _current_samples: int = 0
     _current_mp3: bytearray = field(default_factory=bytearray)
 
-    async def hear(self, persona: Persona) -> Transcript:
+    async def hear(self, persona: Persona, on_words: Callable[[str], None]) -> Transcript:
         """Fulfil `VoiceStages.hear`. Raises `ProviderError`, or `NoSpeech` without words."""
         language = persona.language.partition("-")[0] if persona.language else None
-        transcript = await self.transcriber.transcribe(self.recording, language=language)
+        transcript = await self.transcriber.transcribe(
+            self.recording, language=language, on_words=on_words
+        )
         if not transcript.text.strip():
             raise NoSpeech("No words were heard in the recording.")
         self.transcript = Transcript(transcript.text.strip(), transcript.language)
