@@ -37,10 +37,8 @@ def embedded_rows(models: Path, folder: Path, model_set: str) -> list[list[str]]
 
 
 def _row(port: int, agent_id: str, kind: str, names: Sequence[str]) -> list[str]:
-    turns: list[dict[str, Any]] = []
-    for name in names:
-        if turn := _turn(port, agent_id, converted(name, kind).data):
-            turns.append(turn)
+    answers = [_turn(port, agent_id, converted(name, kind).data) for name in names]
+    turns = [turn for turn in answers if turn]
     means = [f"{fmean(turn['timings'][stage] for turn in turns):.0f}" for stage in _STAGES]
     seconds = fmean(turn["speech_in_seconds"] for turn in turns)
     answered = f"{len(turns)} of {len(names)}"

@@ -92,7 +92,7 @@ async def send_voice(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
             engine=turns, database=data, live=answer.turn, on_disconnect=left, headers=headers
         )
     await _unless_left(request, left, answer.first_sound)
-    return sound_response(answer, headers=headers)
+    return sound_response(answer, headers=headers, left=left)
 
 
 def _when_left(

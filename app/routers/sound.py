@@ -2,12 +2,18 @@
 
 import re
 from base64 import b64encode
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from app.models import Turn
+from app.routers.streams import OnDisconnect
 from app.routers.voice_headers import voice_headers
 from app.schemas.chat import ClipRead, RecordingRead, TurnAudio
 from app.services.turns import audio_store
@@ -17,16 +23,43 @@ _MP3 = "audio/mpeg"
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
 
 
+class _LiveSound(StreamingResponse):
+    """Streams an answer that is being spoken; `left` is called if the client leaves before."""
+
+    def __init__(
+        self, answer: VoiceAnswer, headers: dict[str, str], left: OnDisconnect | None
+    ) -> None:
+        super().__init__(self._chunks(answer), media_type=_MP3, headers=headers)
+        self._left = left
+        self._is_over = False
+
+    async def _chunks(self, answer: VoiceAnswer) -> AsyncGenerator[bytes]:
+        async with aclosing(answer.mp3()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        self._is_over = True
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await super().__call__(scope, receive, send)
+        if self._left and not self._is_over:
+            await self._left()
+
+
 def sound_response(
-    answer: VoiceAnswer, range_header: str | None = None, headers: dict[str, str] | None = None
+    answer: VoiceAnswer,
+    range_header: str | None = None,
+    headers: dict[str, str] | None = None,
+    left: OnDisconnect | None = None,
 ) -> Response:
-    """Return the sound; its first must have been waited for.
+    """Return the sound; its first must have been waited for. `left` is for when the client leaves.
 
     Safari asks for a range of everything that it plays; what is not stored yet has none.
     """
     told = voice_headers(answer) | (headers or {})
     if answer.whole is None:
-        return StreamingResponse(answer.mp3(), media_type=_MP3, headers=told)
+        return _LiveSound(answer, told, left)
     told["Accept-Ranges"] = "bytes"
     size = len(answer.whole)
     wanted = _RANGE.fullmatch(range_header or "")
