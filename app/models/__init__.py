@@ -1,5 +1,6 @@
 """Every table. Importing this package is enough for Alembic to see them all."""
 
+from app.models.audio import AudioClip, StoredRecording
 from app.models.base import Base, new_id, utc_now
 from app.models.chat import (
     LIVE,
@@ -24,6 +25,7 @@ __all__ = [
     "UNSETTLED",
     "Agent",
     "AgentVersion",
+    "AudioClip",
     "Base",
     "IdempotencyKey",
     "Message",
@@ -31,6 +33,7 @@ __all__ = [
     "Modality",
     "Role",
     "Session",
+    "StoredRecording",
     "Turn",
     "TurnEventBatch",
     "TurnStatus",
