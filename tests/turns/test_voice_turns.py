@@ -143,8 +143,7 @@ async def test_turn_without_stored_sound_is_404(
     voice = await upload(client, session_id, speech)
     async with database.transaction() as db:
         await db.execute(update(AudioClip).values(created_at=utc_now() - timedelta(days=8)))
-    async with database.connection() as connection:
-        await AudioStore(kept_days=7).prune(connection)
+    await database.run(AudioStore(kept_days=7).prune)
 
     for turn_id in (text.json()["turn_id"], voice.headers["x-turn-id"]):
         response = await client.get(f"/turns/{turn_id}/audio")

@@ -102,8 +102,7 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     async def store_question() -> None:
         nonlocal error
         try:
-            async with database.connection() as connection:
-                await settlement.hear(connection, live.record, transcript.text)
+            await database.run(settlement.hear, live.record, transcript.text)
         except AppError as storage_error:
             error = storage_error
             group.cancel_scope.cancel()

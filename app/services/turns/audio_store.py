@@ -1,20 +1,20 @@
 """The sound of voice turns in the database: recordings, and the pieces of spoken answers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.direct import Direct, Program, Statement
 from app.models import AudioClip, StoredRecording, utc_now
 from app.services.ports import AudioFormat, Recording
 from app.services.turns.heard import heard_content
 from app.services.turns.loading import lock_session
 from app.services.turns.records import TurnRecord
-from app.services.turns.statements import is_message, messages
+from app.services.turns.statements import is_message, messages, named
 from app.services.turns.voice_stages import SpokenPiece, VoiceStages
 
 _recordings = cast("Table", StoredRecording.__table__)
@@ -33,15 +33,18 @@ class AudioStore:
 
     kept_days: int = 7
 
-    async def keep_recording(
-        self, connection: AsyncConnection, record: TurnRecord, voice: VoiceStages
-    ) -> None:
+    def keep_recording(self, record: TurnRecord, voice: VoiceStages) -> Program[None]:
         """Store the recording, in the transaction that accepts the turn."""
-        if record.attempt > 1:
-            await self._forget(connection, record)
+        turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+        if record.attempt > 1:  # drop what an attempt left that failed
+            yield [
+                _DROP_RECORDING(**turn),
+                _DROP_CLIPS(**turn),
+                _set_heard(record, None),
+            ]
         recording = voice.recording
-        await connection.execute(
-            insert(_recordings).values(
+        yield [
+            _KEEP_RECORDING(
                 workspace_id=record.workspace_id,
                 turn_id=record.id,
                 format=recording.format.value,
@@ -50,29 +53,32 @@ class AudioStore:
                 data=recording.data,
                 created_at=utc_now(),
             )
-        )
+        ]
 
-    async def settle(
+    def settle(
         self,
-        connection: AsyncConnection,
         record: TurnRecord,
         voice: VoiceStages | None,
         content: str,
         played_ms: int | None,
-    ) -> None:
+    ) -> Program[None]:
         """Store what was spoken, and what of it was heard, just before the turn is settled.
 
         The session is locked first, as everybody does it. Raises `TurnLost`.
         """
-        await lock_session(connection, record, utc_now())
+        yield from lock_session(record, utc_now())
+        turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+        pieces = tuple(voice.pieces()) if voice else ()
+        work: list[Statement] = []
         if not self.kept_days:
-            await connection.execute(delete(_recordings).where(_is_of(_recordings, record)))
-        pieces = voice.pieces() if voice else ()
+            work.append(_DROP_RECORDING(**turn))
         if pieces:
-            await connection.execute(delete(_clips).where(_is_of(_clips, record)))
-            await connection.execute(insert(_clips), [self._row(record, each) for each in pieces])
+            work.append(_DROP_CLIPS(**turn))
+        work += [_KEEP_CLIP(**self._row(record, piece)) for piece in pieces]
         if played_ms is not None:
-            await _store_heard(connection, record, content, pieces, played_ms)
+            work.append(_set_heard(record, heard_content(content, pieces, played_ms)))
+        if work:
+            yield work
 
     def _row(self, record: TurnRecord, piece: SpokenPiece) -> dict[str, object]:
         return {
@@ -91,20 +97,13 @@ class AudioStore:
             "created_at": utc_now(),
         }
 
-    async def prune(self, connection: AsyncConnection) -> None:
+    def prune(self) -> Program[None]:
         """Drop what is older than `kept_days`."""
-        before = utc_now() - timedelta(days=self.kept_days)
+        kept = timedelta(days=self.kept_days)
+        work = [_PRUNE_CLIPS(before_=utc_now() - max(kept, _TIMINGS_KEPT))]
         if self.kept_days:
-            await connection.execute(delete(_recordings).where(_recordings.c.created_at < before))
-        before = utc_now() - max(timedelta(days=self.kept_days), _TIMINGS_KEPT)
-        await connection.execute(delete(_clips).where(_clips.c.created_at < before))
-
-    async def _forget(self, connection: AsyncConnection, record: TurnRecord) -> None:
-        """Drop what an attempt left that failed."""
-        await connection.execute(delete(_recordings).where(_is_of(_recordings, record)))
-        await connection.execute(delete(_clips).where(_is_of(_clips, record)))
-        answer = is_message(record, record.message_id)
-        await connection.execute(update(messages).where(answer).values(heard_content=None))
+            work.append(_PRUNE_RECORDINGS(before_=utc_now() - kept))
+        yield work
 
 
 async def read_recording(
@@ -136,32 +135,49 @@ async def read_pieces(
     return [SpokenPiece(*row) for row in rows]
 
 
-async def truncate_to_heard(
-    connection: AsyncConnection, record: TurnRecord, played_ms: int
-) -> None:
+def truncate_to_heard(record: TurnRecord, played_ms: int) -> Program[None]:
     """Store what was heard of an answer that is settled. Raises `TurnLost`."""
-    await lock_session(connection, record, utc_now())
-    content = await connection.scalar(
-        select(messages.c.content).where(is_message(record, record.message_id))
-    )
-    pieces = await read_pieces(connection, record.workspace_id, record.id)
-    if pieces:
-        await _store_heard(connection, record, content or "", pieces, played_ms)
+    yield from lock_session(record, utc_now())
+    content, rows = yield [
+        _CONTENT(workspace_id_=record.workspace_id, message_id_=record.message_id),
+        _PIECES(workspace_id_=record.workspace_id, turn_id_=record.id),
+    ]
+    pieces = [SpokenPiece(*row, mp3=None) for row in rows]
+    if pieces and content:
+        yield [_set_heard(record, heard_content(content[0][0], pieces, played_ms))]
 
 
-async def _store_heard(
-    connection: AsyncConnection,
-    record: TurnRecord,
-    content: str,
-    pieces: Sequence[SpokenPiece],
-    played_ms: int,
-) -> None:
-    await connection.execute(
-        update(messages)
-        .where(is_message(record, record.message_id))
-        .values(heard_content=heard_content(content, pieces, played_ms))
+def _set_heard(record: TurnRecord, heard: str | None) -> Statement:
+    return _SET_HEARD(
+        workspace_id_=record.workspace_id, message_id_=record.message_id, heard_content=heard
     )
 
 
-def _is_of(table: Table, record: TurnRecord) -> ColumnElement[bool]:
-    return and_(table.c.workspace_id == record.workspace_id, table.c.turn_id == record.id)
+def _is_of(table: Table) -> ColumnElement[bool]:
+    return and_(
+        table.c.workspace_id == bindparam("workspace_id_"),
+        table.c.turn_id == bindparam("turn_id_"),
+    )
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+_DROP_RECORDING = Direct(lambda _dialect: delete(_recordings).where(_is_of(_recordings)))
+_DROP_CLIPS = Direct(lambda _dialect: delete(_clips).where(_is_of(_clips)))
+_KEEP_RECORDING = Direct(lambda _dialect: insert(_recordings).values(**named(*_names(_recordings))))
+_KEEP_CLIP = Direct(lambda _dialect: insert(_clips).values(**named(*_names(_clips))))
+_PRUNE_RECORDINGS = Direct(
+    lambda _dialect: delete(_recordings).where(_recordings.c.created_at < bindparam("before_"))
+)
+_PRUNE_CLIPS = Direct(
+    lambda _dialect: delete(_clips).where(_clips.c.created_at < bindparam("before_"))
+)
+_CONTENT = Direct(lambda _dialect: select(messages.c.content).where(is_message()))
+_PIECES = Direct(
+    lambda _dialect: select(*_PIECE_COLUMNS[:-1]).where(_is_of(_clips)).order_by(_clips.c.index)
+)
+_SET_HEARD = Direct(
+    lambda _dialect: update(messages).where(is_message()).values(**named("heard_content"))
+)

@@ -6,8 +6,8 @@ a short transaction or none: accept, run (nothing is open while a provider think
 
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
 
@@ -15,12 +15,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from app.core.database import Database, StorageUnavailable
+from app.core.direct import Program
 from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
 from app.services.turns import acceptance, audio_store, leases, settlement
-from app.services.turns.acceptance import NewMessage
+from app.services.turns.acceptance import Accepted, NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.audio_store import AudioStore
 from app.services.turns.errors import (
@@ -31,10 +32,12 @@ from app.services.turns.errors import (
     TurnLost,
     error_of_code,
 )
+from app.services.turns.events import TurnEvent
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
 from app.services.turns.voice_stages import VoiceMaker, VoiceStages
+from app.services.turns.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +45,6 @@ LIVE_TURNS_LIMIT = 2000
 _SETTLE_PATIENCE_SECONDS = 60
 _DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
-_FOLLOW_SECONDS = 0.2
-"""How often a turn that another server runs, or may run, is looked up."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
 _DEFAULT_AUDIO = AudioStore()
@@ -67,6 +68,7 @@ class TurnEngine:
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
+        self._watch = Watch(database)
         self._tasks: TaskGroup | None = None
         self._draining = anyio.Event()
         self._emptied = anyio.Event()
@@ -90,7 +92,7 @@ class TurnEngine:
             self._database,
             self._owner_id,
             self._turns,
-            self._recover,
+            self.recover,
             self._draining,
             self._audio,
         )
@@ -98,6 +100,7 @@ class TurnEngine:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 upkeep.start(background)
+                background.start_soon(self._watch.run)
                 background.start_soon(self._cut_off_when_draining, tasks)
                 try:
                     yield
@@ -139,11 +142,10 @@ class TurnEngine:
 
     async def result(self, live: LiveTurn) -> Reply:
         """Wait until the turn is settled; return its answer, or raise the error it ended with."""
-        while not live.settled.is_set():
-            with anyio.move_on_after(_FOLLOW_SECONDS):
-                await live.settled.wait()
-            if not live.settled.is_set():
-                await self.look_up(live)
+        if self.runs_here(live):
+            await live.settled.wait()
+        else:
+            await self._settled_elsewhere(live)
         return live.reply()
 
     async def question(self, live: LiveTurn) -> str:
@@ -153,16 +155,20 @@ class TurnEngine:
             return (await db.get_one(Message, key)).content
 
     def runs_here(self, live: LiveTurn) -> bool:
-        """Tell whether this server runs the turn; a queued one may become another's."""
-        return live.record.id in self._turns and live.record.status is TurnStatus.IN_PROGRESS
+        """Tell whether this server runs the turn in `live`; a queued one may become another's."""
+        is_ours = self._turns.get(live.record.id) is live
+        return is_ours and live.record.status is TurnStatus.IN_PROGRESS
+
+    def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
+        """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
+        return self._watch.on(live)
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
         live = self._turns.get(turn_id)
         if live and live.record.workspace_id == caller.workspace_id:
             return live
-        async with self._database.connection() as connection:
-            return LiveTurn(await leases.find(connection, caller.workspace_id, turn_id))
+        return LiveTurn(await self._database.run(leases.find, caller.workspace_id, turn_id))
 
     async def cancel(self, caller: Caller, turn_id: UUID, *, played_ms: int | None = None) -> None:
         """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
@@ -181,41 +187,24 @@ class TurnEngine:
             await live.settled.wait()
             await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
-            async with self._database.connection() as connection:
-                await acceptance.request_cancel(connection, caller.workspace_id, turn_id)
-            while not live.settled.is_set():
-                await anyio.sleep(_FOLLOW_SECONDS)
-                await self.look_up(live)
+            await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
+            await self._settled_elsewhere(live)
             await self._truncate(live, played_ms)
         else:
             await self._truncate(live, played_ms)
 
-    async def look_up(self, live: LiveTurn) -> None:
-        """See whether another server, or an earlier request, has settled the turn."""
-        if self.runs_here(live):
-            return
-        async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
-        if turn.ended_at is None or live.settled.is_set():
-            return
-        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
-        live.progress.timings = turn.timings or {}
-        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
-        self._end(live, Outcome(turn.status, message.status, message.content, error))
-
     async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
         if played_ms is None or live.record.modality is not Modality.VOICE:
             return
-        async with self._database.connection() as connection:
-            await audio_store.truncate_to_heard(connection, live.record, played_ms)
+        await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
-        async with self._database.connection() as connection:
-            accepted = await acceptance.accept(connection, message, options, self._owner_id)
-            if voice and not accepted.is_replayed:
-                await self._audio.keep_recording(connection, accepted.record, voice)
+        locks = (str(message.session_id), *([options.key.key] if options.key else ()))
+        accepted = await self._database.run_with(
+            locks, lambda: self._accepting(message, voice, options)
+        )
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -233,6 +222,14 @@ class TurnEngine:
             self._turns[accepted.interrupt_id].scope.cancel()
         return live
 
+    def _accepting(
+        self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
+    ) -> Program[Accepted]:
+        accepted = yield from acceptance.accept(message, options, self._owner_id)
+        if voice and not accepted.is_replayed:
+            yield from self._audio.keep_recording(accepted.record, voice)
+        return accepted
+
     def _spawn(self, live: LiveTurn) -> None:
         if self._tasks is None:
             raise RuntimeError("the engine is not running")
@@ -248,18 +245,6 @@ class TurnEngine:
             raise
         live.mark("total_ms")
         await self._settle(live, outcome)
-
-    async def _bring_voice(self, live: LiveTurn) -> None:
-        """Make the stages of a voice turn that another server, or an earlier run, accepted."""
-        if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
-            return
-        async with self._database.reading() as db:
-            found = await audio_store.read_recording(
-                await db.connection(), live.record.workspace_id, live.record.id
-            )
-        if found:
-            recording, has_clips = found
-            live.voice = self._voices.make(recording, has_clips=has_clips)
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
         """Store how the turn ended, say so, and run the session's next turn.
@@ -299,31 +284,52 @@ class TurnEngine:
         async with live.storing:
             live.announce()
             last = live.terminal_event(outcome)
-            async with self._database.connection() as connection:
-                if live.record.modality is Modality.VOICE:
-                    await self._audio.settle(
-                        connection, live.record, live.voice, outcome.content, live.played_ms
-                    )
-                following = await settlement.settle(
-                    connection,
-                    live.record,
-                    outcome,
-                    live.progress,
-                    [*live.log.unstored(), last],
-                    self._owner_id,
-                )
+            events = [*live.log.unstored(), last]
+            following = await self._database.run_with(
+                (str(live.record.session_id),), lambda: self._settling(live, outcome, events)
+            )
             live.log.append(last)
             return following
 
+    def _settling(
+        self, live: LiveTurn, outcome: Outcome, events: Sequence[TurnEvent]
+    ) -> Program[TurnRecord | None]:
+        if live.record.modality is Modality.VOICE:
+            yield from self._audio.settle(live.record, live.voice, outcome.content, live.played_ms)
+        return (
+            yield from settlement.settle(
+                live.record, outcome, live.progress, events, self._owner_id
+            )
+        )
+
+    async def _bring_voice(self, live: LiveTurn) -> None:
+        """Make the stages of a voice turn that another server, or an earlier run, accepted."""
+        if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
+            return
+        async with self._database.reading() as db:
+            found = await audio_store.read_recording(
+                await db.connection(), live.record.workspace_id, live.record.id
+            )
+        if found:
+            recording, has_clips = found
+            live.voice = self._voices.make(recording, has_clips=has_clips)
+
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
-        live = self._turns.setdefault(record.id, LiveTurn(record))
+        live = self._turns.get(record.id)
+        if live and live.record.status is TurnStatus.IN_PROGRESS:
+            live.scope.cancel()  # our own, whose lease ran out; its writes are refused now
+            live = None
+        live = live or LiveTurn(record)
         live.record = record
+        self._turns[record.id] = live
         self._spawn(live)
 
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
-        waiting = self._turns.pop(live.record.id, live)
-        waiting.end(outcome)
+        ours = self._turns.get(live.record.id)
+        if ours and ours.record.attempt <= live.record.attempt:
+            del self._turns[live.record.id]
+            ours.end(outcome)
         live.end(outcome)
         if self.is_draining and not self._turns:
             self._emptied.set()
@@ -331,13 +337,37 @@ class TurnEngine:
     async def _give_up(self, live: LiveTurn) -> None:
         """Leave a turn that shutdown cut off to another server, or to the next start."""
         try:
-            async with live.storing, self._database.connection() as connection:
-                await settlement.checkpoint(connection, live.record, live.log.unstored())
-                await leases.release(connection, live.record)
+            async with live.storing:
+                await self._database.run(settlement.give_up, live.record, live.log.unstored())
         except (StorageUnavailable, TurnLost):
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
             self._end(live, live.failed(_shutting_down()))
+
+    async def _settled_elsewhere(self, live: LiveTurn) -> None:
+        """Wait for the end of a turn that is queued, or that another server runs."""
+        with self._watch.on(live):
+            while not live.settled.is_set():
+                changed = live.log.changed
+                if self.runs_here(live):  # its turn in the queue has come
+                    await live.settled.wait()
+                    return
+                await self.look_up(live)
+                if not live.settled.is_set():
+                    await changed.wait()
+
+    async def look_up(self, live: LiveTurn) -> None:
+        """See whether another server, or an earlier request, has settled the turn."""
+        if self.runs_here(live):
+            return
+        async with self._database.reading() as db:
+            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+        if turn.ended_at is None or live.settled.is_set():
+            return
+        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
+        live.progress.timings = turn.timings or {}
+        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+        self._end(live, Outcome(turn.status, message.status, message.content, error))
 
     async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
         await self._draining.wait()
@@ -353,7 +383,8 @@ class TurnEngine:
             if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
                 self._end(live, live.failed(_shutting_down()))
 
-    async def _recover(self, record: TurnRecord, recoveries: int) -> None:
+    async def recover(self, record: TurnRecord, recoveries: int) -> None:
+        """Run a turn that was taken over from another server, or from before a long sleep."""
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
             self._take_over(record)
