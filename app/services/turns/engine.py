@@ -185,18 +185,11 @@ class TurnEngine:
         elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
-            await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
             await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
             await self._settled_elsewhere(live)
-            await self._truncate(live, played_ms)
-        else:
-            await self._truncate(live, played_ms)
-
-    async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
-        if played_ms is None or live.record.modality is not Modality.VOICE:
-            return
-        await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
+        if played_ms is not None and live.record.modality is Modality.VOICE:
+            await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
