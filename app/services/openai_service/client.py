@@ -137,23 +137,6 @@ class OpenAIClient:
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
-    async def get(self, path: str, *, setting: str) -> "Answer":
-        """Ask for `path`; as `post`."""
-        deadline = asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                response = _Upload(
-                    await self._open_session().get(
-                        self._url(path), allow_redirects=False, middlewares=()
-                    )
-                )
-        except _TRANSPORT_ERRORS as error:
-            _raise_before_answer(error)
-        if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
-            return Answer(response, deadline, self.chunk_timeout_seconds)
-        error_body = await _read_error_body(response)
-        raise failure_of_status(response.status, response.headers, error_body, setting=setting)
-
     async def _send(self, url: URL, body: bytes | aiohttp.FormData) -> "Response | _Upload":
         session = self._open_session()
         if self._wire and isinstance(body, bytes):
@@ -163,6 +146,22 @@ class OpenAIClient:
             url, data=body, headers=headers, allow_redirects=False, middlewares=()
         )
         return _Upload(response)
+
+    async def get(self, path: str, *, setting: str) -> "Answer":
+        """Ask for `path`; as `post`."""
+        deadline = asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                found = await self._open_session().get(
+                    self._url(path), allow_redirects=False, middlewares=()
+                )
+        except _TRANSPORT_ERRORS as error:
+            _raise_before_answer(error)
+        response = _Upload(found)
+        if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
+            return Answer(response, deadline, self.chunk_timeout_seconds)
+        error_body = await _read_error_body(response)
+        raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str

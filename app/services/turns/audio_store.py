@@ -1,12 +1,24 @@
 """The sound of voice turns in the database: recordings, and the pieces of spoken answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct, Program, Statement
 from app.models import AudioClip, StoredRecording, utc_now
@@ -35,25 +47,24 @@ class AudioStore:
 
     def keep_recording(self, record: TurnRecord, voice: VoiceStages) -> Program[None]:
         """Store the recording, in the transaction that accepts the turn."""
-        turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+        turn = _of(record)
         if record.attempt > 1:  # drop what an attempt left that failed
             yield [
-                _DROP_RECORDING(**turn),
-                _DROP_CLIPS(**turn),
-                _set_heard(record, None),
+                _FORGET_RECORDING(**turn),
+                _FORGET_CLIPS(**turn),
+                _STORE_HEARD(**_answer(record), heard_content=None),
             ]
         recording = voice.recording
-        yield [
-            _KEEP_RECORDING(
-                workspace_id=record.workspace_id,
-                turn_id=record.id,
-                format=recording.format.value,
-                duration_seconds=recording.duration_seconds,
-                has_clips=voice.has_clips,
-                data=recording.data,
-                created_at=utc_now(),
-            )
-        ]
+        kept = _KEEP_RECORDING(
+            workspace_id=record.workspace_id,
+            turn_id=record.id,
+            format=recording.format.value,
+            duration_seconds=recording.duration_seconds,
+            has_clips=voice.has_clips,
+            data=recording.data,
+            created_at=utc_now(),
+        )
+        yield [kept]
 
     def settle(
         self,
@@ -67,18 +78,15 @@ class AudioStore:
         The session is locked first, as everybody does it. Raises `TurnLost`.
         """
         yield from lock_session(record, utc_now())
-        turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
-        pieces = tuple(voice.pieces()) if voice else ()
-        work: list[Statement] = []
+        turn = _of(record)
         if not self.kept_days:
-            work.append(_DROP_RECORDING(**turn))
+            yield [_FORGET_RECORDING(**turn)]
+        pieces = voice.pieces() if voice else ()
         if pieces:
-            work.append(_DROP_CLIPS(**turn))
-        work += [_KEEP_CLIP(**self._row(record, piece)) for piece in pieces]
+            kept = [_KEEP_CLIP(**self._row(record, piece)) for piece in pieces]
+            yield [_FORGET_CLIPS(**turn), *kept]
         if played_ms is not None:
-            work.append(_set_heard(record, heard_content(content, pieces, played_ms)))
-        if work:
-            yield work
+            yield [_heard(record, content, pieces, played_ms)]
 
     def _row(self, record: TurnRecord, piece: SpokenPiece) -> dict[str, object]:
         return {
@@ -100,10 +108,9 @@ class AudioStore:
     def prune(self) -> Program[None]:
         """Drop what is older than `kept_days`."""
         kept = timedelta(days=self.kept_days)
-        work = [_PRUNE_CLIPS(before_=utc_now() - max(kept, _TIMINGS_KEPT))]
         if self.kept_days:
-            work.append(_PRUNE_RECORDINGS(before_=utc_now() - kept))
-        yield work
+            yield [_PRUNE_RECORDINGS(before_=utc_now() - kept)]
+        yield [_PRUNE_CLIPS(before_=utc_now() - max(kept, _TIMINGS_KEPT))]
 
 
 async def read_recording(
@@ -138,19 +145,25 @@ async def read_pieces(
 def truncate_to_heard(record: TurnRecord, played_ms: int) -> Program[None]:
     """Store what was heard of an answer that is settled. Raises `TurnLost`."""
     yield from lock_session(record, utc_now())
-    content, rows = yield [
-        _CONTENT(workspace_id_=record.workspace_id, message_id_=record.message_id),
-        _PIECES(workspace_id_=record.workspace_id, turn_id_=record.id),
-    ]
-    pieces = [SpokenPiece(*row, mp3=None) for row in rows]
-    if pieces and content:
-        yield [_set_heard(record, heard_content(content[0][0], pieces, played_ms))]
+    ((content,),), found = yield [_CONTENT(**_answer(record)), _PIECES(**_of(record))]
+    pieces = [SpokenPiece(*row) for row in found]
+    if pieces:
+        yield [_heard(record, content, pieces, played_ms)]
 
 
-def _set_heard(record: TurnRecord, heard: str | None) -> Statement:
-    return _SET_HEARD(
-        workspace_id_=record.workspace_id, message_id_=record.message_id, heard_content=heard
-    )
+def _heard(
+    record: TurnRecord, content: str, pieces: Sequence[SpokenPiece], played_ms: int
+) -> Statement:
+    heard = heard_content(content, pieces, played_ms)
+    return _STORE_HEARD(**_answer(record), heard_content=heard)
+
+
+def _of(record: TurnRecord) -> dict[str, UUID]:
+    return {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+
+
+def _answer(record: TurnRecord) -> dict[str, UUID]:
+    return {"workspace_id_": record.workspace_id, "message_id_": record.message_id}
 
 
 def _is_of(table: Table) -> ColumnElement[bool]:
@@ -160,24 +173,22 @@ def _is_of(table: Table) -> ColumnElement[bool]:
     )
 
 
-def _names(table: Table) -> list[str]:
-    return [column.name for column in table.columns]
+def _before(table: Table) -> ColumnElement[bool]:
+    return table.c.created_at < bindparam("before_")
 
 
-_DROP_RECORDING = Direct(lambda _dialect: delete(_recordings).where(_is_of(_recordings)))
-_DROP_CLIPS = Direct(lambda _dialect: delete(_clips).where(_is_of(_clips)))
-_KEEP_RECORDING = Direct(lambda _dialect: insert(_recordings).values(**named(*_names(_recordings))))
-_KEEP_CLIP = Direct(lambda _dialect: insert(_clips).values(**named(*_names(_clips))))
-_PRUNE_RECORDINGS = Direct(
-    lambda _dialect: delete(_recordings).where(_recordings.c.created_at < bindparam("before_"))
-)
-_PRUNE_CLIPS = Direct(
-    lambda _dialect: delete(_clips).where(_clips.c.created_at < bindparam("before_"))
-)
-_CONTENT = Direct(lambda _dialect: select(messages.c.content).where(is_message()))
-_PIECES = Direct(
-    lambda _dialect: select(*_PIECE_COLUMNS[:-1]).where(_is_of(_clips)).order_by(_clips.c.index)
-)
-_SET_HEARD = Direct(
-    lambda _dialect: update(messages).where(is_message()).values(**named("heard_content"))
+def _pieces(_dialect: Dialect) -> ClauseElement:
+    return select(*_PIECE_COLUMNS).where(_is_of(_clips)).order_by(_clips.c.index)
+
+
+_KEEP_RECORDING = Direct(lambda _: insert(_recordings).values(**named(*_recordings.c.keys())))
+_FORGET_RECORDING = Direct(lambda _: delete(_recordings).where(_is_of(_recordings)))
+_PRUNE_RECORDINGS = Direct(lambda _: delete(_recordings).where(_before(_recordings)))
+_KEEP_CLIP = Direct(lambda _: insert(_clips).values(**named(*_clips.c.keys())))
+_FORGET_CLIPS = Direct(lambda _: delete(_clips).where(_is_of(_clips)))
+_PRUNE_CLIPS = Direct(lambda _: delete(_clips).where(_before(_clips)))
+_PIECES = Direct(_pieces)
+_CONTENT = Direct(lambda _: select(messages.c.content).where(is_message()))
+_STORE_HEARD = Direct(
+    lambda _: update(messages).where(is_message()).values(**named("heard_content"))
 )

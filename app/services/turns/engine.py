@@ -5,10 +5,8 @@ a short transaction or none: accept, run (nothing is open while a provider think
 """
 
 import logging
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import replace
 from uuid import UUID
 
 import anyio
@@ -24,15 +22,14 @@ from app.services.turns import acceptance, audio_store, leases, settlement
 from app.services.turns.acceptance import Accepted, NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.audio_store import AudioStore
+from app.services.turns.ending import Ending
 from app.services.turns.errors import (
-    InternalError,
     ServerBusy,
     ServerDraining,
     TurnInterrupted,
     TurnLost,
     error_of_code,
 )
-from app.services.turns.events import TurnEvent
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
@@ -42,7 +39,6 @@ from app.services.turns.watching import Watch
 logger = logging.getLogger(__name__)
 
 LIVE_TURNS_LIMIT = 2000
-_SETTLE_PATIENCE_SECONDS = 60
 _DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
 _RECOVERIES_LIMIT = 1
@@ -71,6 +67,7 @@ class TurnEngine:
         self._watch = Watch(database)
         self._tasks: TaskGroup | None = None
         self._draining = anyio.Event()
+        self._ending = Ending(database, audio, self._owner_id, self._draining)
         self._emptied = anyio.Event()
         """Set when the last turn ends while draining."""
 
@@ -185,11 +182,31 @@ class TurnEngine:
         elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
+            await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
             await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
             await self._settled_elsewhere(live)
-        if played_ms is not None and live.record.modality is Modality.VOICE:
-            await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
+            await self._truncate(live, played_ms)
+        else:
+            await self._truncate(live, played_ms)
+
+    async def look_up(self, live: LiveTurn) -> None:
+        """See whether another server, or an earlier request, has settled the turn."""
+        if self.runs_here(live):
+            return
+        async with self._database.reading() as db:
+            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+        if turn.ended_at is None or live.settled.is_set():
+            return
+        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
+        live.progress.timings = turn.timings or {}
+        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+        self._end(live, Outcome(turn.status, message.status, message.content, error))
+
+    async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
+        if played_ms is None or live.record.modality is not Modality.VOICE:
+            return
+        await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
@@ -239,62 +256,6 @@ class TurnEngine:
         live.mark("total_ms")
         await self._settle(live, outcome)
 
-    async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
-        """Store how the turn ended, say so, and run the session's next turn.
-
-        A database that is away is waited for: nobody is told of an end that is not stored.
-        """
-        following: TurnRecord | None = None
-        give_up_at = time.monotonic() + _SETTLE_PATIENCE_SECONDS
-        pause_seconds = 0.05
-        with anyio.CancelScope(shield=True):
-            while True:
-                try:
-                    following = await self._store_end(live, outcome)
-                    break
-                except StorageUnavailable as error:
-                    if self.is_draining:
-                        give_up_at = min(give_up_at, time.monotonic() + 3)
-                    if time.monotonic() + pause_seconds > give_up_at:
-                        outcome = replace(outcome, error=error)
-                        break
-                    await anyio.sleep(pause_seconds)
-                    pause_seconds = min(pause_seconds * 2, 1.0)
-                except TurnLost as error:
-                    outcome = replace(outcome, error=error)
-                    break
-                except Exception:  # the turn is stored by whoever takes it over
-                    logger.exception("turn %s could not be settled", live.record.id)
-                    outcome = replace(
-                        outcome, error=InternalError("The server failed to store the answer.")
-                    )
-                    break
-            self._end(live, outcome)
-            if following:
-                self._take_over(following)
-
-    async def _store_end(self, live: LiveTurn, outcome: Outcome) -> TurnRecord | None:
-        async with live.storing:
-            live.announce()
-            last = live.terminal_event(outcome)
-            events = [*live.log.unstored(), last]
-            following = await self._database.run_with(
-                (str(live.record.session_id),), lambda: self._settling(live, outcome, events)
-            )
-            live.log.append(last)
-            return following
-
-    def _settling(
-        self, live: LiveTurn, outcome: Outcome, events: Sequence[TurnEvent]
-    ) -> Program[TurnRecord | None]:
-        if live.record.modality is Modality.VOICE:
-            yield from self._audio.settle(live.record, live.voice, outcome.content, live.played_ms)
-        return (
-            yield from settlement.settle(
-                live.record, outcome, live.progress, events, self._owner_id
-            )
-        )
-
     async def _bring_voice(self, live: LiveTurn) -> None:
         """Make the stages of a voice turn that another server, or an earlier run, accepted."""
         if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
@@ -306,6 +267,14 @@ class TurnEngine:
         if found:
             recording, has_clips = found
             live.voice = self._voices.make(recording, has_clips=has_clips)
+
+    async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
+        """Store how the turn ended, say so, and run the session's next turn."""
+        with anyio.CancelScope(shield=True):
+            outcome, following = await self._ending.store(live, outcome)
+            self._end(live, outcome)
+            if following:
+                self._take_over(following)
 
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
@@ -348,19 +317,6 @@ class TurnEngine:
                 await self.look_up(live)
                 if not live.settled.is_set():
                     await changed.wait()
-
-    async def look_up(self, live: LiveTurn) -> None:
-        """See whether another server, or an earlier request, has settled the turn."""
-        if self.runs_here(live):
-            return
-        async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
-        if turn.ended_at is None or live.settled.is_set():
-            return
-        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
-        live.progress.timings = turn.timings or {}
-        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
-        self._end(live, Outcome(turn.status, message.status, message.content, error))
 
     async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
         await self._draining.wait()
