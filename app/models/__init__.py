@@ -17,6 +17,7 @@ from app.models.chat import (
 )
 from app.models.identity import Workspace
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
+from app.models.usage import Budget, KeptUsage, RequestWindow
 
 __all__ = [
     "LIVE",
@@ -25,10 +26,13 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "Base",
+    "Budget",
     "IdempotencyKey",
+    "KeptUsage",
     "Message",
     "MessageStatus",
     "Modality",
+    "RequestWindow",
     "Role",
     "Session",
     "Turn",
