@@ -13,11 +13,21 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.direct import Direct, run_all
-from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, new_id, utc_now
+from app.models import (
+    LIVE,
+    UNSETTLED,
+    MessageStatus,
+    Modality,
+    Role,
+    TurnStatus,
+    new_id,
+    utc_now,
+)
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
-from app.services.turns import event_store, hot, keys, leases
+from app.services.turns import event_store, hot, keys, leases, receipts
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
-from app.services.turns.loading import history_of, load_record, lock_session, read_history
+from app.services.turns.loading import load_record, lock_session, read_history
+from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import (
     LEASE,
@@ -28,6 +38,7 @@ from app.services.turns.statements import (
     messages,
     turns,
 )
+from app.services.usage import NOBODYS_ACCOUNT, Account, budgets
 
 QUEUE_LIMIT = 8
 """Turns that may wait in one session."""
@@ -42,6 +53,9 @@ class NewMessage:
     modality: Modality
     content: str
     """Empty for a voice turn, until it is heard."""
+    account: Account = NOBODYS_ACCOUNT
+    upload_seconds: float | None = None
+    """How long a voice turn's recording is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ async def accept(
     if options.key:
         turn_id = await keys.claim(connection, message.workspace_id, options.key)
         if turn_id:
-            return await _replay(connection, message.workspace_id, turn_id, owner_id)
+            return await _replay(connection, message, turn_id, owner_id)
     accepted = await _accept_new(connection, message, options, owner_id)
     if options.key:
         await keys.point_to_turn(connection, accepted.record, options.key)
@@ -81,15 +95,33 @@ async def _accept_new(
     places = (await connection.execute(hot.TAKE_PLACES, key | {"now": now})).one_or_none()
     if places is None:
         raise SessionNotFound(f"There is no session {session_id}.")
-    last_seq, agent_id = places
-    found = await hot.PERSONA_AND_WAITING.run(connection, key | {"agent_id_": agent_id})
-    archived_at, waiting, *persona = found[0]
+    last_seq, agent_id, user_id = places
+    found, loaded = await run_all(
+        connection,
+        [
+            (hot.PERSONA_AND_WAITING, key | {"agent_id_": agent_id}),
+            (hot.HISTORY, key | {"user_seq_": last_seq - 1}),
+        ],
+    )
+    archived_at, waiting, *of_persona = found[0]
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
     interrupt_id = None
     if waiting:
         interrupt_id = await _make_room(connection, message, options.on_busy)
     live = not waiting
+    is_text = modality is Modality.TEXT
+    user_status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
+    question = HistoryMessage(last_seq - 1, Role.USER, user_status, message.content)
+    persona, history = Persona(*of_persona), (*read_history(loaded), question)
+    reservation = receipts.estimate(
+        message.account,
+        persona,
+        history,
+        now,
+        waiting=waiting,
+        upload_seconds=message.upload_seconds,
+    )
     record = TurnRecord(
         workspace_id=workspace_id,
         id=new_id(),
@@ -101,9 +133,10 @@ async def _accept_new(
         message_id=new_id(),
         user_seq=last_seq - 1,
         created_at=now,
-        persona=Persona(*persona),
-        history=(),
+        persona=persona,
+        history=history if live else (),
         was_queued=not live,
+        reservation=reservation,
     )
     stored = {
         "workspace_id": workspace_id,
@@ -119,9 +152,12 @@ async def _accept_new(
         "owner_id": owner_id if live else None,
         "started_at": now if live else None,
         "lease_expires_at": now + LEASE,
+        "agent_id": agent_id,
+        "key_id": message.account.key_id,
+        "user_id": message.account.user_id or user_id,
+        **receipts.reserved_columns(reservation),
     }
     insert_turn = hot.INSERT_LIVE_TURN if live else hot.INSERT_QUEUED_TURN
-    is_text = modality is Modality.TEXT
     said = {
         "workspace_id": workspace_id,
         "session_id": session_id,
@@ -130,7 +166,7 @@ async def _accept_new(
         "created_at": now,
         "user_message_id": record.user_message_id,
         "user_seq": record.user_seq,
-        "user_status": MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS,
+        "user_status": user_status,
         "content": message.content,
         "message_id": record.message_id,
         "seq": last_seq,
@@ -138,12 +174,10 @@ async def _accept_new(
     work: list[tuple[Direct, Mapping[str, Any]]] = [
         (insert_turn, stored),
         (hot.INSERT_MESSAGES, said),
+        *budgets.reserving(message.account, reservation),
     ]
-    if live:
-        work.append((hot.HISTORY, history_of(record)))
-    _, _, *loaded = await run_all(connection, work)
-    if live:
-        record = replace(record, history=read_history(loaded[0]))
+    *_, reserved = await run_all(connection, work)
+    await budgets.require(connection, message.account, reservation, reserved)
     return Accepted(record, interrupt_id=interrupt_id)
 
 
@@ -173,8 +207,9 @@ async def _make_room(
 
 
 async def _replay(
-    connection: AsyncConnection, workspace_id: UUID, turn_id: UUID, owner_id: UUID
+    connection: AsyncConnection, message: NewMessage, turn_id: UUID, owner_id: UUID
 ) -> Accepted:
+    workspace_id = message.workspace_id
     record = await leases.find(connection, workspace_id, turn_id)
     if record.status is not TurnStatus.FAILED or not await _may_run_again(connection, record):
         return Accepted(record, is_replayed=True)
@@ -200,6 +235,8 @@ async def _replay(
                 error_code=None,
                 error_detail=None,
                 cancel_requested_at=None,
+                key_id=message.account.key_id,
+                reserved_day=now.date() if message.account.has_budgets else None,
             )
             .returning(*turns.c)
         )
@@ -213,6 +250,7 @@ async def _replay(
     )
     await event_store.forget(connection, record)
     again = replace(await load_record(connection, row, history=live), was_queued=not live)
+    await budgets.reserve(connection, message.account, again.reservation)
     return Accepted(again)
 
 

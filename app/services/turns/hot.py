@@ -37,6 +37,7 @@ _TIME = turns.c.lease_expires_at.type
 _SETTLED_COLUMNS = (
     "status", "ended_at", "error_code", "error_detail", "finish_reason", "model", "prompt_tokens",
     "cached_tokens", "completion_tokens", "speech_in_seconds", "speech_out_characters", "timings",
+    "cost_nanos", "usage_estimated",
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def _take_places() -> Update:
         .where(sessions.c.workspace_id == bindparam("workspace_id_"))
         .where(sessions.c.id == bindparam("session_id_"))
         .values(last_seq=sessions.c.last_seq + 2, updated_at=bindparam("now"))
-        .returning(sessions.c.last_seq, sessions.c.agent_id)
+        .returning(sessions.c.last_seq, sessions.c.agent_id, sessions.c.user_id)
     )
 
 
@@ -105,6 +106,7 @@ def _insert_turn(lease: ColumnElement[Any]) -> Insert:
     names = (
         "workspace_id", "id", "session_id", "agent_version", "modality", "status",
         "user_message_id", "message_id", "user_seq", "created_at", "owner_id", "started_at",
+        "agent_id", "key_id", "user_id", "reserved_day", "reserved_tokens", "reserved_nanos",
     )  # fmt: skip
     return insert(turns).values(**_set(*names), attempt=1, recoveries=0, lease_expires_at=lease)
 

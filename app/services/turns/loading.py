@@ -9,7 +9,7 @@ from sqlalchemy import Row, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.models import AgentVersion, Session
-from app.services.turns import hot
+from app.services.turns import hot, receipts
 from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import Persona, TurnRecord
 from app.services.turns.statements import PERSONA_COLUMNS, require_one, turn_events
@@ -56,6 +56,8 @@ async def load_record(
         persona=Persona(*persona),
         history=(),
         events_after=await _last_event_number(connection, row),
+        reservation=receipts.reservation_of(row),
+        earlier=receipts.earlier_of(row),
     )
     return await with_history(connection, record) if history else record
 

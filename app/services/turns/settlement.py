@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.direct import run_all
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, utc_now
-from app.services.turns import event_store, hot
+from app.services.turns import event_store, hot, receipts
 from app.services.turns.events import TurnEvent
 from app.services.turns.loading import load_record, lock_session
 from app.services.turns.records import Outcome, Progress, TurnRecord
@@ -58,7 +58,7 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
     """
     now = utc_now()
     await lock_session(connection, record, now)
-    usage, error = progress.usage, outcome.error
+    error = outcome.error
     end = {
         "workspace_id_": record.workspace_id,
         "session_id_": record.session_id,
@@ -70,12 +70,8 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
         "error_detail": error.detail if error else None,
         "finish_reason": progress.finish_reason,
         "model": progress.model,
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "speech_in_seconds": progress.speech_in_seconds,
-        "speech_out_characters": progress.speech_out_characters,
         "timings": progress.timings,
+        **receipts.columns(progress),
     }
     answer = {
         "workspace_id_": record.workspace_id,
@@ -89,6 +85,7 @@ async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
             (hot.SETTLE_TURN, end),
             (hot.SETTLE_MESSAGE, answer),
             *event_store.appending(record, events, now),
+            *receipts.settling(record, progress),
         ],
     )
     if not ended:
