@@ -38,6 +38,9 @@ from app.services.openai_service import (
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
 from app.services.turns import TurnEngine
+from app.services.usage import Accounts, RequestLimiter, Tariff
+from app.services.usage import Part as PaidPart
+from app.services.usage.price_table import PRICES
 from app.services.voice import VoiceService
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class State(TypedDict):
     database: Database
     schema_gate: SchemaGate
     door: Door
+    request_limiter: RequestLimiter
     turns: TurnEngine
     voice: VoiceService
 
@@ -84,7 +88,10 @@ async def serving(
     settings: Settings, database: Database, providers: Providers
 ) -> AsyncGenerator[State]:
     """Build the use cases over an open database and providers, and run turns while it lasts."""
-    turns = TurnEngine(database, PatientChatModel(providers["chat_model"], Breaker()))
+    chat_model = PatientChatModel(providers["chat_model"], Breaker())
+    limits = settings.limits
+    accounts = Accounts(limits, _tariff(settings), chat_model.context_tokens)
+    turns = TurnEngine(database, chat_model, accounts)
     voice = VoiceService(
         turns,
         PatientTranscriber(providers["transcriber"], Breaker()),
@@ -96,9 +103,28 @@ async def serving(
             database=database,
             schema_gate=SchemaGate(database),
             door=Door(settings.app_env, _admin_key(settings)),
+            request_limiter=RequestLimiter(database, limits),
             turns=turns,
             voice=voice,
         )
+
+
+def _tariff(settings: Settings) -> Tariff:
+    """Return the prices of the models that serve each part."""
+    embedded = {
+        PaidPart.CHAT: settings.chat_is_embedded,
+        PaidPart.STT: settings.stt_is_embedded,
+        PaidPart.TTS: settings.tts_is_embedded,
+    }
+    return Tariff(
+        {**PRICES, **settings.price_list},
+        {
+            PaidPart.CHAT: settings.chat_model,
+            PaidPart.STT: settings.stt_model,
+            PaidPart.TTS: settings.tts_model,
+        },
+        frozenset(part for part, is_embedded in embedded.items() if is_embedded),
+    )
 
 
 def _sqlite_path(settings: Settings) -> Path:

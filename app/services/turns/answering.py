@@ -10,7 +10,7 @@ import anyio
 from app.core.database import Database
 from app.core.errors import AppError
 from app.models import Modality
-from app.services.ports import ChatModel, ChatRequest, TextDelta, UpstreamIncomplete
+from app.services.ports import ChatModel, ChatRequest, ProviderError, TextDelta, UpstreamIncomplete
 from app.services.turns import settlement
 from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
 from app.services.turns.events import EventType
@@ -57,6 +57,7 @@ async def _chat(
         temperature=persona.temperature,
         max_output_tokens=persona.max_output_tokens,
     )
+    progress.prompt, progress.model = request.messages, persona.model
     async with aclosing(chat_model.stream(request)) as chunks:
         async for chunk in chunks:
             if isinstance(chunk, TextDelta):
@@ -79,9 +80,13 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     voice, persona = live.voice, live.record.persona
     if voice is None:
         raise TurnInterrupted("The recording is not on this server any more; send it again.")
-    transcript = await voice.hear(persona)
-    live.mark("stt_ms")
     live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
+    try:
+        transcript = await voice.hear(persona)
+    except ProviderError:  # asked in vain, at no cost
+        live.progress.speech_in_seconds = None
+        raise
+    live.mark("stt_ms")
     async with database.connection() as connection:
         await settlement.hear(connection, live.record, transcript.text)
     live.record = _with_question(live.record, transcript.text)
@@ -92,12 +97,11 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     async def speak() -> None:
         nonlocal speech_error
         try:
-            live.progress.speech_out_characters = await voice.speak(
-                persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip)
-            )
+            await voice.speak(persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip))
         except AppError as error:  # the answer is written to its end all the same
             speech_error = error
         finally:
+            live.progress.speech_out_characters = voice.spoken_characters
             receive.close()
 
     def say(delta: str) -> None:

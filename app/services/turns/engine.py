@@ -19,7 +19,7 @@ from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, leases, settlement
+from app.services.turns import acceptance, leases, receipts, settlement
 from app.services.turns.acceptance import NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.errors import (
@@ -33,6 +33,8 @@ from app.services.turns.errors import (
 from app.services.turns.live import LiveTurn, VoiceStages
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
+from app.services.usage import Accounts
+from app.services.usage.tariff import usd
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +46,18 @@ _FOLLOW_SECONDS = 0.2
 """How often a turn that another server runs, or may run, is looked up."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
+_FREE_FOR_ALL = Accounts()
 
 
 class TurnEngine:
     """Accepts, runs and settles turns. One instance serves the whole process."""
 
-    def __init__(self, database: Database, chat_model: ChatModel) -> None:
+    def __init__(
+        self, database: Database, chat_model: ChatModel, accounts: Accounts = _FREE_FOR_ALL
+    ) -> None:
         self._database = database
         self._chat_model = chat_model
+        self._accounts = accounts
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
@@ -99,14 +105,19 @@ class TurnEngine:
 
         A voice turn's `content` is empty. With a key that was used before, its turn is returned.
         Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`,
-        `IdempotencyKeyReused`, `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
+        `IdempotencyKeyReused`, `TooManyTurns`, `UploadsExhausted`, `BudgetExhausted`,
+        `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
         """
         if self.is_draining:
             raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
         modality = Modality.VOICE if voice else Modality.TEXT
-        message = NewMessage(caller.workspace_id, session_id, modality, content)
+        upload_seconds = voice.recording_seconds if voice else None
+        account = self._accounts.of(caller)
+        message = NewMessage(
+            caller.workspace_id, session_id, modality, content, account, upload_seconds
+        )
         with anyio.CancelScope(shield=True):  # stored and running, or neither
             return await self._accept(message, voice, options)
         raise AssertionError("nobody cancels the scope")
@@ -206,6 +217,7 @@ class TurnEngine:
 
         A database that is away is waited for: nobody is told of an end that is not stored.
         """
+        receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
         following: TurnRecord | None = None
         give_up_at = time.monotonic() + _SETTLE_PATIENCE_SECONDS
         pause_seconds = 0.05
@@ -281,7 +293,13 @@ class TurnEngine:
             turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
         if turn.ended_at is None or live.settled.is_set():
             return
-        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
+        live.progress.usage = Usage(
+            turn.prompt_tokens,
+            turn.cached_tokens,
+            turn.completion_tokens,
+            usd(turn.cost_nanos),
+            bool(turn.usage_estimated),
+        )
         live.progress.timings = turn.timings or {}
         error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
         self._end(live, Outcome(turn.status, message.status, message.content, error))

@@ -40,6 +40,11 @@ class VoiceStages(Protocol):
         """How long the user spoke."""
         ...
 
+    @property
+    def spoken_characters(self) -> int:
+        """How much of the answer was given to the speech provider so far."""
+        ...
+
     async def hear(self, persona: Persona) -> Transcript:
         """Write down what the user said. Raises the `AppError` that ends the turn."""
         ...

@@ -34,6 +34,7 @@ class VoiceTurn:
     transcript: Transcript | None = None
     error: AppError | None = None
     is_over: bool = False
+    spoken_characters: int = 0
     _mp3: list[bytes] = field(default_factory=list[bytes])
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
@@ -59,6 +60,7 @@ class VoiceTurn:
         characters = index = start_ms = 0
         async for sentence in self._sentences(persona, deltas):
             characters += len(sentence)
+            self.spoken_characters = characters
             spoken = bytearray()
             async with aclosing(self.speaker.speak(sentence, voice=voice)) as sound:
                 async for pcm in sound:
