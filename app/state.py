@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
 
@@ -72,8 +71,8 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
     """Open all that `settings` describe; close it in the reverse order."""
     configure_logging(settings.log_level)
     async with AsyncExitStack() as stack:
-        if settings.parsed_database_url.is_sqlite:
-            stack.enter_context(sole_owner(_sqlite_path(settings)))
+        if path := settings.parsed_database_url.sqlite_path:
+            stack.enter_context(sole_owner(path))
         database = Database.from_settings(settings)
         stack.push_async_callback(database.dispose)
         await _prepare_tables(settings, database)
@@ -125,16 +124,6 @@ def _tariff(settings: Settings) -> Tariff:
         },
         frozenset(part for part, is_embedded in embedded.items() if is_embedded),
     )
-
-
-def _sqlite_path(settings: Settings) -> Path:
-    path = settings.parsed_database_url.sqlite_path
-    if path is None:
-        raise StartRefused(
-            "DATABASE_URL names SQLite in memory, which every connection sees differently: name a "
-            "file, or leave it empty for one in DATA_DIR."
-        )
-    return path
 
 
 def _admin_key(settings: Settings) -> AdminKey:

@@ -136,17 +136,6 @@ async def test_sqlite_file_has_the_safety_that_we_ask_for(sqlite_template: Path)
     assert pragmas == ["wal", 2, 1, 5000]
 
 
-async def test_in_memory_sqlite_works() -> None:
-    database = Database(DatabaseUrl.parse(SecretStr("sqlite+aiosqlite://"), Path()))
-    async with database.transaction() as db:
-        await db.execute(text("CREATE TABLE t (x)"))
-    async with database.transaction() as db:
-        await db.execute(text("INSERT INTO t VALUES (1)"))
-    async with database.reading() as db:
-        assert await db.scalar(text("SELECT x FROM t")) == 1
-    await database.dispose()
-
-
 def test_second_process_on_one_sqlite_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
 

@@ -6,14 +6,14 @@ wait on a provider while a connection is checked out. Nothing else commits.
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import anyio
 import orjson
 from fastapi import Depends
-from sqlalchemy import URL, Connection, StaticPool, event, exc
+from sqlalchemy import URL, Connection, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -26,10 +26,15 @@ from starlette.requests import HTTPConnection
 
 from app.core.config import Settings
 from app.core.database_url import DatabaseUrl
+from app.core.direct import SCHEMA, Locks, Program
 from app.core.errors import AppError, ErrorKind
+from app.core.postgres_runner import PostgresRunner
+from app.core.sqlite_runner import SqliteRunner, prepare_sqlite
 
-SCHEMA = "agent_platform"
-"""The Postgres schema of every table; never `public`, which Supabase publishes. SQLite has none."""
+__all__ = ["SCHEMA", "Database", "StorageUnavailable", "get_database", "get_db", "get_reading_db"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _POOL_WAIT_SECONDS = 5
 _UNAVAILABLE_SQLSTATES = ("08", "53", "57P", "25006", "58")
@@ -60,17 +65,29 @@ class Database:
     """Owns the connection pool for the life of the process."""
 
     def __init__(self, url: DatabaseUrl, *, pool_size: int = 10) -> None:
-        """Prepare a pool; nothing is connected yet."""
+        """Prepare a pool; nothing is connected yet.
+
+        Half of `pool_size` is for turns and half for the rest, so that neither starves the other.
+        """
         self.url = url
         self.is_sqlite = url.is_sqlite
-        self.engine = _sqlite_engine(url) if url.is_sqlite else _postgres_engine(url, pool_size)
+        for_turns = max(1, pool_size // 2)
+        self.engine = (
+            _sqlite_engine(url)
+            if url.is_sqlite
+            else _postgres_engine(url, max(1, pool_size - for_turns))
+        )
         self._reading_engine = self.engine.execution_options(read_only=True)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._reading_sessions = async_sessionmaker(self._reading_engine, expire_on_commit=False)
         # SQLite has one writer at a time: waiting here is fair, waiting in SQLite is not.
         self._writer = anyio.Lock() if self.is_sqlite else nullcontext()
-        in_memory = url.is_sqlite and url.sqlite_path is None
-        self._reader = self._writer if in_memory else nullcontext()
+        dialect = self.engine.dialect
+        self._sqlite = (
+            SqliteRunner(url.sqlite_path, dialect, self._writer) if url.sqlite_path else None
+        )
+        dsn = url.dsn.get_secret_value() if url.dsn else None
+        self._postgres = PostgresRunner(dsn, dialect, for_turns)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Database":
@@ -96,27 +113,54 @@ class Database:
     async def reading(self) -> AsyncGenerator[AsyncSession]:
         """Like `transaction`, for blocks that only read: on SQLite they do not queue."""
         with anyio.CancelScope(shield=True):
-            async with self._reader:
-                with _storage_errors():
-                    async with self._reading_sessions.begin() as db:
-                        yield db
+            with _storage_errors():
+                async with self._reading_sessions.begin() as db:
+                    yield db
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[AsyncConnection]:
-        """Like `transaction`, without the ORM: for the turn's own statements."""
+        """Like `transaction`, without the ORM: for migrations."""
         with anyio.CancelScope(shield=True):
             async with self._writer:
                 with _storage_errors():
                     async with self.engine.begin() as connection:
                         yield connection
 
+    async def run(
+        self,
+        program: Callable[P, Program[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run a program in a transaction of its own and return its result, committed.
+
+        It may be run more than once, but only one of them commits. Raises what it raises, and
+        `StorageUnavailable` as `transaction` does.
+        """
+        return await self.run_with((), lambda: program(*args, **kwargs))
+
+    async def run_with(self, locks: Locks, make: Callable[[], Program[T]]) -> T:
+        """Run the program that `make` returns, perhaps in one transaction with others.
+
+        `locks` names all that it waits for. Else like `run`.
+        """
+        with anyio.CancelScope(shield=True), _storage_errors():
+            if self._sqlite:
+                return await self._sqlite.run(make())
+            return await self._postgres.run(make, locks)
+        raise AssertionError("nobody cancels the scope")
+
     def checked_out(self) -> int:
         """Return how many connections are in use."""
         pool: Any = self.engine.pool
-        return 0 if isinstance(pool, StaticPool) else pool.checkedout()
+        return pool.checkedout() + self._postgres.checked_out
 
     async def dispose(self) -> None:
         """Close every connection."""
+        if self._sqlite:
+            await self._sqlite.close()
+        await self._postgres.close()
         await self.engine.dispose()
 
 
@@ -145,14 +189,13 @@ def _postgres_engine(url: DatabaseUrl, pool_size: int) -> AsyncEngine:
 
 
 def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
-    options: dict[str, Any] = {} if url.sqlite_path else {"poolclass": StaticPool}
     engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(url.sqlite_path or ":memory:")),
+        URL.create("sqlite+aiosqlite", database=str(url.sqlite_path)),
         json_serializer=_to_json,
         json_deserializer=orjson.loads,
         execution_options={"schema_translate_map": {SCHEMA: None}},
-        **options,
     )
+    engine.dialect.default_schema_name = "main"  # programs compile before SQLAlchemy connects
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -164,15 +207,7 @@ def _to_json(value: object) -> str:
 
 def _prepare_sqlite(dbapi_connection: DBAPIConnection, _record: object) -> None:
     dbapi_connection.isolation_level = None  # we say BEGIN ourselves
-    cursor = dbapi_connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=5000")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    row = cursor.fetchone()
-    if row is None or row[0] not in {"wal", "memory"}:
-        raise StorageUnavailable
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
+    prepare_sqlite(dbapi_connection)
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -201,7 +236,7 @@ def _is_unavailable(error: BaseException) -> bool:
             or isinstance(driver_error, (OSError, TimeoutError))
             or _is_unavailable_driver(driver_error)
         )
-    # The drivers raise these bare when the server is down; theirs come from `direct`.
+    # The drivers raise these bare when the server is down; theirs come from programs.
     return isinstance(error, (OSError, TimeoutError, exc.TimeoutError)) or _is_unavailable_driver(
         error
     )
@@ -217,7 +252,7 @@ def _is_unavailable_driver(error: BaseException) -> bool:
     )
 
 
-def get_database(connection: HTTPConnection) -> Database:
+async def get_database(connection: HTTPConnection) -> Database:
     """Return the `Database` that the lifespan put on the application."""
     database: Database = connection.state.database
     return database

@@ -32,7 +32,7 @@ class WrongDatabaseUrl(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """Where the data is: a SQLite file (`None` in memory) or a Postgres DSN."""
+    """Where the data is: a SQLite file or a Postgres DSN."""
 
     sqlite_path: Path | None = None
     dsn: SecretStr | None = None
@@ -48,7 +48,12 @@ class DatabaseUrl:
         scheme, separator, rest = secret.get_secret_value().strip().partition("://")
         if scheme in {"sqlite", "sqlite+aiosqlite"} and separator:
             name = rest.removeprefix("/")
-            return cls(sqlite_path=Path(name) if name not in {"", ":memory:"} else None)
+            if name in {"", ":memory:"}:
+                raise WrongDatabaseUrl(
+                    "DATABASE_URL names SQLite in memory, which every connection sees differently: "
+                    "name a file, or leave it empty for one in DATA_DIR"
+                )
+            return cls(sqlite_path=Path(name))
         if scheme not in _POSTGRES_SCHEMES or not separator:
             raise WrongDatabaseUrl(
                 "DATABASE_URL must begin with postgresql://, postgres://, postgresql+asyncpg:// "
@@ -64,7 +69,7 @@ class DatabaseUrl:
     def __str__(self) -> str:
         """Say where it is, without user and password."""
         if self.dsn is None:
-            return f"SQLite, {self.sqlite_path or 'in memory'}"
+            return f"SQLite, {self.sqlite_path}"
         parts = urlsplit(self.dsn.get_secret_value())
         host = parts.netloc.rpartition("@")[2] or "a local socket"
         return f"PostgreSQL, {host}{parts.path}"

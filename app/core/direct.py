@@ -1,28 +1,54 @@
-"""Statements that go straight to the driver, inside a transaction that SQLAlchemy holds.
+"""Transactions whose statements go straight to the driver, for what every turn does.
 
-SQLAlchemy compiles each once and says how values are written and read; running it costs the
-driver alone. For the few statements of every turn, where the rest was most of the cost.
+A transaction is a generator: it yields statements and is sent their rows. It knows no driver
+and waits for nothing else, so that SQLite can commit several at once, and Postgres needs no more
+round trips than there are statements.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Dialect, Float, Integer, Numeric
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Dialect, Float, Integer, Numeric, Select, bindparam
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql import ClauseElement
 
-from app.core.database import SCHEMA
+SCHEMA = "agent_platform"
+"""The Postgres schema of every table; never `public`, which Supabase publishes. SQLite has none."""
 
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
 Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
+class Compiled:
+    """A statement as a driver takes it."""
+
     sql: str
     parameters: tuple[tuple[str, Any, Convert | None], ...]
     """Name, value where it is fixed, and how it is written, in the order of the SQL."""
     columns: tuple[Convert | None, ...]
+    """How the columns of a row are read."""
+
+    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """Return the values of the SQL's places, as the driver takes them."""
+        values: list[Any] = []
+        for name, fixed, convert in self.parameters:
+            value = parameters.get(name, fixed)
+            values.append(convert(value) if convert else value)
+        return values
+
+    def read(self, rows: Sequence[Sequence[Any]]) -> Rows:
+        """Return what the driver found, in Python's types."""
+        columns = self.columns
+        return [
+            tuple(
+                convert(value) if convert and value is not None else value
+                for value, convert in zip(row, columns, strict=False)
+            )
+            for row in rows
+        ]
 
 
 @dataclass(slots=True)
@@ -30,86 +56,64 @@ class Direct:
     """One statement, compiled at its first use for each database. `build` makes it."""
 
     build: Callable[[Dialect], ClauseElement]
-    _compiled: dict[str, _Compiled] = field(default_factory=dict[str, _Compiled])
+    _compiled: dict[tuple[str, bool], Compiled] = field(
+        default_factory=dict[tuple[str, bool], Compiled]
+    )
 
-    async def run(
-        self, connection: AsyncConnection, parameters: Mapping[str, Any]
-    ) -> list[tuple[Any, ...]]:
-        """Return the rows. Something must have begun the transaction: SQLAlchemy does not know.
+    def __call__(self, **parameters: Any) -> "Statement":
+        """Return the statement with values, to be yielded."""
+        return self, parameters
 
-        Raises the driver's own errors, which `Database.connection()` understands.
+    def compiled(self, dialect: Dialect, *, numbered: bool = False) -> Compiled:
+        """Return the statement for `dialect`.
+
+        Where it is `numbered`, its rows end with the parameter `number_`, which is not read: it
+        says whose they are when the statement is run for many.
         """
-        return (await run_all(connection, [(self, parameters)]))[0]
+        return self._compiled.get((dialect.name, numbered)) or self._compile(dialect, numbered)
 
-    def prepare(
-        self, dialect: Dialect, parameters: Mapping[str, Any]
-    ) -> tuple[_Compiled, list[Any]]:
-        """Return the compiled statement and its values, as the driver takes them."""
-        compiled = self._compiled.get(dialect.name) or self._compile(dialect)
-        values: list[Any] = []
-        for name, fixed, convert in compiled.parameters:
-            value = parameters.get(name, fixed)
-            values.append(convert(value) if convert else value)
-        return compiled, values
-
-    def _compile(self, dialect: Dialect) -> _Compiled:
+    def _compile(self, dialect: Dialect, numbered: bool) -> Compiled:  # noqa: FBT001
         schemas = None if dialect.name == "postgresql" else {SCHEMA: None}
-        statement = self.build(dialect)
+        statement: Any = self.build(dialect)
+        number = sql_cast(bindparam("number_", type_=Integer), Integer)
+        if numbered and isinstance(statement, Select):
+            statement = cast("Any", statement).add_columns(number)
+        elif numbered and statement._returning:  # noqa: SLF001  # no public name
+            statement = statement.returning(number)
         sql: Any = statement.compile(
             dialect=dialect,
             schema_translate_map=schemas,
             render_schema_translate=bool(schemas),
         )
         fixed: dict[str, Any] = dict(sql.params)
-        compiled = _Compiled(
+        result_columns: Sequence[Any] = sql._result_columns or ()  # noqa: SLF001  # no public name
+        compiled = Compiled(
             sql=sql.string,
             parameters=tuple(
                 (name, fixed.get(name), _writer(sql.binds[name].type, dialect))
                 for name in sql.positiontup
             ),
-            columns=tuple(_reader(column.type, dialect) for column in _result_columns(sql)),
+            columns=tuple(_reader(column.type, dialect) for column in result_columns),
         )
-        self._compiled[dialect.name] = compiled
+        if numbered and compiled.columns:
+            compiled = replace(compiled, columns=compiled.columns[:-1])
+        self._compiled[dialect.name, numbered] = compiled
         return compiled
 
 
-async def run_all(
-    connection: AsyncConnection, work: Sequence[tuple[Direct, Mapping[str, Any]]]
-) -> list[list[tuple[Any, ...]]]:
-    """Run statements in their order and return the rows of each; on SQLite in one visit.
+Statement = tuple[Direct, Mapping[str, Any]]
+Program = Generator[Sequence[Statement], list[Rows], T]
+"""A transaction: yields statements, is sent the rows of each, and returns what came of them."""
 
-    A visit to SQLite's thread costs more than a statement. Raises as `Direct.run`.
-    """
-    dialect = connection.dialect
-    prepared = [statement.prepare(dialect, parameters) for statement, parameters in work]
-    sync_connection: Any = connection.sync_connection
-    driver: Any = sync_connection.connection.driver_connection
-    found: list[Sequence[Any]]
-    if dialect.name == "postgresql":
-        found = [await driver.fetch(compiled.sql, *values) for compiled, values in prepared]
-    else:
-
-        def visit() -> list[Sequence[Any]]:
-            database: Any = driver._conn  # noqa: SLF001  # the sqlite3 connection of this thread
-            return [
-                database.execute(compiled.sql, values).fetchall() for compiled, values in prepared
-            ]
-
-        found = await driver._execute(visit)  # noqa: SLF001  # how aiosqlite runs all of its own
-    return [
-        [_read(row, compiled.columns) for row in rows]
-        for (compiled, _), rows in zip(prepared, found, strict=True)
-    ]
+Locks = tuple[Any, ...]
+"""What a program waits for that others may hold: values that can be sorted, such as a session's id.
+Programs with no lock in common may share a transaction."""
 
 
-def _result_columns(sql: Any) -> Sequence[Any]:  # noqa: ANN401  # SQLAlchemy types it loosely
-    return list(sql._result_columns or ())  # noqa: SLF001  # no public name for what is returned
-
-
-def _read(row: Sequence[Any], columns: Sequence[Convert | None]) -> tuple[Any, ...]:
-    return tuple(
-        convert(value) if convert else value for value, convert in zip(row, columns, strict=True)
-    )
+def one(statement: Statement) -> Generator[Sequence[Statement], list[Rows], Rows]:
+    """Yield a single statement; `yield from` it to have its rows."""
+    (rows,) = yield [statement]
+    return rows
 
 
 def _writer(kind: Any, dialect: Dialect) -> Convert | None:  # noqa: ANN401  # a column's type

@@ -1,18 +1,17 @@
-"""A turn's way into the database, in Core: one short transaction.
+"""A turn's way into the database: one short transaction.
 
 Every function that changes a session's turns first locks the session's row, so that order and
 queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Dialect, Update, bindparam, null, select, text, update
+from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import Direct, run_all
+from app.core.direct import Direct, Program, one
 from app.models import (
     LIVE,
     UNSETTLED,
@@ -26,18 +25,16 @@ from app.models import (
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
 from app.services.turns import event_store, hot, keys, leases, receipts
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
-from app.services.turns.loading import load_record, lock_session, read_history
+from app.services.turns.loading import (
+    TURN_COLUMNS,
+    TurnRow,
+    load_record,
+    lock_session,
+    read_history,
+)
 from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
-from app.services.turns.statements import (
-    LEASE,
-    in_session,
-    is_message,
-    is_turn,
-    lease_end,
-    messages,
-    turns,
-)
+from app.services.turns.statements import LEASE, in_session, is_attempt, is_turn, lease_end, turns
 from app.services.usage import NOBODYS_ACCOUNT, Account, budgets
 
 QUEUE_LIMIT = 8
@@ -67,134 +64,121 @@ class Accepted:
     interrupt_id: UUID | None = None
 
 
-async def accept(
-    connection: AsyncConnection, message: NewMessage, options: TurnOptions, owner_id: UUID
-) -> Accepted:
+def accept(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program[Accepted]:
     """Store the user's message, the assistant's place and the turn, live or queued.
 
     A key that was used before leads to its turn, which is run again where it failed retryably.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
-    `IdempotencyKeyReused`.
+    `IdempotencyKeyReused`, `TooManyTurns`, `UploadsExhausted`, `BudgetExhausted`.
     """
     if options.key:
-        turn_id = await keys.claim(connection, message.workspace_id, options.key)
+        turn_id = yield from keys.claim(message.workspace_id, options.key)
         if turn_id:
-            return await _replay(connection, message, turn_id, owner_id)
-    accepted = await _accept_new(connection, message, options, owner_id)
+            return (yield from _replay(message, turn_id, owner_id))
+    accepted = yield from _accept_new(message, options, owner_id)
     if options.key:
-        await keys.point_to_turn(connection, accepted.record, options.key)
+        yield [keys.pointing_to_turn(accepted.record, options.key)]
     return accepted
 
 
-async def _accept_new(
-    connection: AsyncConnection, message: NewMessage, options: TurnOptions, owner_id: UUID
-) -> Accepted:
+def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program[Accepted]:
     now = utc_now()
-    workspace_id, session_id, modality = message.workspace_id, message.session_id, message.modality
-    key = {"workspace_id_": workspace_id, "session_id_": session_id}
-    places = (await connection.execute(hot.TAKE_PLACES, key | {"now": now})).one_or_none()
-    if places is None:
-        raise SessionNotFound(f"There is no session {session_id}.")
-    last_seq, agent_id, user_id = places
-    found, loaded = await run_all(
-        connection,
-        [
-            (hot.PERSONA_AND_WAITING, key | {"agent_id_": agent_id}),
-            (hot.HISTORY, key | {"user_seq_": last_seq - 1}),
-        ],
-    )
-    archived_at, waiting, *of_persona = found[0]
+    session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
+    places = yield from one(hot.TAKE_PLACES(now=now, **session))
+    if not places:
+        raise SessionNotFound(f"There is no session {message.session_id}.")
+    last_seq, agent_id, user_id = places[0]
+    found, history = yield [
+        hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session),
+        hot.HISTORY(user_seq_=last_seq - 1, **session),
+    ]
+    archived_at, waiting, *persona = found[0]
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
     interrupt_id = None
     if waiting:
-        interrupt_id = await _make_room(connection, message, options.on_busy)
-    live = not waiting
-    is_text = modality is Modality.TEXT
-    user_status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
-    question = HistoryMessage(last_seq - 1, Role.USER, user_status, message.content)
-    persona, history = Persona(*of_persona), (*read_history(loaded), question)
-    reservation = receipts.estimate(
-        message.account,
-        persona,
-        history,
-        now,
-        waiting=waiting,
-        upload_seconds=message.upload_seconds,
-    )
+        interrupt_id = yield from _make_room(message, options.on_busy)
     record = TurnRecord(
-        workspace_id=workspace_id,
+        workspace_id=message.workspace_id,
         id=new_id(),
-        session_id=session_id,
-        modality=modality,
-        status=TurnStatus.IN_PROGRESS if live else TurnStatus.QUEUED,
+        session_id=message.session_id,
+        modality=message.modality,
+        status=TurnStatus.QUEUED if waiting else TurnStatus.IN_PROGRESS,
         attempt=1,
         user_message_id=new_id(),
         message_id=new_id(),
         user_seq=last_seq - 1,
         created_at=now,
-        persona=persona,
-        history=history if live else (),
-        was_queued=not live,
-        reservation=reservation,
+        persona=Persona(*persona),
+        history=(*read_history(history), _question(message, last_seq - 1)),
+        was_queued=bool(waiting),
     )
-    stored = {
-        "workspace_id": workspace_id,
+    record = replace(record, reservation=receipts.estimate(record, message, waiting))
+    stored = _stored_turn(record) | {
+        "agent_id": agent_id,
+        "key_id": message.account.key_id,
+        "user_id": message.account.user_id or user_id,
+        **receipts.reserved_columns(record.reservation),
+    }
+    if waiting:
+        inserted = hot.INSERT_QUEUED_TURN(**stored, owner_id=None, started_at=None)
+        record = replace(record, history=())
+    else:
+        inserted = hot.INSERT_LIVE_TURN(
+            **stored, owner_id=owner_id, started_at=now, lease_end_=now + LEASE
+        )
+    said = hot.INSERT_MESSAGES(**_stored_messages(record, message.content))
+    yield from budgets.reserve(message.account, record.reservation, [inserted, said])
+    return Accepted(record, interrupt_id=interrupt_id)
+
+
+def _question(message: NewMessage, seq: int) -> HistoryMessage:
+    is_text = message.modality is Modality.TEXT
+    status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
+    return HistoryMessage(seq, Role.USER, status, message.content)
+
+
+def _stored_turn(record: TurnRecord) -> dict[str, Any]:
+    return {
+        "workspace_id": record.workspace_id,
         "id": record.id,
-        "session_id": session_id,
+        "session_id": record.session_id,
         "agent_version": record.persona.version,
-        "modality": modality,
+        "modality": record.modality,
         "status": record.status,
         "user_message_id": record.user_message_id,
         "message_id": record.message_id,
         "user_seq": record.user_seq,
-        "created_at": now,
-        "owner_id": owner_id if live else None,
-        "started_at": now if live else None,
-        "lease_expires_at": now + LEASE,
-        "agent_id": agent_id,
-        "key_id": message.account.key_id,
-        "user_id": message.account.user_id or user_id,
-        **receipts.reserved_columns(reservation),
+        "created_at": record.created_at,
     }
-    insert_turn = hot.INSERT_LIVE_TURN if live else hot.INSERT_QUEUED_TURN
-    said = {
-        "workspace_id": workspace_id,
-        "session_id": session_id,
+
+
+def _stored_messages(record: TurnRecord, content: str) -> dict[str, Any]:
+    is_text = record.modality is Modality.TEXT
+    return {
+        "workspace_id": record.workspace_id,
+        "session_id": record.session_id,
         "turn_id": record.id,
-        "modality": modality,
-        "created_at": now,
+        "modality": record.modality,
+        "created_at": record.created_at,
         "user_message_id": record.user_message_id,
         "user_seq": record.user_seq,
-        "user_status": user_status,
-        "content": message.content,
+        "user_status": MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS,
+        "content": content,
         "message_id": record.message_id,
-        "seq": last_seq,
+        "seq": record.user_seq + 1,
     }
-    work: list[tuple[Direct, Mapping[str, Any]]] = [
-        (insert_turn, stored),
-        (hot.INSERT_MESSAGES, said),
-        *budgets.reserving(message.account, reservation),
-    ]
-    *_, reserved = await run_all(connection, work)
-    await budgets.require(connection, message.account, reservation, reserved)
-    return Accepted(record, interrupt_id=interrupt_id)
 
 
-async def _make_room(
-    connection: AsyncConnection, message: NewMessage, on_busy: OnBusy
-) -> UUID | None:
+def _make_room(message: NewMessage, on_busy: OnBusy) -> Program[UUID | None]:
     """Decide what becomes of a message to a busy session; return the turn to be cut short."""
-    unsettled = (
-        await connection.scalars(
-            select(turns.c.id)
-            .where(in_session(message.workspace_id, message.session_id), text(UNSETTLED))
-            .order_by(turns.c.user_seq)
-        )
-    ).all()
+    unsettled = yield from one(
+        _UNSETTLED_IDS(workspace_id_=message.workspace_id, session_id_=message.session_id)
+    )
+    ((first_id,), *_) = unsettled
     if on_busy is OnBusy.REJECT:
         busy = SessionBusy("A turn of this session is not finished.")
-        busy.facts["active_turn_id"] = str(unsettled[0])
+        busy.facts["active_turn_id"] = str(first_id)
         raise busy
     if len(unsettled) > QUEUE_LIMIT:
         raise SessionQueueFull(
@@ -202,67 +186,102 @@ async def _make_room(
         )
     if on_busy is not OnBusy.INTERRUPT:
         return None
-    await request_cancel(connection, message.workspace_id, unsettled[0])
-    return unsettled[0]
+    yield from request_cancel(message.workspace_id, first_id)
+    return first_id
 
 
-async def _replay(
-    connection: AsyncConnection, message: NewMessage, turn_id: UUID, owner_id: UUID
-) -> Accepted:
+def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accepted]:
     workspace_id = message.workspace_id
-    record = await leases.find(connection, workspace_id, turn_id)
-    if record.status is not TurnStatus.FAILED or not await _may_run_again(connection, record):
+    record = yield from leases.find(workspace_id, turn_id)
+    if record.status is not TurnStatus.FAILED or record.modality is Modality.VOICE:
         return Accepted(record, is_replayed=True)
     now = utc_now()
-    await lock_session(connection, record, now)
-    live = not await connection.scalar(
-        select(func.count())
-        .select_from(turns)
-        .where(in_session(workspace_id, record.session_id), text(UNSETTLED))
-    )
-    row = (
-        await connection.execute(
-            update(turns)
-            .where(is_turn(record), turns.c.attempt == record.attempt)
-            .where(turns.c.status == TurnStatus.FAILED)
-            .values(
-                status=TurnStatus.IN_PROGRESS if live else TurnStatus.QUEUED,
-                attempt=turns.c.attempt + 1,
-                owner_id=owner_id if live else None,
-                lease_expires_at=lease_end(connection, now) if live else None,
-                started_at=now if live else None,
-                ended_at=None,
-                error_code=None,
-                error_detail=None,
-                cancel_requested_at=None,
-                key_id=message.account.key_id,
-                reserved_day=now.date() if message.account.has_budgets else None,
-            )
-            .returning(*turns.c)
+    turn = {"workspace_id_": workspace_id, "turn_id_": turn_id}
+    yield from lock_session(record, now)
+    error, unsettled = yield [
+        _ERROR_CODE(**turn),
+        _UNSETTLED_IDS(workspace_id_=workspace_id, session_id_=record.session_id),
+    ]
+    if not is_retryable(error_of_code(error[0][0] or "", "")):
+        return Accepted(record, is_replayed=True)
+    live = not unsettled
+    run_again = _RUN_AGAIN if live else _WAIT_AGAIN
+    rows = yield from one(
+        run_again(
+            **turn,
+            attempt_=record.attempt,
+            status=TurnStatus.IN_PROGRESS if live else TurnStatus.QUEUED,
+            owner_id=owner_id if live else None,
+            started_at=now if live else None,
+            lease_end_=now + LEASE,
+            key_id=message.account.key_id,
+            reserved_day=now.date() if message.account.has_budgets else None,
         )
-    ).one_or_none()
-    if row is None:  # another request with the key was first
-        return Accepted(await leases.find(connection, workspace_id, turn_id), is_replayed=True)
-    await connection.execute(
-        update(messages)
-        .where(is_message(record, record.message_id))
-        .values(status=MessageStatus.IN_PROGRESS, content="")
     )
-    await event_store.forget(connection, record)
-    again = replace(await load_record(connection, row, history=live), was_queued=not live)
-    await budgets.reserve(connection, message.account, again.reservation)
-    return Accepted(again)
+    if not rows:  # another request with the key was first
+        found = yield from leases.find(workspace_id, turn_id)
+        return Accepted(found, is_replayed=True)
+    yield [
+        hot.SETTLE_MESSAGE(
+            workspace_id_=workspace_id,
+            message_id_=record.message_id,
+            content="",
+            status=MessageStatus.IN_PROGRESS,
+        ),
+        event_store.forgetting(record),
+    ]
+    again = yield from load_record(TurnRow(*rows[0]), history=live)
+    yield from budgets.reserve(message.account, again.reservation)
+    return Accepted(replace(again, was_queued=not live))
 
 
-async def _may_run_again(connection: AsyncConnection, record: TurnRecord) -> bool:
-    code = await connection.scalar(select(turns.c.error_code).where(is_turn(record)))
-    return record.modality is Modality.TEXT and is_retryable(error_of_code(code or "", ""))
-
-
-async def request_cancel(connection: AsyncConnection, workspace_id: UUID, turn_id: UUID) -> None:
+def request_cancel(workspace_id: UUID, turn_id: UUID) -> Program[None]:
     """Ask whoever runs the turn to end it."""
-    await connection.execute(
+    yield [_REQUEST_CANCEL(workspace_id_=workspace_id, turn_id_=turn_id, now=utc_now())]
+
+
+def _unsettled_ids(_dialect: Dialect) -> ClauseElement:
+    return select(turns.c.id).where(in_session(), text(UNSETTLED)).order_by(turns.c.user_seq)
+
+
+def _error_code(_dialect: Dialect) -> ClauseElement:
+    return select(turns.c.error_code).where(is_turn())
+
+
+def _run_again(dialect: Dialect) -> Update:
+    return _begin_again().values(lease_expires_at=lease_end(dialect))
+
+
+def _wait_again(_dialect: Dialect) -> Update:
+    return _begin_again().values(lease_expires_at=null())
+
+
+def _begin_again() -> Update:
+    return (
         update(turns)
-        .where(turns.c.workspace_id == workspace_id, turns.c.id == turn_id, text(LIVE))
-        .values(cancel_requested_at=utc_now())
+        .where(is_attempt(), turns.c.status == TurnStatus.FAILED)
+        .values(
+            status=bindparam("status"),
+            attempt=turns.c.attempt + 1,
+            owner_id=bindparam("owner_id"),
+            started_at=bindparam("started_at"),
+            ended_at=None,
+            error_code=None,
+            error_detail=None,
+            cancel_requested_at=None,
+            key_id=bindparam("key_id"),
+            reserved_day=bindparam("reserved_day"),
+        )
+        .returning(*TURN_COLUMNS)
     )
+
+
+def _request_cancel(_dialect: Dialect) -> Update:
+    return update(turns).where(is_turn(), text(LIVE)).values(cancel_requested_at=bindparam("now"))
+
+
+_UNSETTLED_IDS = Direct(_unsettled_ids)
+_ERROR_CODE = Direct(_error_code)
+_RUN_AGAIN = Direct(_run_again)
+_WAIT_AGAIN = Direct(_wait_again)
+_REQUEST_CANCEL = Direct(_request_cancel)

@@ -87,8 +87,7 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
         live.progress.speech_in_seconds = None
         raise
     live.mark("stt_ms")
-    async with database.connection() as connection:
-        await settlement.hear(connection, live.record, transcript.text)
+    await database.run(settlement.hear, live.record, transcript.text)
     live.record = _with_question(live.record, transcript.text)
     heard = {"text": transcript.text, "language": transcript.language}
     live.log.emit(EventType.TRANSCRIPT, heard)

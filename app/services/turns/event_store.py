@@ -1,45 +1,37 @@
 """A turn's events in the database: stored in batches, read by whoever comes back, pruned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import Delete, Dialect, bindparam, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.direct import Direct, run_all
-from app.models import IdempotencyKey, TurnEventBatch, utc_now
+from app.core.direct import Direct, Program, Statement
+from app.models import TurnEventBatch, utc_now
 from app.services.turns import hot
 from app.services.turns.events import TurnEvent, pack, unpack
 from app.services.turns.records import TurnRecord
-from app.services.turns.statements import turn_events
+from app.services.turns.statements import idempotency_keys, turn_events
 
 KEPT = timedelta(hours=24)
 """How long events and idempotency keys are kept."""
 
 
-async def append(
-    connection: AsyncConnection, record: TurnRecord, events: Sequence[TurnEvent], now: datetime
-) -> None:
-    """Store the turn's next events; the caller holds the turn."""
-    await run_all(connection, appending(record, events, now))
-
-
 def appending(
     record: TurnRecord, events: Sequence[TurnEvent], now: datetime
-) -> list[tuple[Direct, Mapping[str, Any]]]:
-    """Return what stores the turn's next events, if there are any."""
+) -> Sequence[Statement]:
+    """Return what stores the turn's next events, if there are any; the caller holds the turn."""
     if not events:
-        return []
-    batch = {
-        "workspace_id": record.workspace_id,
-        "turn_id": record.id,
-        "last_number": events[-1].number,
-        "events": pack(events),
-        "created_at": now,
-    }
-    return [(hot.INSERT_EVENTS, batch)]
+        return ()
+    batch = hot.INSERT_EVENTS(
+        workspace_id=record.workspace_id,
+        turn_id=record.id,
+        last_number=events[-1].number,
+        events=pack(events),
+        created_at=now,
+    )
+    return (batch,)
 
 
 async def read(
@@ -58,17 +50,32 @@ async def read(
     return [event for batch in batches for event in unpack(batch) if event.number > after]
 
 
-async def forget(connection: AsyncConnection, record: TurnRecord) -> None:
-    """Drop the events of an attempt that failed, before the next one."""
-    await connection.execute(
-        delete(turn_events).where(
-            turn_events.c.workspace_id == record.workspace_id, turn_events.c.turn_id == record.id
-        )
+def forgetting(record: TurnRecord) -> Statement:
+    """Return what drops the events of an attempt that failed, before the next one."""
+    return _FORGET(workspace_id_=record.workspace_id, turn_id_=record.id)
+
+
+def prune() -> Program[None]:
+    """Drop what is older than `KEPT`: events, and idempotency keys."""
+    before = utc_now() - KEPT
+    yield [_PRUNE_EVENTS(before_=before), _PRUNE_KEYS(before_=before)]
+
+
+def _forget(_dialect: Dialect) -> Delete:
+    return delete(turn_events).where(
+        turn_events.c.workspace_id == bindparam("workspace_id_"),
+        turn_events.c.turn_id == bindparam("turn_id_"),
     )
 
 
-async def prune(connection: AsyncConnection) -> None:
-    """Drop what is older than `KEPT`: events, and idempotency keys."""
-    before = utc_now() - KEPT
-    await connection.execute(delete(turn_events).where(turn_events.c.created_at < before))
-    await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < before))
+def _prune_events(_dialect: Dialect) -> Delete:
+    return delete(turn_events).where(turn_events.c.created_at < bindparam("before_"))
+
+
+def _prune_keys(_dialect: Dialect) -> Delete:
+    return delete(idempotency_keys).where(idempotency_keys.c.created_at < bindparam("before_"))
+
+
+_FORGET = Direct(_forget)
+_PRUNE_EVENTS = Direct(_prune_events)
+_PRUNE_KEYS = Direct(_prune_keys)

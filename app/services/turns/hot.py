@@ -22,18 +22,21 @@ from sqlalchemy import (
 from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct
-from app.models import UNSETTLED, Agent, AgentVersion, MessageStatus, Role
+from app.models import LIVE, UNSETTLED, Agent, AgentVersion, MessageStatus, Role
 from app.services.turns.prompt import LOADED_MESSAGES
 from app.services.turns.statements import (
-    LEASE,
     PERSONA_COLUMNS,
+    is_attempt,
+    is_message,
+    lease_end,
     messages,
+    named,
     sessions,
     turn_events,
     turns,
 )
 
-_TIME = turns.c.lease_expires_at.type
+_other = turns.alias("other")
 _SETTLED_COLUMNS = (
     "status", "ended_at", "error_code", "error_detail", "finish_reason", "model", "prompt_tokens",
     "cached_tokens", "completion_tokens", "speech_in_seconds", "speech_out_characters", "timings",
@@ -41,36 +44,44 @@ _SETTLED_COLUMNS = (
 )  # fmt: skip
 
 
-def _set(*names: str) -> dict[str, Any]:
-    """Set columns to parameters of the same name; conditions have theirs with a trailing `_`."""
-    return {name: bindparam(name) for name in names}
-
-
-def _waiting() -> ColumnElement[int]:
+def _unsettled(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
     """Count the session's turns that are not settled, as it is after the lock."""
-    other = turns.alias("other")
     unsettled = text(UNSETTLED.replace("status", "other.status"))
     return (
         select(func.count())
-        .select_from(other)
+        .select_from(_other)
         .where(
-            other.c.workspace_id == bindparam("workspace_id_"),
-            other.c.session_id == bindparam("session_id_"),
+            _other.c.workspace_id == bindparam("workspace_id_"),
+            _other.c.session_id == bindparam("session_id_"),
             unsettled,
+            *conditions,
         )
         .scalar_subquery()
     )
 
 
-def _take_places() -> Update:
-    """Lock the session and take two numbers."""
+def _change_session() -> Update:
+    """Change the session, which locks it until the transaction ends."""
     return (
         update(sessions)
         .where(sessions.c.workspace_id == bindparam("workspace_id_"))
         .where(sessions.c.id == bindparam("session_id_"))
-        .values(last_seq=sessions.c.last_seq + 2, updated_at=bindparam("now"))
+        .values(updated_at=bindparam("now"))
+    )
+
+
+def _take_places(_dialect: Dialect) -> Update:
+    """Lock the session and take two numbers."""
+    return (
+        _change_session()
+        .values(last_seq=sessions.c.last_seq + 2)
         .returning(sessions.c.last_seq, sessions.c.agent_id, sessions.c.user_id)
     )
+
+
+def _lock_session(_dialect: Dialect) -> Update:
+    """Wait until nobody else changes the session's turns."""
+    return _change_session().returning(sessions.c.id)
 
 
 def _persona_and_waiting(_dialect: Dialect) -> ClauseElement:
@@ -81,7 +92,7 @@ def _persona_and_waiting(_dialect: Dialect) -> ClauseElement:
         AgentVersion.version == Agent.version,
     )
     return (
-        select(Agent.archived_at, _waiting().label("waiting"), *PERSONA_COLUMNS)
+        select(Agent.archived_at, _unsettled().label("waiting"), *PERSONA_COLUMNS)
         .join(AgentVersion, newest)
         .where(Agent.workspace_id == bindparam("workspace_id_"))
         .where(Agent.id == bindparam("agent_id_"))
@@ -89,12 +100,8 @@ def _persona_and_waiting(_dialect: Dialect) -> ClauseElement:
 
 
 def _insert_live_turn(dialect: Dialect) -> Insert:
-    """Store a turn that runs; on Postgres its lease ends by the database's clock."""
-    leased_by_database = dialect.name == "postgresql"
-    lease: ColumnElement[Any] = (
-        func.now() + LEASE if leased_by_database else bindparam("lease_expires_at", type_=_TIME)
-    )
-    return _insert_turn(lease)
+    """Store a turn that runs."""
+    return _insert_turn(lease_end(dialect))
 
 
 def _insert_queued_turn(_dialect: Dialect) -> Insert:
@@ -108,7 +115,7 @@ def _insert_turn(lease: ColumnElement[Any]) -> Insert:
         "user_message_id", "message_id", "user_seq", "created_at", "owner_id", "started_at",
         "agent_id", "key_id", "user_id", "reserved_day", "reserved_tokens", "reserved_nanos",
     )  # fmt: skip
-    return insert(turns).values(**_set(*names), attempt=1, recoveries=0, lease_expires_at=lease)
+    return insert(turns).values(**named(*names), attempt=1, recoveries=0, lease_expires_at=lease)
 
 
 def _insert_messages(_dialect: Dialect) -> Insert:
@@ -117,9 +124,9 @@ def _insert_messages(_dialect: Dialect) -> Insert:
     def row(**parameters: str) -> dict[str, Any]:
         # Only the first row's parameters would take the types of their columns.
         shared = ("workspace_id", "session_id", "turn_id", "modality", "created_at")
-        named = dict(zip(shared, shared, strict=True)) | parameters
+        names = dict(zip(shared, shared, strict=True)) | parameters
         return {
-            column: bindparam(name, type_=messages.c[column].type) for column, name in named.items()
+            column: bindparam(name, type_=messages.c[column].type) for column, name in names.items()
         }
 
     user = row(id="user_message_id", seq="user_seq", status="user_status", content="content")
@@ -143,47 +150,39 @@ def _history(_dialect: Dialect) -> ClauseElement:
     )
 
 
-def _lock_session() -> Update:
-    """Wait until nobody else changes the session's turns."""
-    return (
-        update(sessions)
-        .where(sessions.c.workspace_id == bindparam("workspace_id_"))
-        .where(sessions.c.id == bindparam("session_id_"))
-        .values(updated_at=bindparam("now"))
-    )
-
-
 def _settle_turn(_dialect: Dialect) -> Update:
-    """Store the turn's end, if it is still this attempt's; return how many turns now wait."""
+    """Store the turn's end, if it is still this attempt's; return how many others wait."""
     return (
         update(turns)
-        .where(
-            turns.c.workspace_id == bindparam("workspace_id_"),
-            turns.c.id == bindparam("turn_id_"),
-            turns.c.attempt == bindparam("attempt_"),
-            text(UNSETTLED),
-        )
-        .values(owner_id=None, lease_expires_at=None, **_set(*_SETTLED_COLUMNS))
-        .returning(_waiting().label("waiting"))
+        .where(is_attempt(), text(UNSETTLED))
+        .values(owner_id=None, lease_expires_at=None, **named(*_SETTLED_COLUMNS))
+        .returning(_unsettled(_other.c.id != bindparam("turn_id_")).label("waiting"))
     )
 
 
 def _settle_message(_dialect: Dialect) -> Update:
-    """Store the answer."""
+    """Store the answer, or what the user was heard to say."""
+    return update(messages).where(is_message()).values(**named("content", "status"))
+
+
+def _hold_turn(_dialect: Dialect) -> Update:
+    """Lock the turn while it is still this attempt's, and live."""
     return (
-        update(messages)
-        .where(messages.c.workspace_id == bindparam("workspace_id_"))
-        .where(messages.c.id == bindparam("message_id_"))
-        .values(**_set("content", "status"))
+        update(turns)
+        .where(is_attempt(), text(LIVE))
+        .values(attempt=bindparam("attempt_"))
+        .returning(turns.c.id)
     )
 
 
 def _insert_events(_dialect: Dialect) -> Insert:
     """Store a batch of events."""
     names = ("workspace_id", "turn_id", "last_number", "events", "created_at")
-    return insert(turn_events).values(**_set(*names))
+    return insert(turn_events).values(**named(*names))
 
 
+TAKE_PLACES = Direct(_take_places)
+LOCK_SESSION = Direct(_lock_session)
 PERSONA_AND_WAITING = Direct(_persona_and_waiting)
 INSERT_LIVE_TURN = Direct(_insert_live_turn)
 INSERT_QUEUED_TURN = Direct(_insert_queued_turn)
@@ -191,8 +190,5 @@ INSERT_MESSAGES = Direct(_insert_messages)
 HISTORY = Direct(_history)
 SETTLE_TURN = Direct(_settle_turn)
 SETTLE_MESSAGE = Direct(_settle_message)
+HOLD_TURN = Direct(_hold_turn)
 INSERT_EVENTS = Direct(_insert_events)
-
-# The first of a transaction, by SQLAlchemy, which begins it.
-TAKE_PLACES = _take_places()
-LOCK_SESSION = _lock_session()

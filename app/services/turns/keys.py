@@ -1,40 +1,39 @@
 """Idempotency keys: stored in the transaction that does the work, or not at all."""
 
-from typing import cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, and_, select, update
+from sqlalchemy import ColumnElement, Dialect, Update, and_, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.dml import ReturningInsert
 
+from app.core.direct import Direct, Program, Statement, one
 from app.models import IdempotencyKey, utc_now
 from app.services.turns.errors import IdempotencyKeyReused
 from app.services.turns.records import RequestKey, TurnRecord
+from app.services.turns.statements import idempotency_keys, named
 
-_keys = cast("Table", IdempotencyKey.__table__)
 
-
-async def claim(connection: AsyncConnection, workspace_id: UUID, key: RequestKey) -> UUID | None:
+def claim(workspace_id: UUID, key: RequestKey) -> Program[UUID | None]:
     """Take the key, or return the turn that has it; waits for a request that is taking it.
 
     Raises `IdempotencyKeyReused` where it came with another route or body.
     """
-    if await _insert(connection, workspace_id, key):
+    claimed = yield from one(_CLAIM(**_new_key(workspace_id, key)))
+    if claimed:
         return None
-    row = (
-        await connection.execute(
-            select(_keys.c.fingerprint, _keys.c.turn_id).where(_is_key(workspace_id, key))
-        )
-    ).one()
-    _require_same(row.fingerprint, key)
-    return row.turn_id
-
-
-async def point_to_turn(connection: AsyncConnection, record: TurnRecord, key: RequestKey) -> None:
-    """Remember which turn came of the key."""
-    await connection.execute(
-        update(_keys).where(_is_key(record.workspace_id, key)).values(turn_id=record.id)
+    ((fingerprint, turn_id),) = yield from one(
+        _FIND(workspace_id_=workspace_id, key_=key.key),
     )
+    _require_same(fingerprint, key)
+    return turn_id
+
+
+def pointing_to_turn(record: TurnRecord, key: RequestKey) -> Statement:
+    """Return what remembers which turn came of the key."""
+    return _POINT(workspace_id_=record.workspace_id, key_=key.key, turn_id=record.id)
 
 
 async def claim_for_answer(
@@ -44,7 +43,9 @@ async def claim_for_answer(
 
     Raises `IdempotencyKeyReused` where it came with another route or body.
     """
-    if await _insert(await db.connection(), workspace_id, key):
+    connection = await db.connection()
+    claimed = await connection.execute(_claim(connection.dialect), _new_key(workspace_id, key))
+    if claimed.one_or_none():
         return None
     stored = await db.get_one(IdempotencyKey, (workspace_id, key.key))
     _require_same(stored.fingerprint, key)
@@ -62,19 +63,13 @@ async def keep_answer(
     )
 
 
-async def _insert(connection: AsyncConnection, workspace_id: UUID, key: RequestKey) -> bool:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    inserted = await connection.execute(
-        dialect.insert(_keys)
-        .values(
-            workspace_id=workspace_id,
-            key=key.key,
-            fingerprint=key.fingerprint,
-            created_at=utc_now(),
-        )
-        .on_conflict_do_nothing()
-    )
-    return inserted.rowcount == 1
+def _new_key(workspace_id: UUID, key: RequestKey) -> dict[str, Any]:
+    return {
+        "workspace_id": workspace_id,
+        "key": key.key,
+        "fingerprint": key.fingerprint,
+        "created_at": utc_now(),
+    }
 
 
 def _require_same(fingerprint: bytes, key: RequestKey) -> None:
@@ -84,5 +79,31 @@ def _require_same(fingerprint: bytes, key: RequestKey) -> None:
         )
 
 
-def _is_key(workspace_id: UUID, key: RequestKey) -> ColumnElement[bool]:
-    return and_(_keys.c.workspace_id == workspace_id, _keys.c.key == key.key)
+def _is_key() -> ColumnElement[bool]:
+    return and_(
+        idempotency_keys.c.workspace_id == bindparam("workspace_id_"),
+        idempotency_keys.c.key == bindparam("key_"),
+    )
+
+
+def _claim(dialect: Dialect) -> ReturningInsert[Any]:
+    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    return (
+        insert(idempotency_keys)
+        .values(**named("workspace_id", "key", "fingerprint", "created_at"))
+        .on_conflict_do_nothing()
+        .returning(idempotency_keys.c.key)
+    )
+
+
+def _find(_dialect: Dialect) -> ClauseElement:
+    return select(idempotency_keys.c.fingerprint, idempotency_keys.c.turn_id).where(_is_key())
+
+
+def _point(_dialect: Dialect) -> Update:
+    return update(idempotency_keys).where(_is_key()).values(**named("turn_id"))
+
+
+_CLAIM = Direct(_claim)
+_FIND = Direct(_find)
+_POINT = Direct(_point)

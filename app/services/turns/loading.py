@@ -2,46 +2,103 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from datetime import date, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import Row, and_, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Dialect, and_, bindparam, func, select
+from sqlalchemy.sql import ClauseElement
 
-from app.models import AgentVersion, Session
-from app.services.turns import hot, receipts
+from app.core.direct import Direct, Program, Statement, one
+from app.models import AgentVersion, Modality, Session, TurnStatus
+from app.services.turns import hot
 from app.services.turns.prompt import HistoryMessage
-from app.services.turns.records import Persona, TurnRecord
-from app.services.turns.statements import PERSONA_COLUMNS, require_one, turn_events
+from app.services.turns.records import Persona, Receipt, TurnRecord
+from app.services.turns.statements import PERSONA_COLUMNS, lost, turn_events, turns
+from app.services.usage import Reservation
 
 
-async def lock_session(connection: AsyncConnection, record: TurnRecord, now: datetime) -> None:
+class TurnRow(NamedTuple):
+    """A row of `TURN_COLUMNS`."""
+
+    workspace_id: UUID
+    id: UUID
+    session_id: UUID
+    modality: Modality
+    status: TurnStatus
+    attempt: int
+    user_message_id: UUID
+    message_id: UUID
+    user_seq: int
+    created_at: datetime
+    agent_version: int
+    recoveries: int
+    error_code: str | None
+    key_id: str | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    speech_in_seconds: float | None
+    speech_out_characters: int | None
+    cost_nanos: int | None
+    usage_estimated: bool | None
+    reserved_day: date | None
+    reserved_tokens: int | None
+    reserved_nanos: int | None
+
+
+TURN_COLUMNS = tuple(turns.c[name] for name in TurnRow._fields)
+
+
+def _persona_and_last_number(_dialect: Dialect) -> ClauseElement:
+    last_number = (
+        select(func.max(turn_events.c.last_number))
+        .where(turn_events.c.workspace_id == bindparam("workspace_id_"))
+        .where(turn_events.c.turn_id == bindparam("turn_id_"))
+        .scalar_subquery()
+    )
+    its_agent = and_(
+        Session.workspace_id == AgentVersion.workspace_id,
+        Session.agent_id == AgentVersion.agent_id,
+    )
+    return (
+        select(last_number, *PERSONA_COLUMNS)
+        .join(Session, its_agent)
+        .where(Session.workspace_id == bindparam("workspace_id_"))
+        .where(Session.id == bindparam("session_id_"))
+        .where(AgentVersion.version == bindparam("version_"))
+    )
+
+
+_PERSONA_AND_LAST_NUMBER = Direct(_persona_and_last_number)
+
+
+def lock_session(record: TurnRecord, now: datetime) -> Program[None]:
     """Wait for the session's turn to be changed. Raises `TurnLost` where it is deleted."""
-    key = {"workspace_id_": record.workspace_id, "session_id_": record.session_id}
-    require_one(await connection.execute(hot.LOCK_SESSION, key | {"now": now}))
+    locked = yield from one(
+        hot.LOCK_SESSION(workspace_id_=record.workspace_id, session_id_=record.session_id, now=now)
+    )
+    if not locked:
+        raise lost()
 
 
-async def load_record(
-    connection: AsyncConnection, row: Row[Any], *, history: bool = True
-) -> TurnRecord:
+def hold(record: TurnRecord) -> Statement:
+    """Return what locks the turn's row while it is still this attempt's."""
+    return hot.HOLD_TURN(
+        workspace_id_=record.workspace_id, turn_id_=record.id, attempt_=record.attempt
+    )
+
+
+def load_record(row: TurnRow, *, history: bool = True) -> Program[TurnRecord]:
     """Return the record of a row of `turns`, with the persona that it was accepted with."""
-    persona = (
-        await connection.execute(
-            select(*PERSONA_COLUMNS)
-            .join(
-                Session,
-                and_(
-                    Session.workspace_id == AgentVersion.workspace_id,
-                    Session.agent_id == AgentVersion.agent_id,
-                ),
-            )
-            .where(
-                Session.workspace_id == row.workspace_id,
-                Session.id == row.session_id,
-                AgentVersion.version == row.agent_version,
-            )
+    ((last_number, *persona),) = yield from one(
+        _PERSONA_AND_LAST_NUMBER(
+            workspace_id_=row.workspace_id,
+            session_id_=row.session_id,
+            turn_id_=row.id,
+            version_=row.agent_version,
         )
-    ).one()
+    )
     record = TurnRecord(
         workspace_id=row.workspace_id,
         id=row.id,
@@ -55,37 +112,47 @@ async def load_record(
         created_at=row.created_at,
         persona=Persona(*persona),
         history=(),
-        events_after=await _last_event_number(connection, row),
-        reservation=receipts.reservation_of(row),
-        earlier=receipts.earlier_of(row),
+        events_after=last_number or 0,
+        reservation=_reservation_of(row),
+        earlier=_earlier_of(row),
     )
-    return await with_history(connection, record) if history else record
-
-
-async def _last_event_number(connection: AsyncConnection, row: Row[Any]) -> int:
-    last = await connection.scalar(
-        select(func.max(turn_events.c.last_number)).where(
-            turn_events.c.workspace_id == row.workspace_id, turn_events.c.turn_id == row.id
-        )
-    )
-    return last or 0
-
-
-async def with_history(connection: AsyncConnection, record: TurnRecord) -> TurnRecord:
-    """Load the settled messages before the turn, and its question."""
-    rows = await hot.HISTORY.run(connection, history_of(record))
+    if not history:
+        return record
+    rows = yield from one(history_of(record))
     return replace(record, history=read_history(rows))
 
 
-def history_of(record: TurnRecord) -> dict[str, Any]:
-    """Return the parameters of `hot.HISTORY`."""
-    return {
-        "workspace_id_": record.workspace_id,
-        "session_id_": record.session_id,
-        "user_seq_": record.user_seq,
-    }
+def _reservation_of(row: TurnRow) -> Reservation | None:
+    if row.reserved_day is None:
+        return None
+    return Reservation(
+        row.key_id or "", row.reserved_day, row.reserved_tokens or 0, row.reserved_nanos or 0
+    )
+
+
+def _earlier_of(row: TurnRow) -> Receipt | None:
+    if row.prompt_tokens is None:  # no attempt of it was settled
+        return None
+    return Receipt(
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens or 0,
+        completion_tokens=row.completion_tokens or 0,
+        speech_in_seconds=row.speech_in_seconds or 0,
+        speech_out_characters=row.speech_out_characters or 0,
+        cost_nanos=row.cost_nanos,
+        estimated=bool(row.usage_estimated),
+    )
+
+
+def history_of(record: TurnRecord) -> Statement:
+    """Return what loads the settled messages before the turn, and its question."""
+    return hot.HISTORY(
+        workspace_id_=record.workspace_id,
+        session_id_=record.session_id,
+        user_seq_=record.user_seq,
+    )
 
 
 def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:
-    """Return the rows of `hot.HISTORY`, oldest first."""
+    """Return the rows of `history_of`, oldest first."""
     return tuple(HistoryMessage(*row) for row in reversed(rows))

@@ -1,17 +1,14 @@
 """What a turn may use, what is kept for that, and what it did use."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import Row
-
+from app.core.direct import Statement
 from app.core.errors import AppError
 from app.models import utc_now
 from app.services.ports import ProviderError, ProviderTimeout, UpstreamIncomplete
-from app.services.turns.prompt import DEFAULT_OUTPUT_TOKENS, HistoryMessage, estimate_tokens
-from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
+from app.services.turns.prompt import DEFAULT_OUTPUT_TOKENS, estimate_tokens
+from app.services.turns.records import Progress, Receipt, TurnRecord, Usage
 from app.services.usage import Account, Reservation, Tariff, Used, budgets
 from app.services.usage.tariff import usd
 
@@ -19,31 +16,41 @@ _SPOKEN_TOKENS_PER_SECOND = 5
 """More than anybody says: what a recording adds to the prompt."""
 
 
-def estimate(  # noqa: PLR0913  # what a turn's size depends on
-    account: Account,
-    persona: Persona,
-    history: Sequence[HistoryMessage],
-    now: datetime,
-    *,
-    waiting: int,
-    upload_seconds: float | None,
-) -> Reservation | None:
-    """Return what to keep for a turn; `history` ends with the question."""
+class Asked(Protocol):
+    """Who asks for a turn, and with how much sound."""
+
+    @property
+    def account(self) -> Account:
+        """Who pays."""
+        ...
+
+    @property
+    def upload_seconds(self) -> float | None:
+        """How long a voice turn's recording is."""
+        ...
+
+
+def estimate(record: TurnRecord, asked: Asked, waiting: int) -> Reservation | None:
+    """Return what to keep for a turn; its history ends with the question.
+
+    `waiting` turns before it have yet to be answered.
+    """
+    account, persona = asked.account, record.persona
     if not account.has_budgets:
         return None
     output_tokens = persona.max_output_tokens or DEFAULT_OUTPUT_TOKENS
     prompt_tokens = estimate_tokens(persona.system_prompt) + waiting * output_tokens
-    prompt_tokens += sum(estimate_tokens(message.content) for message in history)
-    if upload_seconds:
-        prompt_tokens += int(upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
-    context_tokens = persona.context_tokens or account.context_tokens
+    prompt_tokens += sum(estimate_tokens(message.content) for message in record.history)
+    if asked.upload_seconds:
+        prompt_tokens += int(asked.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
     used = Used(
         chat_model=persona.model,
-        prompt_tokens=min(prompt_tokens, context_tokens),
+        prompt_tokens=min(prompt_tokens, persona.context_tokens or account.context_tokens),
         completion_tokens=output_tokens,
-        speech_in_seconds=upload_seconds or 0,
+        speech_in_seconds=asked.upload_seconds or 0,
     )
-    return account.reservation(now, used, is_spoken=upload_seconds is not None)
+    is_spoken = asked.upload_seconds is not None
+    return account.reservation(record.created_at, used, is_spoken=is_spoken)
 
 
 def reserved_columns(reservation: Reservation | None) -> dict[str, Any]:
@@ -53,30 +60,6 @@ def reserved_columns(reservation: Reservation | None) -> dict[str, Any]:
         "reserved_tokens": reservation.tokens if reservation else None,
         "reserved_nanos": reservation.nanos if reservation else None,
     }
-
-
-def reservation_of(row: Row[Any]) -> Reservation | None:
-    """Return what is kept for the turn of a row."""
-    if row.reserved_day is None:
-        return None
-    return Reservation(
-        row.key_id or "", row.reserved_day, row.reserved_tokens or 0, row.reserved_nanos or 0
-    )
-
-
-def earlier_of(row: Row[Any]) -> Receipt | None:
-    """Return what the settled attempts of a row's turn used."""
-    if row.prompt_tokens is None:
-        return None
-    return Receipt(
-        prompt_tokens=row.prompt_tokens,
-        cached_tokens=row.cached_tokens or 0,
-        completion_tokens=row.completion_tokens or 0,
-        speech_in_seconds=row.speech_in_seconds or 0,
-        speech_out_characters=row.speech_out_characters or 0,
-        cost_nanos=row.cost_nanos,
-        estimated=bool(row.usage_estimated),
-    )
 
 
 def write(record: TurnRecord, progress: Progress, error: AppError | None, tariff: Tariff) -> None:
@@ -172,7 +155,7 @@ def columns(progress: Progress) -> dict[str, Any]:
     }
 
 
-def settling(record: TurnRecord, progress: Progress) -> budgets.Work:
+def settling(record: TurnRecord, progress: Progress) -> list[Statement]:
     """Return the statement that settles the turn's reservation."""
     receipt = progress.receipt or _NOTHING
     return budgets.settling(

@@ -5,125 +5,157 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Dialect, Update, bindparam, select, text, update
+from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import run_all
+from app.core.direct import Direct, Program, Statement, one
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, utc_now
-from app.services.turns import event_store, hot, receipts
+from app.services.turns import event_store, hot, leases, receipts
 from app.services.turns.events import TurnEvent
-from app.services.turns.loading import load_record, lock_session
+from app.services.turns.loading import TURN_COLUMNS, TurnRow, hold, load_record, lock_session
 from app.services.turns.records import Outcome, Progress, TurnRecord
 from app.services.turns.statements import (
-    hold,
+    LEASE,
     in_session,
     is_message,
+    is_turn,
+    lease_end,
     lost,
     messages,
-    own,
     turns,
 )
 
 
-async def hear(connection: AsyncConnection, record: TurnRecord, words: str) -> None:
+def hear(record: TurnRecord, words: str) -> Program[None]:
     """Store what a voice turn's user said. Raises `TurnLost`."""
-    await hold(connection, record)
-    await connection.execute(
-        update(messages)
-        .where(is_message(record, record.user_message_id))
-        .values(content=words, status=MessageStatus.COMPLETED)
-    )
+    held, _ = yield [
+        hold(record),
+        hot.SETTLE_MESSAGE(
+            workspace_id_=record.workspace_id,
+            message_id_=record.user_message_id,
+            content=words,
+            status=MessageStatus.COMPLETED,
+        ),
+    ]
+    if not held:
+        raise lost()  # and all of it is rolled back
 
 
-async def checkpoint(
-    connection: AsyncConnection, record: TurnRecord, events: Sequence[TurnEvent]
-) -> None:
+def checkpoint(record: TurnRecord, events: Sequence[TurnEvent]) -> Program[None]:
     """Store what a running turn has come to. Raises `TurnLost`."""
-    await hold(connection, record)
-    await event_store.append(connection, record, events, utc_now())
+    held, *_ = yield [hold(record), *event_store.appending(record, events, utc_now())]
+    if not held:
+        raise lost()
 
 
-async def settle(  # noqa: PLR0913, PLR0917  # what a turn leaves
-    connection: AsyncConnection,
+def give_up(record: TurnRecord, events: Sequence[TurnEvent]) -> Program[None]:
+    """Store what a running turn has come to, for whoever takes it over. Raises `TurnLost`."""
+    yield from checkpoint(record, events)
+    yield from leases.release(record)
+
+
+def settle(
     record: TurnRecord,
     outcome: Outcome,
     progress: Progress,
     events: Sequence[TurnEvent],
     owner_id: UUID,
-) -> TurnRecord | None:
+) -> Program[TurnRecord | None]:
     """Store how the turn ended, with its last events.
 
     Returns the session's next turn, which is `owner_id`'s now. Raises `TurnLost` when the turn
     is not this attempt's any more; then nothing is stored.
     """
     now = utc_now()
-    await lock_session(connection, record, now)
-    error = outcome.error
-    end = {
-        "workspace_id_": record.workspace_id,
-        "session_id_": record.session_id,
-        "turn_id_": record.id,
-        "attempt_": record.attempt,
-        "status": outcome.status,
-        "ended_at": now,
-        "error_code": error.code if error else None,
-        "error_detail": error.detail if error else None,
-        "finish_reason": progress.finish_reason,
-        "model": progress.model,
-        "timings": progress.timings,
-        **receipts.columns(progress),
-    }
-    answer = {
-        "workspace_id_": record.workspace_id,
-        "message_id_": record.message_id,
-        "content": outcome.content,
-        "status": outcome.message_status,
-    }
-    ended, *_ = await run_all(
-        connection,
-        [
-            (hot.SETTLE_TURN, end),
-            (hot.SETTLE_MESSAGE, answer),
-            *event_store.appending(record, events, now),
-            *receipts.settling(record, progress),
-        ],
-    )
+    yield from lock_session(record, now)
+    ended, *_ = yield [
+        _end(record, outcome, progress, now),
+        hot.SETTLE_MESSAGE(
+            workspace_id_=record.workspace_id,
+            message_id_=record.message_id,
+            content=outcome.content,
+            status=outcome.message_status,
+        ),
+        *event_store.appending(record, events, now),
+        *receipts.settling(record, progress),
+    ]
     if not ended:
         raise lost()  # and all of it is rolled back
     ((waiting,),) = ended
     if record.modality is Modality.VOICE:
-        await connection.execute(
-            update(messages)
-            .where(
-                is_message(record, record.user_message_id),
-                messages.c.status == MessageStatus.IN_PROGRESS,
-            )
-            .values(status=MessageStatus.FAILED)
-        )
-    return await _promote_next(connection, record, owner_id, now) if waiting else None
+        yield [_FAIL_UNHEARD(workspace_id_=record.workspace_id, message_id_=record.user_message_id)]
+    return (yield from _promote_next(record, owner_id, now)) if waiting else None
 
 
-async def _promote_next(
-    connection: AsyncConnection, record: TurnRecord, owner_id: UUID, now: datetime
-) -> TurnRecord | None:
-    oldest = (
-        select(turns.c.id)
-        .where(in_session(record.workspace_id, record.session_id), text("status = 'queued'"))
-        .where(text(UNSETTLED))
-        .order_by(turns.c.user_seq)
-        .limit(1)
-        .scalar_subquery()
+def _end(record: TurnRecord, outcome: Outcome, progress: Progress, now: datetime) -> Statement:
+    error = outcome.error
+    return hot.SETTLE_TURN(
+        workspace_id_=record.workspace_id,
+        session_id_=record.session_id,
+        turn_id_=record.id,
+        attempt_=record.attempt,
+        status=outcome.status,
+        ended_at=now,
+        error_code=error.code if error else None,
+        error_detail=error.detail if error else None,
+        finish_reason=progress.finish_reason,
+        model=progress.model,
+        timings=progress.timings,
+        **receipts.columns(progress),
     )
-    live = select(turns.c.id).where(in_session(record.workspace_id, record.session_id), text(LIVE))
-    row = (
-        await connection.execute(
-            own(connection, owner_id, now)
-            .where(turns.c.workspace_id == record.workspace_id, turns.c.id == oldest)
-            .where(~live.exists())
-            .values(status=TurnStatus.IN_PROGRESS)
-            .returning(*turns.c)
-        )
-    ).one_or_none()
-    if row is None:
+
+
+def _promote_next(record: TurnRecord, owner_id: UUID, now: datetime) -> Program[TurnRecord | None]:
+    session = {"workspace_id_": record.workspace_id, "session_id_": record.session_id}
+    unsettled = yield from one(_UNSETTLED_TURNS(**session))
+    # The session is locked: nobody else promotes meanwhile.
+    next_id, is_queued = unsettled[0][0], unsettled[0][1] is TurnStatus.QUEUED
+    if not is_queued:
         return None
-    return replace(await load_record(connection, row), was_queued=True)
+    ((*columns,),) = yield from one(
+        _PROMOTE(
+            workspace_id_=record.workspace_id,
+            turn_id_=next_id,
+            owner_id=owner_id,
+            started_at=now,
+            lease_end_=now + LEASE,
+        )
+    )
+    promoted = yield from load_record(TurnRow(*columns))
+    return replace(promoted, was_queued=True)
+
+
+def _fail_unheard(_dialect: Dialect) -> Update:
+    return (
+        update(messages)
+        .where(is_message(), messages.c.status == MessageStatus.IN_PROGRESS)
+        .values(status=MessageStatus.FAILED)
+    )
+
+
+def _unsettled_turns(_dialect: Dialect) -> ClauseElement:
+    """Load the session's unsettled turns; a live one comes first, then the oldest that waits."""
+    return (
+        select(turns.c.id, turns.c.status)
+        .where(in_session(), text(UNSETTLED))
+        .order_by(text(f"CASE WHEN {LIVE} THEN 0 ELSE 1 END"), turns.c.user_seq)
+    )
+
+
+def _promote(dialect: Dialect) -> Update:
+    return (
+        update(turns)
+        .where(is_turn())
+        .values(
+            status=TurnStatus.IN_PROGRESS,
+            owner_id=bindparam("owner_id"),
+            lease_expires_at=lease_end(dialect),
+            started_at=bindparam("started_at"),
+        )
+        .returning(*TURN_COLUMNS)
+    )
+
+
+_FAIL_UNHEARD = Direct(_fail_unheard)
+_UNSETTLED_TURNS = Direct(_unsettled_turns)
+_PROMOTE = Direct(_promote)

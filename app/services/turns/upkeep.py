@@ -67,11 +67,10 @@ class Upkeep:
         """Say that this server lives, and take over the turns of those that do not."""
         alone = self._database.is_sqlite
         orphans: list[tuple[TurnRecord, int]] = []
-        async with self._database.connection() as connection:
-            if self._turns and not alone:
-                await leases.renew_leases(connection, self._owner_id)
-            if not (alone and self._has_recovered) and not self._draining.is_set():
-                orphans = await leases.claim_orphans(connection, self._owner_id, every=alone)
+        if self._turns and not alone:
+            await self._database.run(leases.renew_leases, self._owner_id)
+        if not (alone and self._has_recovered) and not self._draining.is_set():
+            orphans = await self._database.run(leases.claim_orphans, self._owner_id, every=alone)
         self._has_recovered = not orphans
         for record, recoveries in orphans:
             await self._recover(record, recoveries)
@@ -93,8 +92,7 @@ class Upkeep:
             if not unstored or live.settled.is_set():
                 return
             try:
-                async with self._database.connection() as connection:
-                    await settlement.checkpoint(connection, live.record, unstored)
+                await self._database.run(settlement.checkpoint, live.record, unstored)
             except TurnLost:
                 live.scope.cancel()
                 return
@@ -104,12 +102,9 @@ class Upkeep:
     async def _cancel_where_asked(self) -> None:
         if not self._turns:
             return
-        async with self._database.connection() as connection:
-            asked = await leases.cancel_requests(connection, self._owner_id)
-        for turn_id in asked:
+        for turn_id in await self._database.run(leases.cancel_requests, self._owner_id):
             if live := self._turns.get(turn_id):
                 live.scope.cancel()
 
     async def _prune(self) -> None:
-        async with self._database.connection() as connection:
-            await event_store.prune(connection)
+        await self._database.run(event_store.prune)

@@ -4,10 +4,11 @@ One row for each account, changed by one statement in each of the turn's two tra
 all, so that an account's turns wait for each other as shortly as can be.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import cast
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -25,18 +26,15 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import Direct, run_all
+from app.core.direct import Direct, Program, Statement
 from app.core.errors import AppError
 from app.core.limits import Quota
 from app.models import UNSETTLED, Budget, Turn, utc_now
 from app.services.usage.accounts import Account, Reservation
 from app.services.usage.errors import BudgetExhausted, TooManyTurns, UploadsExhausted
 from app.services.usage.tariff import NANOS
-
-Work = list[tuple[Direct, Mapping[str, Any]]]
 
 _budgets = cast("Table", Budget.__table__)
 _turns = cast("Table", Turn.__table__)
@@ -95,10 +93,7 @@ def _settle(_dialect: Dialect) -> Update:
 
     return (
         update(_budgets)
-        .where(
-            columns.workspace_id == bindparam("workspace_id_", type_=columns.workspace_id.type),
-            columns.bucket == bindparam("bucket_", type_=columns.bucket.type),
-        )
+        .where(_is_account())
         .values(
             tokens=changed(columns.tokens),
             nanos=changed(columns.nanos),
@@ -107,97 +102,111 @@ def _settle(_dialect: Dialect) -> Update:
     )
 
 
+def _is_account() -> ColumnElement[bool]:
+    columns = _budgets.c
+    return and_(
+        columns.workspace_id == bindparam("workspace_id_", type_=columns.workspace_id.type),
+        columns.bucket == bindparam("bucket_", type_=columns.bucket.type),
+    )
+
+
+def _used(_dialect: Dialect) -> ClauseElement:
+    """Load what is used, in the order of `_daily`."""
+    columns = _budgets.c
+    return select(columns.day, columns.upload_ms, columns.tokens, columns.nanos).where(
+        _is_account()
+    )
+
+
+def _count_live(_dialect: Dialect) -> ClauseElement:
+    columns = _turns.c
+    return (
+        select(func.count())
+        .select_from(_turns)
+        .where(
+            columns.workspace_id == bindparam("workspace_id_", type_=columns.workspace_id.type),
+            func.coalesce(columns.key_id, "") == bindparam("bucket_", type_=columns.key_id.type),
+            columns.reserved_day.is_not(None),
+            text(UNSETTLED),
+        )
+    )
+
+
+def _correct_live(_dialect: Dialect) -> Update:
+    return update(_budgets).where(_is_account()).values(live_turns=_amount("live_"))
+
+
 _RESERVE = Direct(_reserve)
 _SETTLE = Direct(_settle)
+_USED = Direct(_used)
+_COUNT_LIVE = Direct(_count_live)
+_CORRECT_LIVE = Direct(_correct_live)
 
 
-def reserving(account: Account, reservation: Reservation | None) -> Work:
-    """Return the statement that keeps `reservation`; `require` reads its rows.
-
-    Raises `UploadsExhausted` or `BudgetExhausted` for more than a whole day has.
-    """
-    if reservation is None:
-        return []
-    for name, more, limit in _daily(account, reservation):
-        if more > limit:
-            raise _exhausted(name, limit, 0)
-    parameters = {
-        "workspace_id_": account.workspace_id,
-        "bucket_": reservation.bucket,
-        "day_": reservation.day,
-        "tokens_": reservation.tokens,
-        "nanos_": reservation.nanos,
-        "upload_ms_": reservation.upload_ms,
-        "live_turns_limit_": account.turns_limit,
-        "tokens_limit_": account.tokens_limit,
-        "nanos_limit_": account.nanos_limit,
-        "upload_ms_limit_": account.upload_ms_limit,
-    }
-    return [(_RESERVE, parameters)]
-
-
-def settling(
-    workspace_id: object, reservation: Reservation | None, tokens: int, nanos: int
-) -> Work:
-    """Return the statement that settles `reservation` with what was used."""
-    if reservation is None:
-        return []
-    parameters = {
-        "workspace_id_": workspace_id,
-        "bucket_": reservation.bucket,
-        "day_": reservation.day,
-        "tokens_more_": tokens - reservation.tokens,
-        "nanos_more_": nanos - reservation.nanos,
-    }
-    return [(_SETTLE, parameters)]
-
-
-async def reserve(
-    connection: AsyncConnection, account: Account, reservation: Reservation | None
-) -> None:
-    """Keep `reservation` in a transaction that has begun. Raises as `require`."""
-    if reservation is not None:
-        rows = await run_all(connection, reserving(account, reservation))
-        await require(connection, account, reservation, rows[0])
-
-
-async def require(
-    connection: AsyncConnection,
-    account: Account,
-    reservation: Reservation | None,
-    rows: Sequence[object],
-) -> None:
-    """Go on where `reserving` found room.
+def reserve(
+    account: Account, reservation: Reservation | None, work: Sequence[Statement] = ()
+) -> Program[None]:
+    """Do `work` and keep `reservation`, in one step.
 
     Raises `TooManyTurns`, `UploadsExhausted` or `BudgetExhausted`; the transaction must end.
     """
-    if reservation is None or rows:
+    if reservation is None:
+        if work:
+            yield work
         return
-    is_account = and_(
-        _budgets.c.workspace_id == account.workspace_id, _budgets.c.bucket == reservation.bucket
-    )
-    row = (await connection.execute(select(_budgets).where(is_account))).one()
-    is_today = row.day >= reservation.day
     for name, more, limit in _daily(account, reservation):
-        used = getattr(row, name) if is_today else 0
-        if used + more > limit:
-            raise _exhausted(name, limit, used)
-    # Turns that went with their sessions never said that they ended: count what there is.
-    live = await connection.scalar(
-        select(func.count())
-        .select_from(_turns)
-        .where(_turns.c.workspace_id == account.workspace_id, text(UNSETTLED))
-        .where(
-            _turns.c.key_id == account.key_id if account.key_id else _turns.c.key_id.is_(None),
-            _turns.c.reserved_day.is_not(None),
-        )
+        if more > limit:
+            raise _exhausted(name, limit, 0)
+    reserving = _reserving(account, reservation)
+    *_, reserved = yield [*work, reserving]
+    if not reserved:
+        yield from _refuse(account, reservation, reserving)
+
+
+def settling(
+    workspace_id: UUID, reservation: Reservation | None, tokens: int, nanos: int
+) -> list[Statement]:
+    """Return the statement that settles `reservation` with what was used."""
+    if reservation is None:
+        return []
+    settling = _SETTLE(
+        workspace_id_=workspace_id,
+        bucket_=reservation.bucket,
+        day_=reservation.day,
+        tokens_more_=tokens - reservation.tokens,
+        nanos_more_=nanos - reservation.nanos,
     )
-    counted_too_many = (live or 0) <= account.turns_limit  # with the turn of this transaction
-    if not counted_too_many:
+    return [settling]
+
+
+def _reserving(account: Account, reservation: Reservation) -> Statement:
+    return _RESERVE(
+        workspace_id_=account.workspace_id,
+        bucket_=reservation.bucket,
+        day_=reservation.day,
+        tokens_=reservation.tokens,
+        nanos_=reservation.nanos,
+        upload_ms_=reservation.upload_ms,
+        live_turns_limit_=account.turns_limit,
+        tokens_limit_=account.tokens_limit,
+        nanos_limit_=account.nanos_limit,
+        upload_ms_limit_=account.upload_ms_limit,
+    )
+
+
+def _refuse(account: Account, reservation: Reservation, reserving: Statement) -> Program[None]:
+    """Say which limit was reached, unless live turns were counted wrongly."""
+    bucket = {"workspace_id_": account.workspace_id, "bucket_": reservation.bucket}
+    ((day, *used),), ((live,),) = yield [_USED(**bucket), _COUNT_LIVE(**bucket)]
+    for (name, more, limit), so_far in zip(_daily(account, reservation), used, strict=True):
+        of_today = so_far if day >= reservation.day else 0
+        if of_today + more > limit:
+            raise _exhausted(name, limit, of_today)
+    # Turns that went with their sessions never said that they ended: count what there is.
+    if live > account.turns_limit:  # with the one of this transaction
         raise _too_many_turns(account)
-    await connection.execute(update(_budgets).where(is_account).values(live_turns=(live or 1) - 1))
-    again = await run_all(connection, reserving(account, reservation))
-    if not again[0]:
+    _, reserved = yield [_CORRECT_LIVE(**bucket, live_=live - 1), reserving]
+    if not reserved:
         raise _too_many_turns(account)
 
 

@@ -11,11 +11,12 @@ from typing import cast
 from uuid import UUID
 
 import anyio
-from sqlalchemy import Table, case, delete, or_
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import BigInteger, Dialect, Table, bindparam, case, delete, or_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database, StorageUnavailable
+from app.core.direct import Direct, Program, Rows
 from app.core.limits import Limits, Quota
 from app.core.security import Caller
 from app.models import RequestWindow
@@ -93,28 +94,34 @@ class RequestLimiter:
             return
         block = max(1, limit // _BLOCKS)
         try:
-            async with self._database.connection() as connection:
-                row = await _take(connection, key, window.minute, block, limit)
-                await self._prune(connection, window.minute)
+            rows = await self._database.run(self._take, key, window.minute, block, limit)
         except StorageUnavailable:
             window.permits = block  # whatever needs the database says so itself
             return
-        if row is None:
+        if not rows:
             window.taken = limit
             return
-        minute, taken = row
+        ((minute, taken),) = rows
         window.minute = max(window.minute, minute)
         window.permits = block - max(0, taken - limit)
         window.taken = min(taken, limit)
 
-    async def _prune(self, connection: AsyncConnection, minute: int) -> None:
-        """Forget callers that have not asked for a while."""
-        if minute - self._pruned_at < _PRUNE_MINUTES:
-            return
-        self._pruned_at = minute
-        await connection.execute(
-            delete(_windows).where(_windows.c.minute < minute - _PRUNE_MINUTES)
-        )
+    def _take(self, key: _Key, minute: int, block: int, limit: int) -> Program[Rows]:
+        """Take a block of permits, and now and then forget who has not asked for a while."""
+        workspace_id, caller = key
+        rows, *_ = yield [
+            _TAKE_BLOCK(
+                workspace_id_=workspace_id,
+                caller_=caller,
+                minute_=minute,
+                block_=block,
+                limit_=limit,
+            )
+        ]
+        if minute - self._pruned_at >= _PRUNE_MINUTES:
+            self._pruned_at = minute
+            yield [_FORGET(minute_=minute - _PRUNE_MINUTES)]
+        return rows
 
     def _refusal(self, window: _Window, limit: int) -> RateLimited:
         error = RateLimited(
@@ -136,16 +143,22 @@ def _bucket(caller: Caller) -> str:
     return f"user:{caller.user_id}" if caller.user_id else ""
 
 
-async def _take(
-    connection: AsyncConnection, key: _Key, minute: int, block: int, limit: int
-) -> tuple[int, int] | None:
-    """Take a block of permits; return whose minute it is of and how many are taken by now."""
+def _take_block(dialect: Dialect) -> ClauseElement:
+    """Take a block of permits where there are some; return of which minute, and all taken."""
     columns = _windows.c
-    workspace_id, bucket = key
+    minute, block, limit = (
+        bindparam(name, type_=BigInteger()) for name in ("minute_", "block_", "limit_")
+    )
     is_older = columns.minute < minute
-    statement = (
-        postgresql.insert(_windows)
-        .values(workspace_id=workspace_id, bucket=bucket, minute=minute, taken=block)
+    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    return (
+        insert(_windows)
+        .values(
+            workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
+            bucket=bindparam("caller_", type_=columns.bucket.type),
+            minute=minute,
+            taken=block,
+        )
         .on_conflict_do_update(
             index_elements=["workspace_id", "bucket"],
             set_={
@@ -157,5 +170,11 @@ async def _take(
         )
         .returning(columns.minute, columns.taken)
     )
-    row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else (row.minute, row.taken)
+
+
+def _forget(_dialect: Dialect) -> ClauseElement:
+    return delete(_windows).where(_windows.c.minute < bindparam("minute_", type_=BigInteger()))
+
+
+_TAKE_BLOCK = Direct(_take_block)
+_FORGET = Direct(_forget)

@@ -1,0 +1,206 @@
+"""Runs programs on Postgres: alone, or many in one transaction while every lane is busy.
+
+Together they go in step: what all of them ask next is sent in one round trip, and they share BEGIN
+and COMMIT. Only programs that lock different rows go together, and in the order of their locks,
+so that two such transactions never wait for each other. Whatever goes wrong, each of them is run
+again alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Dialect
+
+from app.core.direct import Direct, Locks, Program, Rows, Statement
+from app.core.postgres_pool import Lease, PostgresPool, asyncpg
+
+logger = logging.getLogger(__name__)
+
+_LANES = 2
+_BATCH = 32
+_BEGIN_TOGETHER = "BEGIN; SET LOCAL lock_timeout = '1s'"
+"""One that waits for a lock of another server must not hold up the others for long."""
+_TRIES = 3
+_RUN_AGAIN = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.InvalidCachedStatementError,  # a migration changed its table
+)
+_NOT_PREPARED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+
+
+@dataclass(slots=True)
+class _Job:
+    make: Callable[[], Program[Any]]
+    locks: Locks
+    done: asyncio.Future[Any]
+
+
+class PostgresRunner:
+    """Runs programs on at most `size` connections."""
+
+    def __init__(self, dsn: str | None, dialect: Dialect, size: int) -> None:
+        """Prepare; nothing is connected yet."""
+        self._dialect = dialect
+        self._pool = PostgresPool(dsn, size)
+        self._waiting: list[_Job] = []
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    @property
+    def checked_out(self) -> int:
+        """How many connections are in use."""
+        return self._pool.checked_out
+
+    async def run(self, make: Callable[[], Program[Any]], locks: Locks) -> Any:  # noqa: ANN401
+        """Run the program that `make` returns in a transaction; it is committed when this returns.
+
+        With `locks` it may share its transaction with others; what Postgres asks to run again is
+        run again. Raises the driver's errors.
+        """
+        if not locks:
+            return await self._run_alone(make)
+        loop = asyncio.get_running_loop()
+        job = _Job(make, locks, loop.create_future())
+        self._waiting.append(job)
+        if len(self._lanes) < _LANES:
+            lane = loop.create_task(self._work_off())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await job.done
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        await asyncio.gather(*self._lanes)
+        await self._pool.close()
+
+    async def _work_off(self) -> None:
+        while self._waiting:
+            batch = self._take_compatible()
+            if len(batch) > 1:
+                batch = await self._run_together(batch)
+            await asyncio.gather(*(self._finish_alone(job) for job in batch))
+
+    def _take_compatible(self) -> list[_Job]:
+        """Take jobs from the front that lock nothing twice, in the order of their locks."""
+        taken: list[_Job] = []
+        left: list[_Job] = []
+        held: set[object] = set()
+        for job in self._waiting:
+            if len(taken) < _BATCH and held.isdisjoint(job.locks):
+                taken.append(job)
+                held.update(job.locks)
+            else:
+                left.append(job)
+        self._waiting = left
+        return sorted(taken, key=lambda job: job.locks[0])
+
+    async def _finish_alone(self, job: _Job) -> None:
+        try:
+            result = await self._run_alone(job.make)
+        except BaseException as error:
+            if not job.done.done():
+                job.done.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not job.done.done():
+                job.done.set_result(result)
+
+    async def _run_together(self, batch: list[_Job]) -> list[_Job]:
+        """Run `batch` in one transaction; return all of it where anything went wrong."""
+        try:
+            lease = await self._pool.begin(_BEGIN_TOGETHER)
+            try:
+                results = await self._drive_together(lease.connection, batch)
+            except BaseException:
+                await self._pool.roll_back(lease)
+                raise
+        except Exception as error:  # noqa: BLE001  # nothing was done, and each raises its own
+            logger.debug("%d programs are run alone: %r", len(batch), error)
+            return batch
+        try:
+            await self._pool.commit(lease)
+        except Exception as error:  # noqa: BLE001  # raised to each
+            for job in batch:
+                if not job.done.done():
+                    job.done.set_exception(error)
+        else:
+            for job, result in zip(batch, results, strict=True):
+                if not job.done.done():
+                    job.done.set_result(result)
+        return []
+
+    async def _drive_together(self, connection: Any, batch: Sequence[_Job]) -> list[Any]:  # noqa: ANN401
+        results: list[Any] = [None] * len(batch)
+        programs = [job.make() for job in batch]
+        asking = {number: next(program) for number, program in enumerate(programs)}
+        while asking:
+            first = [statement for statement, _ in next(iter(asking.values()))]
+            alike = [
+                number
+                for number, statements in asking.items()
+                if [statement for statement, _ in statements] == first
+            ]
+            asked = [asking.pop(number) for number in alike]
+            found = await self._ask_together(connection, first, asked)
+            for number, rows in zip(alike, found, strict=True):
+                try:
+                    asking[number] = programs[number].send(rows)
+                except StopIteration as end:
+                    results[number] = end.value
+        return results
+
+    async def _ask_together(
+        self,
+        connection: Any,  # noqa: ANN401  # asyncpg's
+        statements: Sequence[Direct],
+        asked: Sequence[Sequence[Statement]],
+    ) -> list[list[Rows]]:
+        """Run each statement for all who ask it, and return the rows of each of them."""
+        found: list[list[Rows]] = [[] for _ in asked]
+        for place, statement in enumerate(statements):
+            compiled = statement.compiled(self._dialect, numbered=True)
+            arguments = [
+                compiled.values({**ask[place][1], "number_": number})
+                for number, ask in enumerate(asked)
+            ]
+            rows_of: list[list[Any]] = [[] for _ in asked]
+            for row in await connection.fetchmany(compiled.sql, arguments):
+                rows_of[row[-1]].append(row)
+            for rows, its_rows in zip(found, rows_of, strict=True):
+                rows.append(compiled.read(its_rows))
+        return found
+
+    async def _run_alone(self, make: Callable[[], Program[Any]]) -> Any:  # noqa: ANN401
+        for tries_left in reversed(range(_TRIES)):
+            lease = await self._pool.begin()
+            try:
+                result = await self._drive(lease, make())
+            except BaseException as error:
+                await self._pool.roll_back(lease)
+                if not tries_left or not isinstance(error, (*_RUN_AGAIN, *_NOT_PREPARED)):
+                    raise
+                if isinstance(error, _NOT_PREPARED):
+                    logger.info("The database is behind a pooler: statements are not prepared")
+                    self._pool.prepare_no_more()
+            else:
+                await self._pool.commit(lease)
+                return result
+        raise AssertionError("the last try returns or raises")
+
+    async def _drive(self, lease: Lease, program: Program[Any]) -> object:
+        connection = lease.connection
+        try:
+            statements = next(program)
+            while True:
+                found: list[Rows] = []
+                for statement, parameters in statements:
+                    compiled = statement.compiled(self._dialect)
+                    rows = await connection.fetch(compiled.sql, *compiled.values(parameters))
+                    found.append(compiled.read(rows))
+                statements = program.send(found)
+        except StopIteration as end:
+            return end.value

@@ -1,0 +1,171 @@
+"""Runs transactions on one SQLite connection; those that wait together commit together.
+
+Statements run on the event loop: they touch memory, and cost less there than the way to another
+thread and back. BEGIN never waits, and COMMIT, which waits for the disk, has a thread.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Dialect
+
+from app.core.direct import Program
+
+_BATCH = 32
+"""Programs in one commit at most, so that the loop is never away for long."""
+_BUSY_PAUSE_SECONDS = 0.005
+_BUSY_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Job:
+    program: Program[Any]
+    done: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+    def tell(self) -> None:
+        if self.done.done():  # nobody waits any more
+            return
+        if self.error:
+            self.done.set_exception(self.error)
+        else:
+            self.done.set_result(self.result)
+
+
+class SqliteRunner:
+    """Writes beside SQLAlchemy's connections, and holds `writer` while it does."""
+
+    def __init__(
+        self, path: Path, dialect: Dialect, writer: AbstractAsyncContextManager[object]
+    ) -> None:
+        """Prepare; the file is opened by the first program."""
+        self._path = path
+        self._dialect = dialect
+        self._writer = writer
+        self._connection: sqlite3.Connection | None = None
+        self._committer = ThreadPoolExecutor(1, "sqlite-commit")
+        self._waiting: list[_Job] = []
+        self._pump: asyncio.Task[None] | None = None
+
+    async def run(self, program: Program[Any]) -> Any:  # noqa: ANN401  # what the program returns
+        """Run a program in a transaction; when this returns it is on the disk."""
+        loop = asyncio.get_running_loop()
+        job = _Job(program, loop.create_future())
+        self._waiting.append(job)
+        if self._pump is None:
+            self._pump = loop.create_task(self._work_off())
+        return await job.done
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._pump:
+            await self._pump
+        self._committer.shutdown()
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    async def _work_off(self) -> None:
+        try:
+            while self._waiting:
+                async with self._writer:
+                    batch = self._waiting[:_BATCH]
+                    del self._waiting[:_BATCH]
+                    await self._commit_together(batch)
+                for job in batch:
+                    job.tell()
+        finally:
+            self._pump = None
+
+    async def _commit_together(self, batch: Sequence[_Job]) -> None:
+        """Run and commit `batch`; what fails alone is rolled back alone."""
+        try:
+            connection = await self._begin()
+            try:
+                for job in batch:
+                    self._run_one(connection, job, is_alone=len(batch) == 1)
+                if connection.in_transaction:
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(self._committer, connection.commit)
+            finally:
+                if connection.in_transaction:
+                    connection.rollback()
+        except BaseException as error:
+            for job in batch:
+                job.error = job.error or error
+            if not isinstance(error, Exception):
+                raise
+
+    def _run_one(self, connection: sqlite3.Connection, job: _Job, *, is_alone: bool) -> None:
+        if not is_alone:
+            connection.execute("SAVEPOINT program")
+        try:
+            job.result = self._drive(connection, job.program)
+        except Exception as error:
+            job.error = error
+            if not connection.in_transaction:  # a full disk, say: SQLite has rolled back all
+                raise
+            if is_alone:
+                connection.rollback()
+            else:
+                connection.execute("ROLLBACK TO program")
+        if not is_alone:
+            connection.execute("RELEASE program")
+
+    def _drive(self, connection: sqlite3.Connection, program: Program[Any]) -> object:
+        try:
+            statements = next(program)
+            while True:
+                found: list[Any] = []
+                for statement, parameters in statements:
+                    compiled = statement.compiled(self._dialect)
+                    cursor = connection.execute(compiled.sql, compiled.values(parameters))
+                    found.append(compiled.read(cursor.fetchall()))
+                statements = program.send(found)
+        except StopIteration as end:
+            return end.value
+
+    async def _begin(self) -> sqlite3.Connection:
+        """Begin, or wait for a writer of another process; the loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _BUSY_PATIENCE_SECONDS
+        while True:
+            try:
+                connection = self._connection or self._open()
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or loop.time() > give_up_at:
+                    raise
+                await asyncio.sleep(_BUSY_PAUSE_SECONDS)
+            else:
+                return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        prepare_sqlite(connection)
+        connection.execute("PRAGMA busy_timeout=0")
+        self._connection = connection
+        return connection
+
+
+def prepare_sqlite(connection: Any) -> None:  # noqa: ANN401  # sqlite3's, or an adapter of it
+    """Make a new connection durable and strict. Raises `sqlite3.OperationalError`."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    row = cursor.fetchone()
+    if row is None or row[0] != "wal":
+        raise sqlite3.OperationalError("SQLite cannot use a write-ahead log in this folder")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
