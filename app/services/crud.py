@@ -293,10 +293,9 @@ async def update_session(
 
 
 async def delete_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Delete a session and all that hangs on it, for good. Raises `SessionNotFound`.
+    """Delete a session and all but its bill, for good. Raises `SessionNotFound`.
 
-    A turn that is still running finds its session gone and stores nothing. What the others used
-    is kept for the bill.
+    A turn that is still running finds its session gone and stores nothing.
     """
     await get_session(db, workspace_id, session_id, for_update=True)
     await keep_usage_of_session(db, workspace_id, session_id)

@@ -77,10 +77,11 @@ async def report(  # noqa: PLR0913  # what a report can be asked
     groups: Collection[Group],
     *,
     user_id: str | None = None,
+    rows_limit: int = ROWS_LIMIT,
 ) -> list[UsageRow]:
     """Sum up the settled turns that were accepted on the days `first` to `last`, in UTC.
 
-    `user_id` leaves out all others. Raises `UsageTooDetailed` above `ROWS_LIMIT` rows.
+    `user_id` leaves out all others. Raises `UsageTooDetailed` above `rows_limit` rows.
     """
     on_postgres = db.get_bind().dialect.name == "postgresql"
     begin = datetime.combine(first, datetime.min.time(), UTC)
@@ -116,12 +117,12 @@ async def report(  # noqa: PLR0913  # what a report can be asked
         select(*chosen, *(func.sum(rows.c[name]).label(name) for name in names))
         .group_by(*chosen)
         .order_by(*chosen)
-        .limit(ROWS_LIMIT + 1)
+        .limit(rows_limit + 1)
     )
     found = (await db.execute(statement)).mappings().all()
-    if len(found) > ROWS_LIMIT:
+    if len(found) > rows_limit:
         raise UsageTooDetailed(
-            f"The report has more than {ROWS_LIMIT} rows: ask for fewer days or groups."
+            f"The report has more than {rows_limit} rows: ask for fewer days or groups."
         )
     return [_row(row) for row in found if row["turns"]]
 
