@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.core.config import Settings, load_settings
-from app.routers import agents, docs, health, messages, sessions, turns
+from app.routers import agents, docs, health, messages, sessions, turns, usage
 from app.routers.access import Access
 from app.routers.drain import draining_on_signals
 from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
@@ -46,7 +46,7 @@ def create_app(
     )
     install_problem_handlers(app)
     app.add_middleware(Access)
-    for router in (agents, sessions, messages, turns, health, docs):
+    for router in (agents, sessions, messages, turns, usage, health, docs):
         app.include_router(router.router)
     docs.mount_assets(app)
     return app

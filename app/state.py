@@ -40,6 +40,9 @@ from app.services.openai_service import (
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
 from app.services.turns import AudioStore, TurnEngine
+from app.services.usage import Accounts, RequestLimiter, Tariff
+from app.services.usage import Part as PaidPart
+from app.services.usage.price_table import PRICES
 from app.services.voice import VoiceService, VoiceTurns
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class State(TypedDict):
     database: Database
     schema_gate: SchemaGate
     door: Door
+    request_limiter: RequestLimiter
     turns: TurnEngine
     voice: VoiceService
 
@@ -98,21 +102,39 @@ async def serving(
         PatientSpeaker(providers["speaker"], Breaker()),
         settings.tts_voice,
     )
-    turns = TurnEngine(
-        database,
-        PatientChatModel(providers["chat_model"], Breaker()),
-        voices,
-        AudioStore(settings.audio_retention_days),
-    )
+    chat_model = PatientChatModel(providers["chat_model"], Breaker())
+    limits = settings.limits
+    accounts = Accounts(limits, _tariff(settings), chat_model.context_tokens)
+    audio = AudioStore(settings.audio_retention_days)
+    turns = TurnEngine(database, chat_model, voices, audio, accounts)
     voice = VoiceService(turns, voices, database)
     async with turns.running():
         yield State(
             database=database,
             schema_gate=SchemaGate(database),
             door=Door(settings.app_env, _admin_key(settings)),
+            request_limiter=RequestLimiter(database, limits),
             turns=turns,
             voice=voice,
         )
+
+
+def _tariff(settings: Settings) -> Tariff:
+    """Return the prices of the models that serve each part."""
+    embedded = {
+        PaidPart.CHAT: settings.chat_is_embedded,
+        PaidPart.STT: settings.stt_is_embedded,
+        PaidPart.TTS: settings.tts_is_embedded,
+    }
+    return Tariff(
+        {**PRICES, **settings.price_list},
+        {
+            PaidPart.CHAT: settings.chat_model,
+            PaidPart.STT: settings.stt_model,
+            PaidPart.TTS: settings.tts_model,
+        },
+        frozenset(part for part, is_embedded in embedded.items() if is_embedded),
+    )
 
 
 def _admin_key(settings: Settings) -> AdminKey:

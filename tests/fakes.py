@@ -24,6 +24,8 @@ class FakeChatModel:
         self.requests: list[ChatRequest] = []
         self.answer = "Hello there!"
         self.finish_reason = FinishReason.STOP
+        self.counts: tuple[int | None, int | None, int | None] = (7, 2, 3)
+        """Prompt, cached and completion tokens, as it tells them."""
         self.while_thinking: Callable[[], Awaitable[None]] | None = None
         self.context_tokens = 8000
 
@@ -43,7 +45,7 @@ class FakeChatModel:
         for word in filter(None, self.answer.split(" ")):
             await anyio.lowlevel.checkpoint()
             yield TextDelta(word if word == self.answer.split(" ")[0] else " " + word)
-        yield ChatFinished(self.finish_reason, "fake-1", 7, 2, 3)
+        yield ChatFinished(self.finish_reason, "fake-1", *self.counts)
 
 
 class FakeTranscriber:

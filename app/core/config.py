@@ -1,6 +1,7 @@
 """Everything the platform reads from its environment, validated once at start."""
 
 import sys
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
@@ -9,6 +10,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.database_url import DatabaseUrl
+from app.core.limits import Limits
+from app.core.price_list import PriceList, WrongPrices, parse_prices
 
 
 class AppEnv(StrEnum):
@@ -40,6 +43,8 @@ def _http_url(url: str) -> str:
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+_HIGHEST_LIMIT = 10**12
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -83,6 +88,14 @@ class Settings(BaseSettings):
 
     audio_retention_days: int = Field(default=7, ge=0, le=36_500)
 
+    prices: str | None = None
+    prices_file: Path | None = None
+    limit_requests_per_minute: int = Field(default=600, ge=0, le=_HIGHEST_LIMIT)
+    limit_concurrent_turns: int = Field(default=64, ge=0, le=_HIGHEST_LIMIT)
+    limit_upload_minutes_per_day: int = Field(default=600, ge=0, le=_HIGHEST_LIMIT)
+    limit_tokens_per_day: int = Field(default=5_000_000, ge=0, le=_HIGHEST_LIMIT)
+    limit_usd_per_day: Decimal = Field(default=Decimal(50), ge=0, le=1_000_000)
+
     embedded_models: EmbeddedModels = EmbeddedModels.DEFAULT
     embedded_threads: int | None = Field(default=None, ge=1, le=256)
     models_dir: Path | None = None
@@ -101,6 +114,37 @@ class Settings(BaseSettings):
     def _refuse_wrong_database_url(self) -> Self:
         _ = self.parsed_database_url
         return self
+
+    @model_validator(mode="after")
+    def _refuse_wrong_prices(self) -> Self:
+        _ = self.price_list
+        return self
+
+    @property
+    def price_list(self) -> PriceList:
+        """The prices of `PRICES`, and those of `PRICES_FILE` for models that it does not name."""
+        of_file: PriceList = {}
+        try:
+            if self.prices_file:
+                of_file = parse_prices(self.prices_file.read_bytes())
+        except (OSError, WrongPrices) as error:
+            why = "cannot be read" if isinstance(error, OSError) else str(error)
+            raise ValueError(f"PRICES_FILE {why}") from None
+        try:
+            return {**of_file, **(parse_prices(self.prices) if self.prices else {})}
+        except WrongPrices as error:
+            raise ValueError(f"PRICES {error}") from None
+
+    @property
+    def limits(self) -> Limits:
+        """What a caller may use whose key has no limits of its own."""
+        return Limits(
+            self.limit_requests_per_minute,
+            self.limit_concurrent_turns,
+            self.limit_upload_minutes_per_day,
+            self.limit_tokens_per_day,
+            self.limit_usd_per_day,
+        )
 
     @property
     def parsed_database_url(self) -> DatabaseUrl:

@@ -7,6 +7,8 @@ HTTP. Anything that is not an `AppError` is a bug and answers 500 without detail
 from enum import StrEnum
 from typing import ClassVar
 
+from app.core.limits import Quota
+
 
 class ErrorKind(StrEnum):
     """What the caller can do about it; each edge (HTTP, WebSocket, CLI) has its own code."""
@@ -42,7 +44,8 @@ class AppError(Exception):
     A subclass sets `kind` and `code`; `code` is public API, so it never changes. The
     first line of its docstring is the title that clients see. `detail` is for the
     client: it holds no secret, no provider's words and no input. `facts` are further members of
-    the problem document, such as the id of the turn that failed.
+    the problem document, such as the id of the turn that failed; `quota` is the limit that was
+    reached, if one was.
     """
 
     kind: ClassVar[ErrorKind]
@@ -53,6 +56,7 @@ class AppError(Exception):
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.facts: dict[str, str] = {}
+        self.quota: Quota | None = None
 
     @classmethod
     def title(cls) -> str:

@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from app.core.errors import AppError, ErrorKind
+from app.core.limits import DEFAULT_LIMITS, Limits
 
 DEFAULT_WORKSPACE_ID = UUID("01900000-0000-7000-8000-000000000001")
 """The workspace that the first migration makes; the admin key belongs to it."""
@@ -41,6 +42,11 @@ class Caller:
     """Who asks, and in which workspace."""
 
     workspace_id: UUID
+    key_id: str | None = None
+    """`None` for the admin key, and for this machine's own requests."""
+    user_id: str | None = None
+    """The end user, where it is one."""
+    limits: Limits = DEFAULT_LIMITS
 
 
 ADMIN = Caller(DEFAULT_WORKSPACE_ID)

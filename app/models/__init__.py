@@ -18,6 +18,7 @@ from app.models.chat import (
 )
 from app.models.identity import Workspace
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
+from app.models.usage import Budget, KeptUsage, RequestWindow
 
 __all__ = [
     "LIVE",
@@ -27,10 +28,13 @@ __all__ = [
     "AgentVersion",
     "AudioClip",
     "Base",
+    "Budget",
     "IdempotencyKey",
+    "KeptUsage",
     "Message",
     "MessageStatus",
     "Modality",
+    "RequestWindow",
     "Role",
     "Session",
     "StoredRecording",

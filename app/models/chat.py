@@ -1,11 +1,12 @@
 """Tables of a conversation: an agent has sessions, a session has turns and messages."""
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ForeignKeyConstraint,
     Index,
     String,
@@ -169,6 +170,7 @@ class Turn(Record):
             postgresql_where=text(LIVE),
             sqlite_where=text(LIVE),
         ),
+        Index(None, "workspace_id", "created_at"),
     )
 
     session_id: Mapped[UUID]
@@ -201,6 +203,18 @@ class Turn(Record):
     speech_in_seconds: Mapped[float | None]
     speech_out_characters: Mapped[int | None]
     timings: Mapped[dict[str, Any] | None] = mapped_column(json_column())
+    agent_id: Mapped[UUID | None]
+    key_id: Mapped[str | None] = mapped_column(String(64))
+    """The key that paid; `None` for the admin key and for this machine's own requests."""
+    user_id: Mapped[str | None] = mapped_column(String(200))
+    cost_nanos: Mapped[int | None] = mapped_column(BigInteger)
+    """Nano-dollars of every attempt; `None` where a price is not known."""
+    usage_estimated: Mapped[bool | None]
+    """True where the provider did not say how many tokens an attempt used."""
+    reserved_day: Mapped[date | None]
+    """The day whose budgets keep something for this turn, while it is not settled."""
+    reserved_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    reserved_nanos: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Message(Record):

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import AppEnv
 from app.core.errors import AppError, StartRefused
+from app.core.limits import Quota
 from app.core.security import ADMIN, AdminKey, Caller, Unauthenticated, is_local_request
-from app.routers.problems import problem_response
+from app.routers.problems import add_quota, problem_response
 from app.services.turns.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Access:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         started = False
+        quota: Quota | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
@@ -69,6 +71,8 @@ class Access:
                     *message.get("headers", ()),
                     (b"request-id", request_id.encode()),
                 ]
+                if quota:
+                    add_quota(message["headers"], quota)
             await send(message)
 
         try:
@@ -76,6 +80,7 @@ class Access:
                 door: Door = state["door"]
                 state["caller"] = door.caller(scope)
                 await state["schema_gate"].require()
+                quota = await state["request_limiter"].admit(state["caller"])
             await self._app(scope, receive, send_with_id)
         except AppError as error:  # the door's; those of endpoints are handled inside
             if scope["type"] == "websocket":

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.core.errors import AppError, ErrorKind
+from app.core.limits import Quota
 from app.schemas.problems import Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -111,12 +112,32 @@ def problem_response(
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would retry a 409 by themselves
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.quota:
+        headers |= quota_headers(error.quota)
     return Response(
         orjson.dumps(body | error.facts),
         status_code=status.value,
         media_type=PROBLEM_TYPE,
         headers=headers,
     )
+
+
+def quota_headers(quota: Quota) -> dict[str, str]:
+    """Write how a caller stands, as GitHub does."""
+    return {
+        "X-RateLimit-Limit": quota.limit,
+        "X-RateLimit-Remaining": quota.remaining,
+        "X-RateLimit-Reset": str(quota.reset_at),
+        "X-RateLimit-Resource": quota.resource,
+    }
+
+
+def add_quota(headers: list[tuple[bytes, bytes]], quota: Quota) -> None:
+    """Add how a caller stands, unless the response speaks of a limit that was reached."""
+    if all(name != b"x-ratelimit-resource" for name, _ in headers):
+        headers += [
+            (name.lower().encode(), value.encode()) for name, value in quota_headers(quota).items()
+        ]
 
 
 async def _app_error(request: Request, error: AppError) -> Response:

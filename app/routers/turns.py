@@ -15,10 +15,11 @@ from app.schemas.chat import (
     TurnCancel,
     TurnError,
     TurnRead,
+    TurnUsageRead,
     TurnWithMessage,
-    UsageRead,
 )
 from app.services import crud
+from app.services.usage.tariff import usd
 
 router = APIRouter(prefix="/turns", tags=["turns"], route_class=StrictRoute)
 
@@ -87,11 +88,14 @@ def turn_shape(turn: Turn) -> TurnRead:
     error = (
         TurnError(code=turn.error_code, detail=turn.error_detail or "") if turn.error_code else None
     )
-    usage = UsageRead(
+    usage = TurnUsageRead(
         prompt_tokens=turn.prompt_tokens,
         cached_tokens=turn.cached_tokens,
         completion_tokens=turn.completion_tokens,
-        cost_usd=None,
+        cost_usd=usd(turn.cost_nanos),
+        estimated=bool(turn.usage_estimated),
+        speech_in_seconds=turn.speech_in_seconds,
+        speech_out_characters=turn.speech_out_characters,
     )
     return TurnRead(
         id=turn.id,

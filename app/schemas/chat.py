@@ -185,6 +185,16 @@ class UsageRead(Response):
     cached_tokens: int | None
     completion_tokens: int | None
     cost_usd: float | None
+    estimated: bool = Field(
+        description="True where the provider did not say, and tokens are counted by length."
+    )
+
+
+class TurnUsageRead(UsageRead):
+    """All that a turn used, in all of its attempts."""
+
+    speech_in_seconds: float | None
+    speech_out_characters: int | None
 
 
 class ReplyRead(MessageRead):
@@ -217,7 +227,7 @@ class TurnRead(Response):
     error: TurnError | None
     finish_reason: str | None
     model: str | None
-    usage: UsageRead
+    usage: TurnUsageRead
     speech_in_seconds: float | None
     speech_out_characters: int | None
     timings: dict[str, float]

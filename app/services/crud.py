@@ -22,6 +22,7 @@ from app.models import (
     Turn,
     utc_now,
 )
+from app.services.usage.reports import keep_usage_of_session
 
 
 class AgentNotFound(AppError):
@@ -292,14 +293,14 @@ async def update_session(
 
 
 async def delete_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Delete a session and all that hangs on it, for good. Raises `SessionNotFound`.
+    """Delete a session and all but its bill, for good. Raises `SessionNotFound`.
 
     A turn that is still running finds its session gone and stores nothing.
     """
     await get_session(db, workspace_id, session_id, for_update=True)
-    await db.execute(
-        delete(Session).where(Session.workspace_id == workspace_id, Session.id == session_id)
-    )
+    await keep_usage_of_session(db, workspace_id, session_id)
+    its_row = delete(Session).where(Session.workspace_id == workspace_id, Session.id == session_id)
+    await db.execute(its_row)
 
 
 async def list_messages(

@@ -12,20 +12,30 @@ from sqlalchemy import Dialect, Update, bindparam, null, select, text, update
 from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct, Program, one
-from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, new_id, utc_now
+from app.models import (
+    LIVE,
+    UNSETTLED,
+    MessageStatus,
+    Modality,
+    Role,
+    TurnStatus,
+    new_id,
+    utc_now,
+)
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
-from app.services.turns import event_store, hot, keys, leases
+from app.services.turns import event_store, hot, keys, leases, receipts
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
 from app.services.turns.loading import (
     TURN_COLUMNS,
     TurnRow,
-    history_of,
     load_record,
     lock_session,
     read_history,
 )
+from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import LEASE, in_session, is_attempt, is_turn, lease_end, turns
+from app.services.usage import NOBODYS_ACCOUNT, Account, budgets
 
 QUEUE_LIMIT = 8
 """Turns that may wait in one session."""
@@ -40,6 +50,9 @@ class NewMessage:
     modality: Modality
     content: str
     """Empty for a voice turn, until it is heard."""
+    account: Account = NOBODYS_ACCOUNT
+    upload_seconds: float | None = None
+    """How long a voice turn's recording is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +69,12 @@ def accept(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program
 
     A key that was used before leads to its turn, which is run again where it failed retryably.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
-    `IdempotencyKeyReused`.
+    `IdempotencyKeyReused`, `TooManyTurns`, `UploadsExhausted`, `BudgetExhausted`.
     """
     if options.key:
         turn_id = yield from keys.claim(message.workspace_id, options.key)
         if turn_id:
-            return (yield from _replay(message.workspace_id, turn_id, owner_id))
+            return (yield from _replay(message, turn_id, owner_id))
     accepted = yield from _accept_new(message, options, owner_id)
     if options.key:
         yield [keys.pointing_to_turn(accepted.record, options.key)]
@@ -74,8 +87,11 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
     places = yield from one(hot.TAKE_PLACES(now=now, **session))
     if not places:
         raise SessionNotFound(f"There is no session {message.session_id}.")
-    last_seq, agent_id = places[0]
-    found = yield from one(hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session))
+    last_seq, agent_id, user_id = places[0]
+    found, history = yield [
+        hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session),
+        hot.HISTORY(user_seq_=last_seq - 1, **session),
+    ]
     archived_at, waiting, *persona = found[0]
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
@@ -94,23 +110,32 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
         user_seq=last_seq - 1,
         created_at=now,
         persona=Persona(*persona),
-        history=(),
+        history=(*read_history(history), _question(message, last_seq - 1)),
         was_queued=bool(waiting),
     )
-    stored = _stored_turn(record), _stored_messages(record, message.content)
+    record = replace(record, reservation=receipts.estimate(record, message, waiting))
+    stored = _stored_turn(record) | {
+        "agent_id": agent_id,
+        "key_id": message.account.key_id,
+        "user_id": message.account.user_id or user_id,
+        **receipts.reserved_columns(record.reservation),
+    }
     if waiting:
-        yield [
-            hot.INSERT_QUEUED_TURN(**stored[0], owner_id=None, started_at=None),
-            hot.INSERT_MESSAGES(**stored[1]),
-        ]
-        return Accepted(record, interrupt_id=interrupt_id)
-    owned = {"owner_id": owner_id, "started_at": now, "lease_end_": now + LEASE}
-    _, _, history = yield [
-        hot.INSERT_LIVE_TURN(**stored[0] | owned),
-        hot.INSERT_MESSAGES(**stored[1]),
-        history_of(record),
-    ]
-    return Accepted(replace(record, history=read_history(history)))
+        inserted = hot.INSERT_QUEUED_TURN(**stored, owner_id=None, started_at=None)
+        record = replace(record, history=())
+    else:
+        inserted = hot.INSERT_LIVE_TURN(
+            **stored, owner_id=owner_id, started_at=now, lease_end_=now + LEASE
+        )
+    said = hot.INSERT_MESSAGES(**_stored_messages(record, message.content))
+    yield from budgets.reserve(message.account, record.reservation, [inserted, said])
+    return Accepted(record, interrupt_id=interrupt_id)
+
+
+def _question(message: NewMessage, seq: int) -> HistoryMessage:
+    is_text = message.modality is Modality.TEXT
+    status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
+    return HistoryMessage(seq, Role.USER, status, message.content)
 
 
 def _stored_turn(record: TurnRecord) -> dict[str, Any]:
@@ -165,7 +190,8 @@ def _make_room(message: NewMessage, on_busy: OnBusy) -> Program[UUID | None]:
     return first_id
 
 
-def _replay(workspace_id: UUID, turn_id: UUID, owner_id: UUID) -> Program[Accepted]:
+def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accepted]:
+    workspace_id = message.workspace_id
     record = yield from leases.find(workspace_id, turn_id)
     if record.status is not TurnStatus.FAILED:
         return Accepted(record, is_replayed=True)
@@ -188,6 +214,8 @@ def _replay(workspace_id: UUID, turn_id: UUID, owner_id: UUID) -> Program[Accept
             owner_id=owner_id if live else None,
             started_at=now if live else None,
             lease_end_=now + LEASE,
+            key_id=message.account.key_id,
+            reserved_day=now.date() if message.account.has_budgets else None,
         )
     )
     if not rows:  # another request with the key was first
@@ -203,6 +231,7 @@ def _replay(workspace_id: UUID, turn_id: UUID, owner_id: UUID) -> Program[Accept
         event_store.forgetting(record),
     ]
     again = yield from load_record(TurnRow(*rows[0]), history=live)
+    yield from budgets.reserve(message.account, again.reservation)
     return Accepted(replace(again, was_queued=not live))
 
 
@@ -240,6 +269,8 @@ def _begin_again() -> Update:
             error_code=None,
             error_detail=None,
             cancel_requested_at=None,
+            key_id=bindparam("key_id"),
+            reserved_day=bindparam("reserved_day"),
         )
         .returning(*TURN_COLUMNS)
     )

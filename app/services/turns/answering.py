@@ -10,13 +10,21 @@ import anyio
 from app.core.database import Database
 from app.core.errors import AppError
 from app.models import Modality
-from app.services.ports import ChatModel, ChatRequest, TextDelta, UpstreamIncomplete
+from app.services.ports import (
+    ChatModel,
+    ChatRequest,
+    ProviderError,
+    TextDelta,
+    Transcript,
+    UpstreamIncomplete,
+)
 from app.services.turns import settlement
 from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
 from app.services.turns.events import EventType
 from app.services.turns.live import LiveTurn
 from app.services.turns.prompt import build_prompt
 from app.services.turns.records import Outcome, TurnRecord, Usage
+from app.services.turns.voice_stages import VoiceStages
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +74,7 @@ async def _chat(
         temperature=persona.temperature,
         max_output_tokens=persona.max_output_tokens,
     )
+    progress.prompt, progress.model = request.messages, persona.model
     async with aclosing(chat_model.stream(request)) as chunks:
         async for chunk in chunks:
             if isinstance(chunk, TextDelta):
@@ -88,11 +97,7 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     voice, persona = live.voice, live.record.persona
     if voice is None:
         raise TurnInterrupted("The recording is not on this server any more; send it again.")
-    transcript = await voice.hear(
-        persona, lambda words: live.log.emit(EventType.TRANSCRIPT_DELTA, {"delta": words})
-    )
-    live.mark("stt_ms")
-    live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
+    transcript = await _hear(live, voice)
     live.record = _with_question(live.record, transcript.text)
     heard = {"text": transcript.text, "language": transcript.language}
     live.log.emit(EventType.TRANSCRIPT, heard)
@@ -137,6 +142,20 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
     if error:
         raise error
     return live.completed(speech_error)
+
+
+async def _hear(live: LiveTurn, voice: VoiceStages) -> Transcript:
+    live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
+    try:
+        transcript = await voice.hear(
+            live.record.persona,
+            lambda words: live.log.emit(EventType.TRANSCRIPT_DELTA, {"delta": words}),
+        )
+    except ProviderError:  # asked in vain, at no cost
+        live.progress.speech_in_seconds = None
+        raise
+    live.mark("stt_ms")
+    return transcript
 
 
 def _with_question(record: TurnRecord, words: str) -> TurnRecord:

@@ -18,7 +18,7 @@ from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, audio_store, leases, settlement
+from app.services.turns import acceptance, audio_store, leases, receipts, settlement
 from app.services.turns.acceptance import Accepted, NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.audio_store import AudioStore
@@ -35,6 +35,8 @@ from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, 
 from app.services.turns.upkeep import Upkeep
 from app.services.turns.voice_stages import VoiceMaker, VoiceStages
 from app.services.turns.watching import Watch
+from app.services.usage import Accounts
+from app.services.usage.tariff import usd
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ _DRAIN_SECONDS = 22
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
 _DEFAULT_AUDIO = AudioStore()
+_FREE_FOR_ALL = Accounts()
 
 
 class TurnEngine:
@@ -55,12 +58,14 @@ class TurnEngine:
         chat_model: ChatModel,
         voices: VoiceMaker | None = None,
         audio: AudioStore = _DEFAULT_AUDIO,
+        accounts: Accounts = _FREE_FOR_ALL,
     ) -> None:
         """`voices` makes the stages of voice turns that are run again."""
         self._database = database
         self._chat_model = chat_model
         self._voices = voices
         self._audio = audio
+        self._accounts = accounts
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
@@ -118,14 +123,19 @@ class TurnEngine:
 
         A voice turn's `content` is empty. With a key that was used before, its turn is returned.
         Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`,
-        `IdempotencyKeyReused`, `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
+        `IdempotencyKeyReused`, `TooManyTurns`, `UploadsExhausted`, `BudgetExhausted`,
+        `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
         """
         if self.is_draining:
             raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
         modality = Modality.VOICE if voice else Modality.TEXT
-        message = NewMessage(caller.workspace_id, session_id, modality, content)
+        upload_seconds = voice.recording.duration_seconds if voice else None
+        account = self._accounts.of(caller)
+        message = NewMessage(
+            caller.workspace_id, session_id, modality, content, account, upload_seconds
+        )
         with anyio.CancelScope(shield=True):  # stored and running, or neither
             return await self._accept(message, voice, options)
         raise AssertionError("nobody cancels the scope")
@@ -198,7 +208,13 @@ class TurnEngine:
             turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
         if turn.ended_at is None or live.settled.is_set():
             return
-        live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)
+        live.progress.usage = Usage(
+            turn.prompt_tokens,
+            turn.cached_tokens,
+            turn.completion_tokens,
+            usd(turn.cost_nanos),
+            bool(turn.usage_estimated),
+        )
         live.progress.timings = turn.timings or {}
         error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
         self._end(live, Outcome(turn.status, message.status, message.content, error))
@@ -270,6 +286,7 @@ class TurnEngine:
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
         """Store how the turn ended, say so, and run the session's next turn."""
+        receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
         with anyio.CancelScope(shield=True):
             outcome, following = await self._ending.store(live, outcome)
             self._end(live, outcome)

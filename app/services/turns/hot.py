@@ -42,6 +42,7 @@ _other = turns.alias("other")
 _SETTLED_COLUMNS = (
     "status", "ended_at", "error_code", "error_detail", "finish_reason", "model", "prompt_tokens",
     "cached_tokens", "completion_tokens", "speech_in_seconds", "speech_out_characters", "timings",
+    "cost_nanos", "usage_estimated",
 )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def _take_places(_dialect: Dialect) -> Update:
     return (
         _change_session()
         .values(last_seq=sessions.c.last_seq + 2)
-        .returning(sessions.c.last_seq, sessions.c.agent_id)
+        .returning(sessions.c.last_seq, sessions.c.agent_id, sessions.c.user_id)
     )
 
 
@@ -114,6 +115,7 @@ def _insert_turn(lease: ColumnElement[Any]) -> Insert:
     names = (
         "workspace_id", "id", "session_id", "agent_version", "modality", "status",
         "user_message_id", "message_id", "user_seq", "created_at", "owner_id", "started_at",
+        "agent_id", "key_id", "user_id", "reserved_day", "reserved_tokens", "reserved_nanos",
     )  # fmt: skip
     return insert(turns).values(**named(*names), attempt=1, recoveries=0, lease_expires_at=lease)
 

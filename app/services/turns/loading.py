@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -13,8 +13,9 @@ from app.core.direct import Direct, Program, Statement, one
 from app.models import AgentVersion, Modality, Session, TurnStatus
 from app.services.turns import hot
 from app.services.turns.prompt import HistoryMessage
-from app.services.turns.records import Persona, TurnRecord
+from app.services.turns.records import Persona, Receipt, TurnRecord
 from app.services.turns.statements import PERSONA_COLUMNS, lost, turn_events, turns
+from app.services.usage import Reservation
 
 
 class TurnRow(NamedTuple):
@@ -33,6 +34,17 @@ class TurnRow(NamedTuple):
     agent_version: int
     recoveries: int
     error_code: str | None
+    key_id: str | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    speech_in_seconds: float | None
+    speech_out_characters: int | None
+    cost_nanos: int | None
+    usage_estimated: bool | None
+    reserved_day: date | None
+    reserved_tokens: int | None
+    reserved_nanos: int | None
 
 
 TURN_COLUMNS = tuple(turns.c[name] for name in TurnRow._fields)
@@ -101,11 +113,35 @@ def load_record(row: TurnRow, *, history: bool = True) -> Program[TurnRecord]:
         persona=Persona(*persona),
         history=(),
         events_after=last_number or 0,
+        reservation=_reservation_of(row),
+        earlier=_earlier_of(row),
     )
     if not history:
         return record
     rows = yield from one(history_of(record))
     return replace(record, history=read_history(rows))
+
+
+def _reservation_of(row: TurnRow) -> Reservation | None:
+    if row.reserved_day is None:
+        return None
+    return Reservation(
+        row.key_id or "", row.reserved_day, row.reserved_tokens or 0, row.reserved_nanos or 0
+    )
+
+
+def _earlier_of(row: TurnRow) -> Receipt | None:
+    if row.prompt_tokens is None:  # no attempt of it was settled
+        return None
+    return Receipt(
+        prompt_tokens=row.prompt_tokens,
+        cached_tokens=row.cached_tokens or 0,
+        completion_tokens=row.completion_tokens or 0,
+        speech_in_seconds=row.speech_in_seconds or 0,
+        speech_out_characters=row.speech_out_characters or 0,
+        cost_nanos=row.cost_nanos,
+        estimated=bool(row.usage_estimated),
+    )
 
 
 def history_of(record: TurnRecord) -> Statement:

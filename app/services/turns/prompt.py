@@ -13,7 +13,7 @@ _BLOCK_MESSAGES = 16
 _MESSAGE_OVERHEAD_TOKENS = 4
 _BYTES_PER_TOKEN = 3
 """Careful for English (about 4), about right for other scripts in UTF-8."""
-_DEFAULT_OUTPUT_TOKENS = 1024
+DEFAULT_OUTPUT_TOKENS = 1024
 _USER, _FAILED = Role.USER.value, MessageStatus.FAILED.value
 
 
@@ -40,7 +40,7 @@ def build_prompt(
     `history` is oldest first and ends with the question, which is always in. What was left
     unanswered has no words of the assistant; what broke off is not shown as an answer.
     """
-    reserved = max_output_tokens or min(_DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
+    reserved = max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
     budget = context_tokens - reserved - estimate_tokens(system_prompt)
     prompt = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
     shown = [message for message in history if _is_shown(message)]

@@ -1,5 +1,6 @@
 """The values that the turn engine works with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -7,7 +8,9 @@ from uuid import UUID
 
 from app.core.errors import AppError
 from app.models import MessageStatus, Modality, Role, TurnStatus
+from app.services.ports import PromptMessage
 from app.services.turns.prompt import HistoryMessage
+from app.services.usage import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,22 @@ class Persona:
     context_tokens: int | None
     voice: str | None
     language: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a turn used in all of its attempts. Money is `None` where a price is not known."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    speech_in_seconds: float
+    speech_out_characters: int
+    cost_nanos: int | None
+    estimated: bool
+    budget_tokens: int = 0
+    """What the last attempt takes of the account's budgets."""
+    budget_nanos: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,10 @@ class TurnRecord:
     """True where it had to wait for another turn."""
     events_after: int = 0
     """The number of the last event that a server before this one stored."""
+    reservation: Reservation | None = None
+    """What the account's budgets keep for it."""
+    earlier: Receipt | None = None
+    """What attempts before this one used, where they were settled."""
 
 
 class OnBusy(StrEnum):
@@ -79,6 +102,8 @@ class Usage:
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
+    estimated: bool = False
+    """True where the provider did not say, so that tokens are counted by the length of texts."""
 
 
 @dataclass(slots=True)
@@ -89,7 +114,11 @@ class Progress:
     heard: str | None = None
     speech_in_seconds: float | None = None
     speech_out_characters: int | None = None
+    prompt: Sequence[PromptMessage] = ()
+    """What the model was asked; empty while it was not."""
     usage: Usage = field(default_factory=Usage)
+    receipt: Receipt | None = None
+    """There once the turn has ended."""
     model: str | None = None
     finish_reason: str | None = None
     timings: dict[str, float] = field(default_factory=dict[str, float])

@@ -10,7 +10,7 @@ from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct, Program, Statement, one
 from app.models import LIVE, UNSETTLED, MessageStatus, Modality, TurnStatus, utc_now
-from app.services.turns import event_store, hot, leases
+from app.services.turns import event_store, hot, leases, receipts
 from app.services.turns.events import TurnEvent
 from app.services.turns.loading import TURN_COLUMNS, TurnRow, hold, load_record, lock_session
 from app.services.turns.records import Outcome, Progress, TurnRecord
@@ -77,6 +77,7 @@ def settle(
             status=outcome.message_status,
         ),
         *event_store.appending(record, events, now),
+        *receipts.settling(record, progress),
     ]
     if not ended:
         raise lost()  # and all of it is rolled back
@@ -87,7 +88,7 @@ def settle(
 
 
 def _end(record: TurnRecord, outcome: Outcome, progress: Progress, now: datetime) -> Statement:
-    usage, error = progress.usage, outcome.error
+    error = outcome.error
     return hot.SETTLE_TURN(
         workspace_id_=record.workspace_id,
         session_id_=record.session_id,
@@ -99,12 +100,8 @@ def _end(record: TurnRecord, outcome: Outcome, progress: Progress, now: datetime
         error_detail=error.detail if error else None,
         finish_reason=progress.finish_reason,
         model=progress.model,
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        speech_in_seconds=progress.speech_in_seconds,
-        speech_out_characters=progress.speech_out_characters,
         timings=progress.timings,
+        **receipts.columns(progress),
     )
 
 
