@@ -15,7 +15,7 @@ from app.models.chat import (
     Turn,
     TurnStatus,
 )
-from app.models.identity import Workspace
+from app.models.identity import ApiKey, AuditEntry, SessionToken, Workspace
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "UNSETTLED",
     "Agent",
     "AgentVersion",
+    "ApiKey",
+    "AuditEntry",
     "Base",
     "IdempotencyKey",
     "Message",
@@ -31,6 +33,7 @@ __all__ = [
     "Modality",
     "Role",
     "Session",
+    "SessionToken",
     "Turn",
     "TurnEventBatch",
     "TurnStatus",
