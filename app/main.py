@@ -8,9 +8,22 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.core.config import Settings, load_settings
-from app.routers import agents, docs, health, messages, sessions, turns
+from app.routers import (
+    agents,
+    audit,
+    docs,
+    health,
+    keys,
+    messages,
+    sessions,
+    tokens,
+    turns,
+    workspaces,
+)
 from app.routers.access import Access
+from app.routers.cors import allow_origins
 from app.routers.drain import draining_on_signals
+from app.routers.envelope import Envelope
 from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
 from app.state import State, open_state
 
@@ -46,7 +59,21 @@ def create_app(
     )
     install_problem_handlers(app)
     app.add_middleware(Access)
-    for router in (agents, sessions, messages, turns, health, docs):
+    if settings.allowed_origins:
+        allow_origins(app, settings.allowed_origins)
+    app.add_middleware(Envelope)  # the last is the outermost
+    for router in (
+        agents,
+        sessions,
+        tokens,
+        messages,
+        turns,
+        keys,
+        workspaces,
+        audit,
+        health,
+        docs,
+    ):
         app.include_router(router.router)
     docs.mount_assets(app)
     return app

@@ -17,6 +17,7 @@ from app.core.schema_gate import REVISION, SchemaGate, current_revision
 from app.core.security import AdminKey, load_or_create_admin_key
 from app.core.single_process import sole_owner
 from app.routers.access import Door
+from app.services.identity import Callers, Jwks, SupabaseTokens
 from app.services.local_service import (
     EmbeddedPackagesMissing,
     LocalChatModel,
@@ -50,6 +51,7 @@ class State(TypedDict):
     database: Database
     schema_gate: SchemaGate
     door: Door
+    callers: Callers
     turns: TurnEngine
     voice: VoiceService
 
@@ -90,14 +92,29 @@ async def serving(
         PatientSpeaker(providers["speaker"], Breaker()),
         default_voice=settings.tts_voice,
     )
-    async with turns.running():
+    schema_gate, callers = SchemaGate(database), Callers(database)
+    async with turns.running(), _supabase_users(settings) as users:
         yield State(
             database=database,
-            schema_gate=SchemaGate(database),
-            door=Door(settings.app_env, _admin_key(settings)),
+            schema_gate=schema_gate,
+            door=Door(settings.app_env, _admin_key(settings), callers, users, schema_gate),
+            callers=callers,
             turns=turns,
             voice=voice,
         )
+
+
+@asynccontextmanager
+async def _supabase_users(settings: Settings) -> AsyncGenerator[SupabaseTokens | None]:
+    """Open what knows the end users of a Supabase project, where one is named."""
+    url, audience = settings.supabase_url, settings.supabase_jwt_audience
+    if url is None:
+        yield None
+    elif settings.supabase_jwt_secret:
+        yield SupabaseTokens(url, audience, settings.supabase_jwt_secret)
+    else:
+        async with Jwks(f"{url}/auth/v1/.well-known/jwks.json") as public_keys:
+            yield SupabaseTokens(url, audience, public_keys)
 
 
 def _admin_key(settings: Settings) -> AdminKey:

@@ -69,7 +69,9 @@ def upgrade() -> None:
         _of_a_workspace("api_keys"),
         schema=schema,
     )
-    op.create_index("ix_api_keys_workspace_id_id", "api_keys", ["workspace_id", "id"], schema=schema)
+    op.create_index(
+        "ix_api_keys_workspace_id_id", "api_keys", ["workspace_id", "id"], schema=schema
+    )
     op.create_table(
         "session_tokens",
         sa.Column("id", sa.String(8), nullable=False),

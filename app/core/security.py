@@ -37,6 +37,14 @@ class Unauthenticated(AppError):
     code = "unauthenticated"
 
 
+def unauthenticated() -> Unauthenticated:
+    """Return the one refusal there is, whatever is wrong with a key."""
+    return Unauthenticated(
+        "Send `Authorization: Bearer <key>`. Without a key, only requests from the server's "
+        "own machine to a loopback name are served, and only in development."
+    )
+
+
 class Forbidden(AppError):
     """The caller may not do this."""
 

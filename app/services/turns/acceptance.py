@@ -40,6 +40,8 @@ class NewMessage:
     modality: Modality
     content: str
     """Empty for a voice turn, until it is heard."""
+    user_id: str | None = None
+    """The end user who says it: the session must be theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
     places = yield from one(hot.TAKE_PLACES(now=now, **session))
-    if not places:
-        raise SessionNotFound(f"There is no session {message.session_id}.")
-    last_seq, agent_id = places[0]
+    last_seq, agent_id, user_id = places[0] if places else (0, None, None)
+    if not places or message.user_id not in {None, user_id}:
+        raise SessionNotFound("There is no such session.")
     found = yield from one(hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session))
     archived_at, waiting, *persona = found[0]
     if archived_at:

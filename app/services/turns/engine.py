@@ -106,7 +106,9 @@ class TurnEngine:
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
         modality = Modality.VOICE if voice else Modality.TEXT
-        message = NewMessage(caller.workspace_id, session_id, modality, content)
+        if caller.session_id not in {None, session_id}:
+            raise crud.SessionNotFound("There is no such session.")
+        message = NewMessage(caller.workspace_id, session_id, modality, content, caller.user_id)
         with anyio.CancelScope(shield=True):  # stored and running, or neither
             return await self._accept(message, voice, options)
         raise AssertionError("nobody cancels the scope")
@@ -139,6 +141,9 @@ class TurnEngine:
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
+        if not caller.sees_every_session:
+            async with self._database.reading() as db:
+                await crud.get_turn(db, caller, turn_id)
         live = self._turns.get(turn_id)
         if live and live.record.workspace_id == caller.workspace_id:
             return live
@@ -273,7 +278,9 @@ class TurnEngine:
     async def _look_up(self, live: LiveTurn) -> None:
         """See whether another server, or an earlier request, has settled the turn."""
         async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+            turn, message = await crud.get_turn(
+                db, Caller(live.record.workspace_id), live.record.id
+            )
         if turn.ended_at is None or live.settled.is_set():
             return
         live.progress.usage = Usage(turn.prompt_tokens, turn.cached_tokens, turn.completion_tokens)

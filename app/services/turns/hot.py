@@ -74,7 +74,7 @@ def _take_places(_dialect: Dialect) -> Update:
     return (
         _change_session()
         .values(last_seq=sessions.c.last_seq + 2)
-        .returning(sessions.c.last_seq, sessions.c.agent_id)
+        .returning(sessions.c.last_seq, sessions.c.agent_id, sessions.c.user_id)
     )
 
 
