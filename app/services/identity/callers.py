@@ -139,22 +139,23 @@ class Callers:
                     .where(SessionToken.id == token_id)
                 )
             ).one_or_none()
-        if row is None:
-            return None
-        token: SessionToken = row[0]
-        key: ApiKey | None = row[1]
-        if token.key_id and (key is None or key.revoked_at):
-            return None
-        expires_at = token.expires_at.timestamp()
-        if key and key.expires_at:
-            expires_at = min(expires_at, key.expires_at.timestamp())
-        caller = Caller(
-            token.workspace_id,
-            CallerKind.SESSION_TOKEN,
-            TOKEN_PERMISSIONS,
-            key_id=token.key_id,
-            session_id=token.session_id,
-            limits=limits_of(key) if key else NO_LIMITS,
-            expires_at=expires_at,
-        )
-        return _Found(((token.secret_hash, expires_at),), caller)
+        return _found_token(row[0], row[1]) if row else None
+
+
+def _found_token(token: SessionToken, key: ApiKey | None) -> _Found | None:
+    """Return what a token opens; `key` is the one that it was made with, where that was a key."""
+    if token.key_id and (key is None or key.revoked_at):
+        return None
+    expires_at = token.expires_at.timestamp()
+    if key and key.expires_at:
+        expires_at = min(expires_at, key.expires_at.timestamp())
+    caller = Caller(
+        token.workspace_id,
+        CallerKind.SESSION_TOKEN,
+        TOKEN_PERMISSIONS,
+        key_id=token.key_id,
+        session_id=token.session_id,
+        limits=limits_of(key) if key else NO_LIMITS,
+        expires_at=expires_at,
+    )
+    return _Found(((token.secret_hash, expires_at),), caller)
