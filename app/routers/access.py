@@ -33,6 +33,7 @@ from app.services.identity import (
 _POLICY_VIOLATION = 1008
 _OURS = (b"ap_", b"st_")
 _JWT_DOTS = 2
+_EVENTS = b"text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,16 @@ class Access:
 
 
 def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:
-    """Cut a long answer, such as sound, once its key is revoked or expires."""
+    """Cut a long answer, such as sound, once its key is revoked or expires.
+
+    Event streams look for themselves: they say so, and are silent for long.
+    """
     look_again_at = time.monotonic() + RECHECK_SECONDS
 
     async def send_if_allowed(message: Message) -> None:
         nonlocal look_again_at
+        if any(value.startswith(_EVENTS) for _, value in message.get("headers", ())):
+            look_again_at = float("inf")
         if message.get("more_body") and time.monotonic() > look_again_at:
             look_again_at = time.monotonic() + RECHECK_SECONDS
             with suppress(StorageUnavailable):

@@ -93,7 +93,7 @@ async def test_workspace_in_the_header_is_the_admins_to_choose(world: World, nam
     workspace_id = {"other": world.other_workspace_id, "random": str(uuid4())}.get(named, named)
     header = [(b"x-workspace-id", workspace_id.encode("latin-1"))]
 
-    def headers(caller: dict[str, str]) -> Any:
+    def headers(caller: dict[str, str]) -> list[tuple[bytes, bytes]]:
         return [*((k.encode(), v.encode()) for k, v in caller.items()), *header]
 
     for kind in ("key", "user", "read-only"):

@@ -84,9 +84,9 @@ class SupabaseTokens:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "sub", "iss", "aud", "role"]},
             )
+            return _user(claims)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise unauthenticated() from None
-        return _user(claims)
 
     async def _key(self, token: bytes) -> tuple[Any, str]:
         """Return what verifies the token, and the one algorithm to do it with."""
