@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from app import admin_cli
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the process's exit status."""
@@ -19,8 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--port", type=int, help="which port (PORT, by default 8000)")
     commands.add_parser("migrate", help="bring the database to this version's revision")
     commands.add_parser("needs-engine", help="tell with the exit status whether it is embedded")
+    admin_cli.add_commands(commands)
     options = parser.parse_args(arguments)
     match options.command:
+        case "keys" | "workspaces":
+            return admin_cli.run(options)
         case "serve":
             return _serve(options.host, options.port)
         case "migrate":

@@ -33,35 +33,6 @@ from app.services.conversation_errors import (
     VersionNotFound,
 )
 
-__all__ = [
-    "AgentArchived",
-    "AgentNotFound",
-    "MessageNotFound",
-    "PersonaChanges",
-    "SessionBusy",
-    "SessionChanges",
-    "SessionNotFound",
-    "TurnNotFound",
-    "VersionNotFound",
-    "archive_agent",
-    "create_agent",
-    "create_session",
-    "delete_session",
-    "fork_session",
-    "get_agent",
-    "get_session",
-    "get_turn",
-    "list_agents",
-    "list_messages",
-    "list_sessions",
-    "list_turns",
-    "list_versions",
-    "restore_version",
-    "update_agent",
-    "update_session",
-    "visible_sessions",
-]
-
 
 class PersonaChanges(TypedDict, total=False):
     """Columns of an agent that a client may set."""

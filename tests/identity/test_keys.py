@@ -91,7 +91,11 @@ async def test_hot_key_is_looked_up_at_most_twice_a_second(world: World, state: 
     assert presented is not None
     looked_up: list[str] = []
     engine = state["database"].engine.sync_engine
-    event.listen(engine, "before_cursor_execute", lambda _c, _u, sql, *_rest: looked_up.append(sql))
+
+    def remember(_connection: object, _cursor: object, sql: str, *_rest: object) -> None:
+        looked_up.append(sql)
+
+    event.listen(engine, "before_cursor_execute", remember)
 
     began = time.monotonic()
     async with anyio.create_task_group() as group:

@@ -1,7 +1,9 @@
 """Every endpoint against every kind of caller. A new endpoint without a row here fails."""
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +19,8 @@ from tests.conftest import IsolatedSettings
 from tests.identity.world import Things, World
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
 
 NOBODY = [
     "none", "malformed", "wrong checksum", "unknown", "wrong secret", "revoked", "expired",
@@ -201,3 +205,15 @@ def test_rules_are_those_of_the_rows() -> None:
         row = ROWS[f"{method} {path}"]
         needed = None if row.scope == "admin" else Permission(row.scope)
         assert (rule.permission, rule.users, rule.tokens) == (needed, row.users, row.tokens)
+
+
+def test_documentation_has_the_same_rules() -> None:
+    document = (ROOT / "docs/security.md").read_text()
+    told = re.findall(
+        r"^\| `(\w+ /\S*)` \| `?([^`|]+?)`? \| (yes)? ?\| (yes)? ?\|$", document, re.MULTILINE
+    )
+
+    assert {name: (scope, bool(users), bool(tokens)) for name, scope, users, tokens in told} == {
+        name: (row.scope.replace("admin", "admin only"), row.users, row.tokens)
+        for name, row in ROWS.items()
+    }

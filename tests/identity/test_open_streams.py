@@ -27,6 +27,7 @@ async def test_event_stream_ends_soon_after_its_key_is_revoked(
     if kind == "session token":
         headers = await world.token(things.session_id, headers)
     answers: list[httpx2.Response] = []
+    revoked_at = 0.0
 
     async def follow() -> None:
         body = {"session_id": things.session_id, "content": "Hi"}
@@ -56,7 +57,7 @@ async def test_sound_is_cut_soon_after_its_key_is_revoked(
 ) -> None:
     key = await world.key()
     things = await world.things()
-    chat_model.answer = "First there is one sentence of it. Then there is another, the second. And more."
+    chat_model.answer = "First there is one sentence of it. Then there is another. And more."
 
     async def revoke_and_wait() -> None:
         if len(speaker.said) == 2:
