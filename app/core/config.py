@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     cors_origins: str | None = None
 
     database_url: SecretStr | None = None
-    database_pool_size: int = Field(default=10, ge=1, le=1000)
+    database_pool_size: int = Field(default=10, ge=2, le=1000)
 
     chat_provider: Provider = Provider.AUTO
     stt_provider: Provider = Provider.AUTO

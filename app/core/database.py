@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.config import Settings
 from app.core.database_url import DatabaseUrl
-from app.core.direct import SCHEMA, Program
+from app.core.direct import SCHEMA, Locks, Program
 from app.core.errors import AppError, ErrorKind
 from app.core.postgres_runner import PostgresRunner
 from app.core.sqlite_runner import SqliteRunner, prepare_sqlite
@@ -138,10 +138,17 @@ class Database:
         It may be run more than once, but only one of them commits. Raises what it raises, and
         `StorageUnavailable` as `transaction` does.
         """
+        return await self.run_with((), lambda: program(*args, **kwargs))
+
+    async def run_with(self, locks: Locks, make: Callable[[], Program[T]]) -> T:
+        """Run the program that `make` returns, perhaps in one transaction with others.
+
+        `locks` names all that it waits for. Else like `run`.
+        """
         with anyio.CancelScope(shield=True), _storage_errors():
             if self._sqlite:
-                return await self._sqlite.run(program(*args, **kwargs))
-            return await self._postgres.run(lambda: program(*args, **kwargs))
+                return await self._sqlite.run(make())
+            return await self._postgres.run(make, locks)
         raise AssertionError("nobody cancels the scope")
 
     def checked_out(self) -> int:
@@ -188,6 +195,7 @@ def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
         json_deserializer=orjson.loads,
         execution_options={"schema_translate_map": {SCHEMA: None}},
     )
+    engine.dialect.default_schema_name = "main"  # programs compile before SQLAlchemy connects
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -244,7 +252,7 @@ def _is_unavailable_driver(error: BaseException) -> bool:
     )
 
 
-def get_database(connection: HTTPConnection) -> Database:
+async def get_database(connection: HTTPConnection) -> Database:
     """Return the `Database` that the lifespan put on the application."""
     database: Database = connection.state.database
     return database

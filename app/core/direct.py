@@ -6,10 +6,11 @@ round trips than there are statements.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Dialect, Float, Integer, Numeric
+from sqlalchemy import Dialect, Float, Integer, Numeric, Select, bindparam
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql import ClauseElement
 
 SCHEMA = "agent_platform"
@@ -44,7 +45,7 @@ class Compiled:
         return [
             tuple(
                 convert(value) if convert and value is not None else value
-                for value, convert in zip(row, columns, strict=True)
+                for value, convert in zip(row, columns, strict=False)
             )
             for row in rows
         ]
@@ -55,19 +56,31 @@ class Direct:
     """One statement, compiled at its first use for each database. `build` makes it."""
 
     build: Callable[[Dialect], ClauseElement]
-    _compiled: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
+    _compiled: dict[tuple[str, bool], Compiled] = field(
+        default_factory=dict[tuple[str, bool], Compiled]
+    )
 
     def __call__(self, **parameters: Any) -> "Statement":
         """Return the statement with values, to be yielded."""
         return self, parameters
 
-    def compiled(self, dialect: Dialect) -> Compiled:
-        """Return the statement for `dialect`."""
-        return self._compiled.get(dialect.name) or self._compile(dialect)
+    def compiled(self, dialect: Dialect, *, numbered: bool = False) -> Compiled:
+        """Return the statement for `dialect`.
 
-    def _compile(self, dialect: Dialect) -> Compiled:
+        Where it is `numbered`, its rows end with the parameter `number_`, which is not read: it
+        says whose they are when the statement is run for many.
+        """
+        return self._compiled.get((dialect.name, numbered)) or self._compile(dialect, numbered)
+
+    def _compile(self, dialect: Dialect, numbered: bool) -> Compiled:  # noqa: FBT001
         schemas = None if dialect.name == "postgresql" else {SCHEMA: None}
-        sql: Any = self.build(dialect).compile(
+        statement: Any = self.build(dialect)
+        number = sql_cast(bindparam("number_", type_=Integer), Integer)
+        if numbered and isinstance(statement, Select):
+            statement = cast("Any", statement).add_columns(number)
+        elif numbered and statement._returning:  # noqa: SLF001  # no public name
+            statement = statement.returning(number)
+        sql: Any = statement.compile(
             dialect=dialect,
             schema_translate_map=schemas,
             render_schema_translate=bool(schemas),
@@ -82,13 +95,19 @@ class Direct:
             ),
             columns=tuple(_reader(column.type, dialect) for column in result_columns),
         )
-        self._compiled[dialect.name] = compiled
+        if numbered and compiled.columns:
+            compiled = replace(compiled, columns=compiled.columns[:-1])
+        self._compiled[dialect.name, numbered] = compiled
         return compiled
 
 
 Statement = tuple[Direct, Mapping[str, Any]]
 Program = Generator[Sequence[Statement], list[Rows], T]
 """A transaction: yields statements, is sent the rows of each, and returns what came of them."""
+
+Locks = tuple[Any, ...]
+"""What a program waits for that others may hold: values that can be sorted, such as a session's id.
+Programs with no lock in common may share a transaction."""
 
 
 def one(statement: Statement) -> Generator[Sequence[Statement], list[Rows], Rows]:

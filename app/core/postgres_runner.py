@@ -1,34 +1,29 @@
-"""Runs transactions on connections of its own, with as few round trips as asyncpg can.
+"""Runs programs on Postgres: alone, or many in one transaction while every lane is busy.
 
-No pre-ping and no reset: BEGIN is a transaction's first word on a connection, so it is what finds
-out that the server is gone, while nothing has been done; and no statement leaves a session state.
+Together they go in step: what all of them ask next is sent in one round trip, and they share BEGIN
+and COMMIT. Only programs that lock different rows go together, and in the order of their locks,
+so that two such transactions never wait for each other. Whatever goes wrong, each of them is run
+again alone.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-import asyncpg as untyped_asyncpg  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from sqlalchemy import Dialect
 
-from app.core.direct import Program
+from app.core.direct import Direct, Locks, Program, Rows, Statement
+from app.core.postgres_pool import Lease, PostgresPool, asyncpg
 
-asyncpg: Any = untyped_asyncpg
 logger = logging.getLogger(__name__)
 
-_POOL_WAIT_SECONDS = 5
-_CONNECT_SECONDS = 10
-_COMMAND_SECONDS = 30
-_RECYCLE_SECONDS = 1800
-_STATEMENT_CACHE = 200
-_SUPABASE_POOLER_PORT = 6543
+_LANES = 2
+_BATCH = 32
+_BEGIN_TOGETHER = "BEGIN; SET LOCAL lock_timeout = '1s'"
+"""One that waits for a lock of another server must not hold up the others for long."""
 _TRIES = 3
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 _RUN_AGAIN = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -38,125 +33,170 @@ _NOT_PREPARED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePrepared
 
 
 @dataclass(slots=True)
-class _Pooled:
-    connection: Any
-    opened_at: float
+class _Job:
+    make: Callable[[], Program[Any]]
+    locks: Locks
+    done: asyncio.Future[Any]
 
 
 class PostgresRunner:
-    """At most `size` connections, opened as they are needed, the last used first."""
+    """Runs programs on at most `size` connections."""
 
     def __init__(self, dsn: str | None, dialect: Dialect, size: int) -> None:
         """Prepare; nothing is connected yet."""
-        self._dsn = dsn
         self._dialect = dialect
-        self._idle: list[_Pooled] = []
-        self._free = asyncio.Semaphore(size)
-        # A transaction pooler gives each transaction another server connection.
-        self._may_prepare = urlsplit(dsn or "").port != _SUPABASE_POOLER_PORT
-        self.checked_out = 0
+        self._pool = PostgresPool(dsn, size)
+        self._waiting: list[_Job] = []
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    @property
+    def checked_out(self) -> int:
         """How many connections are in use."""
+        return self._pool.checked_out
 
-    async def run(self, make: Callable[[], Program[Any]]) -> Any:  # noqa: ANN401  # the program's
-        """Run the program that `make` returns in a transaction; it is committed at the end.
+    async def run(self, make: Callable[[], Program[Any]], locks: Locks) -> Any:  # noqa: ANN401
+        """Run the program that `make` returns in a transaction; it is committed when this returns.
 
-        What Postgres asks to run again is run again. Raises the driver's errors.
+        With `locks` it may share its transaction with others; what Postgres asks to run again is
+        run again. Raises the driver's errors.
         """
-        async with asyncio.timeout(_POOL_WAIT_SECONDS):
-            await self._free.acquire()
-        self.checked_out += 1
-        try:
-            for tries_left in reversed(range(_TRIES)):
-                pooled = await self._begin()
-                try:
-                    return await self._run_on(pooled, make())
-                except _RUN_AGAIN:
-                    if not tries_left:
-                        raise
-                except _NOT_PREPARED:
-                    if not tries_left:
-                        raise
-                    logger.info("The database is behind a pooler: statements are not prepared")
-                    self._may_prepare = False
-                    self._drop_idle()
-            raise AssertionError("the last try returns or raises")
-        finally:
-            self.checked_out -= 1
-            self._free.release()
+        if not locks:
+            return await self._run_alone(make)
+        loop = asyncio.get_running_loop()
+        job = _Job(make, locks, loop.create_future())
+        self._waiting.append(job)
+        if len(self._lanes) < _LANES:
+            lane = loop.create_task(self._work_off())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await job.done
 
     async def close(self) -> None:
         """Close the idle connections."""
-        idle, self._idle = self._idle, []
-        for pooled in idle:
-            with suppress(Exception):
-                await pooled.connection.close(timeout=2)
+        await asyncio.gather(*self._lanes)
+        await self._pool.close()
 
-    async def _begin(self) -> _Pooled:
-        """Return a connection with an open transaction; one that has died meanwhile is replaced."""
-        while self._idle:
-            pooled = self._idle.pop()
-            if time.monotonic() - pooled.opened_at > _RECYCLE_SECONDS:
-                pooled.connection.terminate()
-                continue
+    async def _work_off(self) -> None:
+        while self._waiting:
+            batch = self._take_compatible()
+            if len(batch) > 1:
+                batch = await self._run_together(batch)
+            await asyncio.gather(*(self._finish_alone(job) for job in batch))
+
+    def _take_compatible(self) -> list[_Job]:
+        """Take jobs from the front that lock nothing twice, in the order of their locks."""
+        taken: list[_Job] = []
+        left: list[_Job] = []
+        held: set[object] = set()
+        for job in self._waiting:
+            if len(taken) < _BATCH and held.isdisjoint(job.locks):
+                taken.append(job)
+                held.update(job.locks)
+            else:
+                left.append(job)
+        self._waiting = left
+        return sorted(taken, key=lambda job: job.locks[0])
+
+    async def _finish_alone(self, job: _Job) -> None:
+        try:
+            result = await self._run_alone(job.make)
+        except BaseException as error:
+            if not job.done.done():
+                job.done.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not job.done.done():
+                job.done.set_result(result)
+
+    async def _run_together(self, batch: list[_Job]) -> list[_Job]:
+        """Run `batch` in one transaction; return all of it where anything went wrong."""
+        try:
+            lease = await self._pool.begin(_BEGIN_TOGETHER)
             try:
-                await pooled.connection.execute("BEGIN")
+                results = await self._drive_together(lease.connection, batch)
+            except BaseException:
+                await self._pool.roll_back(lease)
+                raise
+        except Exception as error:  # noqa: BLE001  # nothing was done, and each raises its own
+            logger.debug("%d programs are run alone: %r", len(batch), error)
+            return batch
+        try:
+            await self._pool.commit(lease)
+        except Exception as error:  # noqa: BLE001  # raised to each
+            for job in batch:
+                if not job.done.done():
+                    job.done.set_exception(error)
+        else:
+            for job, result in zip(batch, results, strict=True):
+                if not job.done.done():
+                    job.done.set_result(result)
+        return []
+
+    async def _drive_together(self, connection: Any, batch: Sequence[_Job]) -> list[Any]:  # noqa: ANN401
+        results: list[Any] = [None] * len(batch)
+        programs = [job.make() for job in batch]
+        asking = {number: next(program) for number, program in enumerate(programs)}
+        while asking:
+            first = [statement for statement, _ in next(iter(asking.values()))]
+            alike = [
+                number
+                for number, statements in asking.items()
+                if [statement for statement, _ in statements] == first
+            ]
+            asked = [asking.pop(number) for number in alike]
+            found = await self._ask_together(connection, first, asked)
+            for number, rows in zip(alike, found, strict=True):
+                try:
+                    asking[number] = programs[number].send(rows)
+                except StopIteration as end:
+                    results[number] = end.value
+        return results
+
+    async def _ask_together(
+        self,
+        connection: Any,  # noqa: ANN401  # asyncpg's
+        statements: Sequence[Direct],
+        asked: Sequence[Sequence[Statement]],
+    ) -> list[list[Rows]]:
+        """Run each statement for all who ask it, and return the rows of each of them."""
+        found: list[list[Rows]] = [[] for _ in asked]
+        for place, statement in enumerate(statements):
+            compiled = statement.compiled(self._dialect, numbered=True)
+            arguments = [
+                compiled.values({**ask[place][1], "number_": number})
+                for number, ask in enumerate(asked)
+            ]
+            rows_of: list[list[Any]] = [[] for _ in asked]
+            for row in await connection.fetchmany(compiled.sql, arguments):
+                rows_of[row[-1]].append(row)
+            for rows, its_rows in zip(found, rows_of, strict=True):
+                rows.append(compiled.read(its_rows))
+        return found
+
+    async def _run_alone(self, make: Callable[[], Program[Any]]) -> Any:  # noqa: ANN401
+        for tries_left in reversed(range(_TRIES)):
+            lease = await self._pool.begin()
+            try:
+                result = await self._drive(lease, make())
             except BaseException as error:
-                pooled.connection.terminate()
-                if not isinstance(error, _LOST):
+                await self._pool.roll_back(lease)
+                if not tries_left or not isinstance(error, (*_RUN_AGAIN, *_NOT_PREPARED)):
                     raise
-                self._drop_idle()  # they are as old: the server was restarted
+                if isinstance(error, _NOT_PREPARED):
+                    logger.info("The database is behind a pooler: statements are not prepared")
+                    self._pool.prepare_no_more()
             else:
-                return pooled
-        pooled = await self._connect()
-        try:
-            await pooled.connection.execute("BEGIN")
-        except BaseException:
-            pooled.connection.terminate()
-            raise
-        return pooled
+                await self._pool.commit(lease)
+                return result
+        raise AssertionError("the last try returns or raises")
 
-    async def _connect(self) -> _Pooled:
-        connection: Any = await asyncpg.connect(
-            self._dsn,
-            timeout=_CONNECT_SECONDS,
-            command_timeout=_COMMAND_SECONDS,
-            statement_cache_size=_STATEMENT_CACHE if self._may_prepare else 0,
-        )
-        if self._may_prepare and not await _is_direct(connection):
-            self._may_prepare = False
-            connection.terminate()
-            return await self._connect()
-        return _Pooled(connection, time.monotonic())
-
-    def _drop_idle(self) -> None:
-        for pooled in self._idle:
-            pooled.connection.terminate()
-        self._idle.clear()
-
-    async def _run_on(self, pooled: _Pooled, program: Program[Any]) -> object:
-        connection = pooled.connection
-        try:
-            result = await self._drive(connection, program)
-            await connection.execute("COMMIT")
-        except Exception:
-            try:
-                await connection.execute("ROLLBACK")
-            except Exception:  # noqa: BLE001  # the first error says more
-                connection.terminate()
-            else:
-                self._idle.append(pooled)
-            raise
-        except BaseException:
-            connection.terminate()
-            raise
-        self._idle.append(pooled)
-        return result
-
-    async def _drive(self, connection: Any, program: Program[Any]) -> object:  # noqa: ANN401
+    async def _drive(self, lease: Lease, program: Program[Any]) -> object:
+        connection = lease.connection
         try:
             statements = next(program)
             while True:
-                found: list[Any] = []
+                found: list[Rows] = []
                 for statement, parameters in statements:
                     compiled = statement.compiled(self._dialect)
                     rows = await connection.fetch(compiled.sql, *compiled.values(parameters))
@@ -164,8 +204,3 @@ class PostgresRunner:
                 statements = program.send(found)
         except StopIteration as end:
             return end.value
-
-
-async def _is_direct(connection: Any) -> bool:  # noqa: ANN401  # asyncpg's
-    """Tell Postgres itself from a pooler, which shows a process id of its own making."""
-    return await connection.fetchval("SELECT pg_backend_pid()") == connection.get_server_pid()

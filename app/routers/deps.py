@@ -1,4 +1,7 @@
-"""What an endpoint can ask for, by name."""
+"""What an endpoint can ask for, by name.
+
+All are coroutines, though they wait for nothing: FastAPI runs plain functions in a thread.
+"""
 
 from typing import Annotated
 
@@ -12,17 +15,17 @@ from app.services.turns import TurnEngine
 from app.services.voice import VoiceService
 
 
-def _get_caller(connection: HTTPConnection) -> CallerIdentity:
+async def _get_caller(connection: HTTPConnection) -> CallerIdentity:
     caller: CallerIdentity = connection.state.caller
     return caller
 
 
-def _get_turns(connection: HTTPConnection) -> TurnEngine:
+async def _get_turns(connection: HTTPConnection) -> TurnEngine:
     turns: TurnEngine = connection.state.turns
     return turns
 
 
-def _get_voice(connection: HTTPConnection) -> VoiceService:
+async def _get_voice(connection: HTTPConnection) -> VoiceService:
     voice: VoiceService = connection.state.voice
     return voice
 

@@ -10,7 +10,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Message, Turn, TurnStatus, utc_now
-from app.services.turns import TurnEngine
+from app.services.turns import TurnEngine, leases
 from app.services.turns.errors import ServerDraining
 from app.state import Providers, State, serving
 from tests.fakes import FakeChatModel
@@ -93,6 +93,28 @@ async def test_turn_that_was_run_again_once_ends_as_interrupted(
 
     async with database.reading() as db:
         assert (await db.scalars(select(Turn.error_code))).all() == ["turn-interrupted"]
+
+
+async def test_server_that_slept_past_its_lease_runs_its_own_turn_again(
+    state: State, database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    await abandon(database, turn.record.id)
+    chat_model.while_thinking = None
+
+    with anyio.fail_after(10):
+        again = await database.run(leases.claim_orphans, UUID(int=2), every=False)
+        await state["turns"].recover(*again[0])
+        while await unsettled(database):
+            await anyio.sleep(0.02)
+    gate.opened.set()
+
+    async with database.reading() as db:
+        assert (await db.scalars(select(Turn.attempt))).all() == [2]
+        assert (await db.scalars(select(Message.content))).all() == ["Hi", "Hello there!"]
 
 
 async def test_shutdown_waits_for_live_turns_and_takes_no_new_ones(

@@ -299,6 +299,49 @@ async def test_turn_is_cancelled_from_another_server(
     assert turn.log.events[-1].type.value == "turn.cancelled"
 
 
+async def test_followers_elsewhere_go_on_when_their_server_takes_the_turn_over(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    if database.is_sqlite:
+        return  # has one server
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    kinds: list[list[str]] = []
+
+    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}) as other:
+
+        async def see_to_its_end() -> None:
+            live = await other["turns"].find(ADMIN, turn.record.id)
+            seen = [
+                e.type async for batch in follow(other["turns"], database, live, 0) for e in batch
+            ]
+            kinds.append([kind.value for kind in seen])
+
+        async def wait_for_its_result() -> None:
+            live = await other["turns"].find(ADMIN, turn.record.id)
+            assert (await other["turns"].result(live)).content == "Hello there!"
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(see_to_its_end)
+                group.start_soon(wait_for_its_result)
+                await anyio.sleep(0.5)
+                state["turns"].drain()  # takes nothing over any more
+                await abandon(database, turn.record.id)
+        gate.opened.set()
+
+    assert len(kinds) == 5
+    assert {sequence[-1] for sequence in kinds} == {"turn.completed"}
+
+
 async def test_voice_turn_is_streamed_with_transcript_text_and_clips(
     client: httpx2.AsyncClient, session_id: str, speech: bytes
 ) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import re
+import socket
+import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NoReturn, Self
@@ -13,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from app.services.openai_service.failures import failure_of_status
+from app.services.openai_service.wire import NotHttpError, Response, WirePool
 from app.services.ports import (
     ProviderError,
     ProviderRejected,
@@ -65,6 +68,7 @@ class OpenAIClient:
         self.first_byte_timeout_seconds = first_byte_timeout_seconds
         self.chunk_timeout_seconds = chunk_timeout_seconds
         self._session: aiohttp.ClientSession | None = None
+        self._wire: WirePool | None = None
         self._urls: dict[str, URL] = {}
 
     @property
@@ -77,6 +81,10 @@ class OpenAIClient:
         headers = {"User-Agent": "agent-platform", "Accept-Encoding": "identity"}
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
+        proxy = _proxy_for(self._base_url)
+        if proxy is None and self._base_url.user is None:
+            json = {"Content-Type": "application/json"}
+            self._wire = WirePool(self._base_url, headers | json, self._connect_timeout_seconds)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
@@ -84,7 +92,7 @@ class OpenAIClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_seconds),
-            proxy=_proxy_for(self._base_url),  # trust_env would ask two threads in each request
+            proxy=proxy,  # trust_env would ask two threads in each request
             middlewares=[_refuse_redirects],
         )
         return self
@@ -96,6 +104,8 @@ class OpenAIClient:
         traceback: TracebackType | None,
     ) -> None:
         """Close every connection."""
+        if self._wire is not None:
+            self._wire.close()
         if self._session is not None:
             await self._session.close()
 
@@ -113,16 +123,12 @@ class OpenAIClient:
         added to the time for the first byte. The answer is a context manager, and leaving it
         early breaks the connection off. Raises `ProviderError`.
         """
-        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else None
         deadline = (
             asyncio.get_running_loop().time() + self.first_byte_timeout_seconds + patience_seconds
         )
         try:
             async with asyncio.timeout_at(deadline):
-                response = await self._open_session().post(
-                    self._url(path), data=body, headers=headers, allow_redirects=False,
-                    middlewares=(),
-                )  # fmt: skip
+                response = await self._send(self._url(path), body)
         except _TRANSPORT_ERRORS as error:
             _raise_before_answer(error)
         if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
@@ -130,6 +136,16 @@ class OpenAIClient:
         error_body = await _read_error_body(response)
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
+
+    async def _send(self, url: URL, body: bytes | aiohttp.FormData) -> "Response | _Upload":
+        session = self._open_session()
+        if self._wire and isinstance(body, bytes):
+            return await self._wire.post(url, body)
+        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else None
+        response = await session.post(
+            url, data=body, headers=headers, allow_redirects=False, middlewares=()
+        )
+        return _Upload(response)
 
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
@@ -171,13 +187,32 @@ class OpenAIClient:
         logger.debug("The provider answered HTTP %d: %r", status, words)
 
 
+class _Upload:
+    """The response to what aiohttp sent, as `wire.Response` is."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+
+    async def read_any(self) -> bytes:
+        """Return what has come; `b""` is the end. Raises aiohttp's errors."""
+        return await self._response.content.readany()
+
+    def close(self) -> None:
+        """Drop the connection; one that was read to its end is in the pool already."""
+        self._response.close()
+
+
 class Answer:
     """An answer of status 2xx whose body is still to come. Leaving it early breaks it off."""
 
     __slots__ = ("_chunk_timeout_seconds", "_deadline", "_end", "_loop", "_response")
 
     def __init__(
-        self, response: aiohttp.ClientResponse, deadline: float, chunk_timeout_seconds: float
+        self, response: Response | _Upload, deadline: float, chunk_timeout_seconds: float
     ) -> None:
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -195,7 +230,7 @@ class Answer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Drop the connection; one that was read to its end is in the pool already."""
+        """Drop the connection, unless the answer was read to its end."""
         self._response.close()
 
     @property
@@ -212,7 +247,7 @@ class Answer:
         self._deadline = None
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._response.content.readany()
+                return await self._response.read_any()
         except TimeoutError:
             raise ProviderTimeout("The AI provider fell silent within its answer.") from None
         except _BROKEN_OFF as error:
@@ -242,9 +277,9 @@ class Answer:
             return
 
 
-_BROKEN_OFF = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
+_BROKEN_OFF = (aiohttp.ClientError, HttpProcessingError, NotHttpError, OSError, RuntimeError)
 """aiohttp raises `RuntimeError` to readers of a connection that is gone."""
-_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError)
+_TRANSPORT_ERRORS = (aiohttp.ClientError, NotHttpError, OSError)
 """`OSError` includes `TimeoutError`."""
 
 
@@ -254,9 +289,9 @@ def _raise_before_answer(error: Exception) -> NoReturn:
     match error:
         case TimeoutError():
             raise ProviderTimeout("The AI provider did not answer in time.") from None
-        case aiohttp.ClientConnectorDNSError():
+        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
             sentence = "The AI provider's host name is not known; check OPENAI_BASE_URL."
-        case aiohttp.ClientSSLError():
+        case aiohttp.ClientSSLError() | ssl.SSLError():
             sentence = "No safe connection to the AI provider; check its certificate."
         case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
             sentence = "The proxy to the AI provider does not serve; check HTTPS_PROXY."
@@ -264,19 +299,19 @@ def _raise_before_answer(error: Exception) -> NoReturn:
             sentence = "The AI provider cannot be reached; check OPENAI_BASE_URL."
         case aiohttp.InvalidURL():
             raise ProviderRejected("OPENAI_BASE_URL is no address of a server.") from None
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientResponseError() | NotHttpError():
             raise UpstreamIncomplete("The AI provider's answer is not HTTP.") from None
         case _:
             sentence = "The AI provider closed the connection before it answered."
     raise ProviderUnavailable(sentence) from None
 
 
-async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
+async def _read_error_body(response: Response | _Upload) -> bytes:
     """Read a little of it; the status alone is enough where that fails."""
     body = bytearray()
     try:
         async with asyncio.timeout(_ERROR_BODY_SECONDS):
-            while len(body) < _ERROR_BODY_BYTES and (piece := await response.content.readany()):
+            while len(body) < _ERROR_BODY_BYTES and (piece := await response.read_any()):
                 body += piece
     except (TimeoutError, *_BROKEN_OFF):
         pass

@@ -7,7 +7,7 @@ a short transaction or none: accept, run (nothing is open while a provider think
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
 
@@ -33,6 +33,7 @@ from app.services.turns.errors import (
 from app.services.turns.live import LiveTurn, VoiceStages
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
+from app.services.turns.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,6 @@ LIVE_TURNS_LIMIT = 2000
 _SETTLE_PATIENCE_SECONDS = 60
 _DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
-_FOLLOW_SECONDS = 0.2
-"""How often a turn that another server runs, or may run, is looked up."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
 
@@ -55,6 +54,7 @@ class TurnEngine:
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
+        self._watch = Watch(database)
         self._tasks: TaskGroup | None = None
         self._draining = anyio.Event()
         self._emptied = anyio.Event()
@@ -74,11 +74,12 @@ class TurnEngine:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Run turns inside the block; at its end finish those that are live, or give them up."""
-        upkeep = Upkeep(self._database, self._owner_id, self._turns, self._recover, self._draining)
+        upkeep = Upkeep(self._database, self._owner_id, self._turns, self.recover, self._draining)
         async with anyio.create_task_group() as background:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 upkeep.start(background)
+                background.start_soon(self._watch.run)
                 background.start_soon(self._cut_off_when_draining, tasks)
                 try:
                     yield
@@ -122,11 +123,10 @@ class TurnEngine:
 
     async def result(self, live: LiveTurn) -> Reply:
         """Wait until the turn is settled; return its answer, or raise the error it ended with."""
-        while not live.settled.is_set():
-            with anyio.move_on_after(_FOLLOW_SECONDS):
-                await live.settled.wait()
-            if not live.settled.is_set() and not self.runs_here(live):
-                await self._look_up(live)
+        if self.runs_here(live):
+            await live.settled.wait()
+        else:
+            await self._settled_elsewhere(live)
         return live.reply()
 
     async def question(self, live: LiveTurn) -> str:
@@ -136,8 +136,13 @@ class TurnEngine:
             return (await db.get_one(Message, key)).content
 
     def runs_here(self, live: LiveTurn) -> bool:
-        """Tell whether this server runs the turn; a queued one may become another's."""
-        return live.record.id in self._turns and live.record.status is TurnStatus.IN_PROGRESS
+        """Tell whether this server runs the turn in `live`; a queued one may become another's."""
+        is_ours = self._turns.get(live.record.id) is live
+        return is_ours and live.record.status is TurnStatus.IN_PROGRESS
+
+    def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
+        """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
+        return self._watch.on(live)
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
@@ -162,14 +167,15 @@ class TurnEngine:
             await live.settled.wait()
         elif live.record.status is TurnStatus.IN_PROGRESS:
             await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
-            while not live.settled.is_set():
-                await anyio.sleep(_FOLLOW_SECONDS)
-                await self._look_up(live)
+            await self._settled_elsewhere(live)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
-        accepted = await self._database.run(acceptance.accept, message, options, self._owner_id)
+        locks = (str(message.session_id), *([options.key.key] if options.key else ()))
+        accepted = await self._database.run_with(
+            locks, lambda: acceptance.accept(message, options, self._owner_id)
+        )
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -241,26 +247,30 @@ class TurnEngine:
         async with live.storing:
             live.announce()
             last = live.terminal_event(outcome)
-            following = await self._database.run(
-                settlement.settle,
-                live.record,
-                outcome,
-                live.progress,
-                [*live.log.unstored(), last],
-                self._owner_id,
+            record, progress, events = live.record, live.progress, [*live.log.unstored(), last]
+            following = await self._database.run_with(
+                (str(record.session_id),),
+                lambda: settlement.settle(record, outcome, progress, events, self._owner_id),
             )
             live.log.append(last)
             return following
 
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
-        live = self._turns.setdefault(record.id, LiveTurn(record))
+        live = self._turns.get(record.id)
+        if live and live.record.status is TurnStatus.IN_PROGRESS:
+            live.scope.cancel()  # our own, whose lease ran out; its writes are refused now
+            live = None
+        live = live or LiveTurn(record)
         live.record = record
+        self._turns[record.id] = live
         self._spawn(live)
 
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
-        waiting = self._turns.pop(live.record.id, live)
-        waiting.end(outcome)
+        ours = self._turns.get(live.record.id)
+        if ours and ours.record.attempt <= live.record.attempt:
+            del self._turns[live.record.id]
+            ours.end(outcome)
         live.end(outcome)
         if self.is_draining and not self._turns:
             self._emptied.set()
@@ -274,6 +284,18 @@ class TurnEngine:
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
             self._end(live, live.failed(_shutting_down()))
+
+    async def _settled_elsewhere(self, live: LiveTurn) -> None:
+        """Wait for the end of a turn that is queued, or that another server runs."""
+        with self._watch.on(live):
+            while not live.settled.is_set():
+                changed = live.log.changed
+                if self.runs_here(live):  # its turn in the queue has come
+                    await live.settled.wait()
+                    return
+                await self._look_up(live)
+                if not live.settled.is_set():
+                    await changed.wait()
 
     async def _look_up(self, live: LiveTurn) -> None:
         """See whether another server, or an earlier request, has settled the turn."""
@@ -302,7 +324,8 @@ class TurnEngine:
             if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
                 self._end(live, live.failed(_shutting_down()))
 
-    async def _recover(self, record: TurnRecord, recoveries: int) -> None:
+    async def recover(self, record: TurnRecord, recoveries: int) -> None:
+        """Run a turn that was taken over from another server, or from before a long sleep."""
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
             self._take_over(record)

@@ -1,6 +1,7 @@
 """Following a turn's events: live where it runs, from the database otherwise."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 
 import anyio
 
@@ -14,7 +15,6 @@ from app.services.turns.errors import EventsPruned, ServerDraining
 from app.services.turns.events import TurnEvent
 from app.services.turns.live import LiveTurn
 
-_POLL_SECONDS = 0.15
 _HEARTBEAT_SECONDS = 15.0
 _SETTLED = {TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED}
 
@@ -27,28 +27,27 @@ async def follow(
     Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
     server shuts down first, and `EventsPruned` where a settled turn's events are gone.
     """
-    quiet_seconds = 0.0
-    while True:
-        changed = live.log.changed
-        events = live.log.after(after)
-        if not events and not engine.runs_here(live):
-            events = await _read(database, live, after)
-        if events:
-            quiet_seconds = 0.0
-            after = events[-1].number
-            yield events
-            if events[-1].is_terminal:
-                return
-            continue
-        if engine.is_draining:
-            raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
-        wait_seconds = _HEARTBEAT_SECONDS if engine.runs_here(live) else _POLL_SECONDS
-        with anyio.move_on_after(wait_seconds):
-            await changed.wait()
-            continue
-        quiet_seconds += wait_seconds
-        if quiet_seconds >= _HEARTBEAT_SECONDS:
-            quiet_seconds = 0.0
+    is_watched = False
+    with ExitStack() as stack:
+        while True:
+            changed = live.log.changed
+            events = live.log.after(after)
+            if not events and not engine.runs_here(live):
+                if not is_watched:
+                    stack.enter_context(engine.watching(live))
+                    is_watched = True
+                events = await _read(database, live, after)
+            if events:
+                after = events[-1].number
+                yield events
+                if events[-1].is_terminal:
+                    return
+                continue
+            if engine.is_draining:
+                raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
+            with anyio.move_on_after(_HEARTBEAT_SECONDS):
+                await changed.wait()
+                continue
             yield ()
 
 

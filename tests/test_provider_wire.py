@@ -1,0 +1,146 @@
+"""The thin HTTP client, against a server that says exactly the bytes it is told to."""
+
+import gzip
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from yarl import URL
+
+from app.services.openai_service.wire import NotHttpError, WirePool
+
+pytestmark = pytest.mark.anyio
+
+
+class Scripted:
+    """Answers each request with the next of `answers`, and hangs up where it is told to."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+        self.hangs_up = False
+        self.connections = 0
+        self.requests: list[bytes] = []
+
+    async def serve(self, stream: SocketStream) -> None:
+        self.connections += 1
+        async with stream:
+            while self.answers:
+                try:
+                    self.requests.append(await stream.receive())
+                except anyio.EndOfStream:
+                    return
+                await stream.send(self.answers.pop(0))
+                if self.hangs_up:
+                    return
+
+
+@pytest.fixture
+def server() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+async def url(server: Scripted) -> AsyncIterator[URL]:
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    port = listener.listeners[0].extra(SocketAttribute.local_port)  # noqa: S610  # no Django
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, server.serve)
+        yield URL(f"http://127.0.0.1:{port}/v1/chat?version=1")
+        group.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def pool(url: URL) -> AsyncIterator[WirePool]:
+    pool = WirePool(url, {"Authorization": "Bearer k"}, 5)
+    yield pool
+    pool.close()
+
+
+async def answer(pool: WirePool, url: URL) -> tuple[int, bytes]:
+    response = await pool.post(url, b"{}")
+    body = b""
+    while piece := await response.read_any():
+        body += piece
+    response.close()
+    return response.status, body
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def test_connection_is_kept_and_request_is_whole(
+    server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [OK, OK, OK]
+
+    assert [await answer(pool, url) for _ in range(3)] == [(200, b"hi")] * 3
+
+    assert server.connections == 1
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.split(b"\r\n")[0] == b"POST /v1/chat?version=1 HTTP/1.1"
+    assert b"Authorization: Bearer k" in head.split(b"\r\n")
+    assert b"Content-Length: 2" in head.split(b"\r\n")
+    assert body == b"{}"
+
+
+async def test_kept_connection_that_was_closed_is_replaced(
+    server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [OK, OK]
+    server.hangs_up = True
+
+    assert await answer(pool, url) == (200, b"hi")
+    assert await answer(pool, url) == (200, b"hi")
+
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(gzip.compress(b"hi")), gzip.compress(b"hi")),
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhi",
+    ],
+    ids=["continue", "chunked", "gzip", "to the end of the connection"],
+)
+async def test_every_kind_of_body_is_read(
+    said: bytes, server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [said]
+    server.hangs_up = True
+
+    assert await answer(pool, url) == (200, b"hi")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X-Name: value\r\n" * 10_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 7\r\n\r\ngarbage",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["another protocol", "endless headers", "not gzip", "not chunked"],
+)
+async def test_what_is_no_http_is_said_to_be_none(
+    said: bytes, server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [said]
+    server.hangs_up = True
+
+    with pytest.raises(NotHttpError):
+        await answer(pool, url)
+
+
+async def test_body_that_breaks_off_is_a_connection_error(
+    server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhi"]
+    server.hangs_up = True
+
+    with pytest.raises(ConnectionError):
+        await answer(pool, url)
