@@ -16,6 +16,76 @@ down_revision: str | None = "0002"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# The server takes this role on in each transaction, so that the policies hold for it whoever it
+# connects as. Where roles cannot be made, they hold for the tables' owner all the same.
+_MAKE_ROLE = """
+DO $$ BEGIN
+    BEGIN
+        CREATE ROLE agent_platform_app NOLOGIN NOBYPASSRLS;
+    EXCEPTION
+        WHEN duplicate_object OR unique_violation THEN NULL;
+        WHEN insufficient_privilege THEN RETURN;
+    END;
+    IF NOT pg_has_role('agent_platform_app', 'MEMBER') THEN
+        GRANT agent_platform_app TO CURRENT_USER;
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN NULL;
+END $$
+"""
+# Called after every upgrade, so that tables of later migrations are covered.
+_PROTECT_TABLES = """
+CREATE FUNCTION agent_platform.protect_tables() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    found record;
+    has_role boolean := EXISTS (
+        SELECT FROM pg_roles
+        WHERE rolname = 'agent_platform_app' AND pg_has_role(oid, 'MEMBER')
+    );
+BEGIN
+    FOR found IN
+        SELECT c.relname AS name, a.attname AS workspace
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+        WHERE c.relnamespace = 'agent_platform'::regnamespace AND c.relkind = 'r'
+        AND a.attname = CASE c.relname WHEN 'workspaces' THEN 'id' ELSE 'workspace_id' END
+    LOOP
+        IF NOT EXISTS (
+            SELECT FROM pg_policies WHERE schemaname = 'agent_platform'
+            AND tablename = found.name AND policyname = 'own_workspace'
+        ) THEN
+            EXECUTE format(
+                'ALTER TABLE agent_platform.%I '
+                'ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', found.name);
+            EXECUTE format(
+                'CREATE POLICY own_workspace ON agent_platform.%I USING '
+                '(current_setting(''agent_platform.workspace_id'', true) IN (''*'', %I::text))',
+                found.name, found.workspace);
+        END IF;
+    END LOOP;
+    IF has_role THEN
+        GRANT USAGE ON SCHEMA agent_platform TO agent_platform_app;
+        GRANT USAGE ON ALL SEQUENCES IN SCHEMA agent_platform TO agent_platform_app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agent_platform
+            TO agent_platform_app;
+        REVOKE UPDATE, DELETE ON agent_platform.audit_log FROM agent_platform_app;
+        REVOKE INSERT, UPDATE, DELETE ON agent_platform.alembic_version FROM agent_platform_app;
+    END IF;
+END $$
+"""
+_UNPROTECT_TABLES = """
+DO $$ DECLARE found record;
+BEGIN
+    FOR found IN
+        SELECT tablename AS name FROM pg_policies
+        WHERE schemaname = 'agent_platform' AND policyname = 'own_workspace'
+    LOOP
+        EXECUTE format('DROP POLICY own_workspace ON agent_platform.%I', found.name);
+        EXECUTE format(
+            'ALTER TABLE agent_platform.%I '
+            'DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', found.name);
+    END LOOP;
+END $$
+"""
+
 
 def _schema() -> str | None:
     return "agent_platform" if op.get_bind().dialect.name == "postgresql" else None
@@ -114,6 +184,9 @@ def upgrade() -> None:
         schema=schema,
     )
     _refuse_changes_of_the_log()
+    if schema:
+        op.execute(_MAKE_ROLE)
+        op.execute(_PROTECT_TABLES)
 
 
 def _refuse_changes_of_the_log() -> None:
@@ -140,8 +213,11 @@ def _refuse_changes_of_the_log() -> None:
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop it. The role stays: other databases of the server may use it."""
     schema = _schema()
+    if schema:
+        op.execute("DROP FUNCTION agent_platform.protect_tables()")
+        op.execute(_UNPROTECT_TABLES)
     for table in ("audit_log", "session_tokens", "api_keys"):
         op.drop_table(table, schema=schema)
     if schema:

@@ -20,6 +20,7 @@ from app.core.security import (
     is_local_request,
     unauthenticated,
 )
+from app.core.tenancy import only
 from app.routers.problems import problem_response
 from app.routers.rules import PUBLIC_PATHS
 from app.services.identity import (
@@ -117,7 +118,8 @@ class Access:
             await problem_response(error, state["request_id"])(scope, receive, send)
             return
         sends = _while_allowed(send, door.callers, state["caller"])
-        await self._app(scope, receive, sends)
+        with only(state["caller"].workspace_id):
+            await self._app(scope, receive, sends)
 
 
 def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:

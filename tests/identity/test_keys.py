@@ -237,7 +237,7 @@ async def test_audit_log_only_grows(world: World, database: Database, statement:
     table = "audit_log" if database.is_sqlite else "agent_platform.audit_log"
 
     with pytest.raises(DBAPIError, match="only grows"):
-        async with database.transaction() as db:
-            await db.execute(text(statement.format(table)))
+        async with database.connection() as owner:
+            await owner.execute(text(statement.format(table)))
 
     assert (await world.client.get("/audit", headers=ADMIN)).json()

@@ -18,6 +18,7 @@ from app.core.security import (
     Presented,
     unauthenticated,
 )
+from app.core.tenancy import service_wide
 from app.models import ApiKey, SessionToken, Workspace
 from app.services.identity.api_keys import limits_of, permissions_of
 from app.services.identity.credentials import CredentialKind
@@ -98,9 +99,10 @@ class Callers:
             raise WorkspaceNotFound("There is no such workspace.")
 
     async def _look_up(self, presented: Presented) -> _Found | None:
-        if presented.prefix == CredentialKind.KEY:
-            return await self._look_up_key(presented.id)
-        return await self._look_up_token(presented.id)
+        with service_wide():  # whose it is comes out of it
+            if presented.prefix == CredentialKind.KEY:
+                return await self._look_up_key(presented.id)
+            return await self._look_up_token(presented.id)
 
     async def _look_up_key(self, key_id: str) -> _Found | None:
         async with self._database.reading() as db:
