@@ -93,7 +93,7 @@ async def test_every_table_is_protected(database: Database) -> None:
                 "WHERE c.relnamespace = 'agent_platform'::regnamespace AND c.relkind = 'r'"
             )
         )
-        protected = dict((row[0], row[1]) for row in rows)
+        protected = {row[0]: row[1] for row in rows}
     tables = {table.name for table in Base.metadata.sorted_tables}
 
     assert set(protected) == tables | {"alembic_version"}
