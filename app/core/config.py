@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     tts_model: str = Field(default="gpt-realtime-2.1-mini", min_length=1)
     tts_voice: str = Field(default="alloy", min_length=1, max_length=64)
 
+    audio_retention_days: int = Field(default=7, ge=0, le=36_500)
+
     embedded_models: EmbeddedModels = EmbeddedModels.DEFAULT
     embedded_threads: int | None = Field(default=None, ge=1, le=256)
     models_dir: Path | None = None

@@ -1,5 +1,6 @@
 """Every table. Importing this package is enough for Alembic to see them all."""
 
+from app.models.audio import AudioClip, StoredRecording
 from app.models.base import Base, new_id, utc_now
 from app.models.chat import (
     LIVE,
@@ -25,6 +26,7 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "ApiKey",
+    "AudioClip",
     "AuditEntry",
     "Base",
     "IdempotencyKey",
@@ -34,6 +36,7 @@ __all__ = [
     "Role",
     "Session",
     "SessionToken",
+    "StoredRecording",
     "Turn",
     "TurnEventBatch",
     "TurnStatus",

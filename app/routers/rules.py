@@ -60,6 +60,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/messages/voice"): Rule(P.TURNS_WRITE, users=True, tokens=True),
     ("GET", "/turns/{turn_id}"): Rule(P.TURNS_READ, users=True, tokens=True),
     ("GET", "/turns/{turn_id}/events"): Rule(P.TURNS_READ, users=True, tokens=True),
+    ("GET", "/turns/{turn_id}/audio"): Rule(P.TURNS_READ, users=True, tokens=True),
     ("POST", "/turns/{turn_id}/cancel"): Rule(P.TURNS_WRITE, users=True, tokens=True),
     ("POST", "/keys"): Rule(P.KEYS_WRITE),
     ("GET", "/keys"): Rule(P.KEYS_READ),

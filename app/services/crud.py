@@ -346,6 +346,7 @@ async def fork_session(
             modality=message.modality,
             status=message.status,
             content=message.content,
+            heard_content=message.heard_content,
             created_at=message.created_at,
         )
         for message in messages

@@ -77,6 +77,9 @@ ROWS: dict[str, Row] = {
     ),
     "GET /turns/{turn_id}": Row("turns:read", users=True, tokens=True),
     "GET /turns/{turn_id}/events": Row("turns:read", users=True, tokens=True),
+    "GET /turns/{turn_id}/audio": Row(  # of a text turn, which has none
+        "turns:read", users=True, tokens=True, status=404
+    ),
     "POST /turns/{turn_id}/cancel": Row("turns:write", users=True, tokens=True),
     "POST /keys": Row("keys:write", json={"name": "k", "scopes": ["keys:read"]}, status=201),
     "GET /keys": Row("keys:read"),

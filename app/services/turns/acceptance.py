@@ -169,7 +169,7 @@ def _make_room(message: NewMessage, on_busy: OnBusy) -> Program[UUID | None]:
 
 def _replay(workspace_id: UUID, turn_id: UUID, owner_id: UUID) -> Program[Accepted]:
     record = yield from leases.find(workspace_id, turn_id)
-    if record.status is not TurnStatus.FAILED or record.modality is Modality.VOICE:
+    if record.status is not TurnStatus.FAILED:
         return Accepted(record, is_replayed=True)
     now = utc_now()
     turn = {"workspace_id_": workspace_id, "turn_id_": turn_id}

@@ -136,8 +136,9 @@ def _insert_messages(_dialect: Dialect) -> Insert:
 
 def _history(_dialect: Dialect) -> ClauseElement:
     """Load the newest messages up to the question, newest first."""
+    heard = func.coalesce(messages.c.heard_content, messages.c.content)
     return (
-        select(messages.c.seq, messages.c.role, messages.c.status, messages.c.content)
+        select(messages.c.seq, messages.c.role, messages.c.status, heard)
         .where(
             messages.c.workspace_id == bindparam("workspace_id_"),
             messages.c.session_id == bindparam("session_id_"),
