@@ -57,6 +57,7 @@ def create_app(
         redoc_url=None,
         responses=PROBLEM_RESPONSES,
     )
+    _describe_keys(app)
     install_problem_handlers(app)
     app.add_middleware(Access)
     if settings.allowed_origins:
@@ -77,6 +78,25 @@ def create_app(
         app.include_router(router.router)
     docs.mount_assets(app)
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the API's description how to send a key, so that its pages have a field for it."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = describe()
+            schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes["key"] = {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "A key, a session token, or a Supabase access token.",
+            }
+            schema["security"] = [{"key": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = described
 
 
 app = create_app(load_settings())

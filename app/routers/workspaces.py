@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.tenancy import service_wide
 from app.models import Workspace
 from app.routers.deps import Caller, Data
+from app.routers.idempotency import Key, once
 from app.routers.pages import Cursor, Limit, cursor_id, link_next
 from app.routers.strict_route import StrictRoute
 from app.schemas.identity import WorkspaceCreate, WorkspaceRead
@@ -29,12 +30,16 @@ Db = Annotated[AsyncSession, Depends(_db_of_every_workspace, scope="function")]
 
 
 @router.post("", response_model=WorkspaceRead, status_code=HTTPStatus.CREATED)
-async def create_workspace(body: WorkspaceCreate, db: Db, caller: Caller) -> Workspace:
+async def create_workspace(body: WorkspaceCreate, db: Db, caller: Caller, key: Key) -> Response:
     """Make a workspace, which has its own agents, sessions and keys."""
-    workspace = await workspaces.create(db, body.name)
-    inside = replace(caller, workspace_id=workspace.id)
-    audit.record(db, inside, audit.Action.WORKSPACE_CREATED, workspace.id, name=workspace.name)
-    return workspace
+
+    async def create() -> Workspace:
+        workspace = await workspaces.create(db, body.name)
+        inside = replace(caller, workspace_id=workspace.id)
+        audit.record(db, inside, audit.Action.WORKSPACE_CREATED, workspace.id, name=workspace.name)
+        return workspace
+
+    return await once(key, db, caller, WorkspaceRead, create)
 
 
 @router.get("", response_model=list[WorkspaceRead])

@@ -17,6 +17,7 @@ from app.models import (
     PERSONA_FIELDS,
     Agent,
     AgentVersion,
+    IdempotencyKey,
     Message,
     MessageStatus,
     Session,
@@ -280,12 +281,21 @@ async def update_session(
 
 
 async def delete_session(db: AsyncSession, caller: Caller, session_id: UUID) -> None:
-    """Delete a session and all that hangs on it, for good. Raises `SessionNotFound`.
+    """Delete a session and all that hangs on it, for good; also the stored answer that made it.
+
+    Raises `SessionNotFound`.
 
     A turn that is still running finds its session gone and stores nothing.
     """
     await get_session(db, caller, session_id, for_update=True)
     await db.execute(delete(Session).where(visible_sessions(caller), Session.id == session_id))
+    made = f'{{"id":"{session_id}"'.encode()
+    await db.execute(
+        delete(IdempotencyKey).where(
+            IdempotencyKey.workspace_id == caller.workspace_id,
+            func.substr(IdempotencyKey.body, 1, len(made)) == made,
+        )
+    )
 
 
 async def list_messages(
