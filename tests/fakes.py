@@ -31,7 +31,7 @@ class FakeChatModel:
     def prompts(self) -> list[list[tuple[str, str]]]:
         """What was asked, as pairs of role and content."""
         return [
-            [(message.role.value, message.content) for message in request.messages]
+            [(message.role, message.content) for message in request.messages]
             for request in self.requests
         ]
 

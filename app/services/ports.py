@@ -7,10 +7,9 @@ own types, exceptions and words never pass this line.
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from app.core.errors import AppError, ErrorKind
-from app.models.chat import Role
 
 
 class ProviderError(AppError):
@@ -92,11 +91,11 @@ class FinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
 
 
-@dataclass(frozen=True, slots=True)
-class PromptMessage:
+class PromptMessage(NamedTuple):
     """One line of the conversation as the model sees it."""
 
-    role: Role
+    role: str
+    """One of `Role`."""
     content: str
 
 

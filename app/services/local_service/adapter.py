@@ -33,7 +33,7 @@ class LocalChatModel:
     async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
         """Answer `request`: text deltas, then exactly one `ChatFinished`."""
         messages = [
-            {"role": message.role.value, "content": _clean(message.content)}
+            {"role": message.role, "content": _clean(message.content)}
             for message in request.messages
         ]
         fields = {

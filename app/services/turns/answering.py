@@ -140,5 +140,5 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
 
 
 def _with_question(record: TurnRecord, words: str) -> TurnRecord:
-    question = replace(record.history[-1], content=words)
+    question = record.history[-1]._replace(content=words)
     return replace(record, history=(*record.history[:-1], question))

@@ -42,6 +42,7 @@ class VoiceTurn:
     error: AppError | None = None
     is_over: bool = False
     _finished: list[SpokenPiece] = field(default_factory=list[SpokenPiece])
+    _written_characters: int = 0
     _current: Utterance | None = None
     _current_pcm: bytearray = field(default_factory=bytearray)
     _current_samples: int = 0
@@ -128,17 +129,17 @@ class VoiceTurn:
         language = persona.language or (self.transcript and self.transcript.language)
         cutter = SentenceCutter(language, self.speaker.max_characters)
         spoken = SpokenText()
-        start = end = 0
+        start = 0
 
         def utterances_of(pieces: list[str]) -> list[Utterance]:
-            nonlocal start, end
+            nonlocal start
             found: list[Utterance] = []
             for piece in pieces:
-                end += len(piece)
+                self._written_characters += len(piece)
                 if words := spoken.clean(piece):
                     # What is not said, such as code, counts as heard with what follows it.
-                    found.append(Utterance(words, start, end))
-                    start = end
+                    found.append(Utterance(words, start, self._written_characters))
+                    start = self._written_characters
             return found
 
         async for delta in deltas:
@@ -185,10 +186,12 @@ class VoiceTurn:
         return min(1.0, self._current_samples / max(1.0, per_character * len(current.text)))
 
     def _end_stream(self, mp3: bytes) -> None:
-        """Add the encoder's last frames to the last piece."""
+        """Add the encoder's last frames, and what is not said at the end, to the last piece."""
         self._emit(mp3)
         last = self._finished[-1]
-        self._finished[-1] = replace(last, mp3=(last.mp3 or b"") + mp3)
+        self._finished[-1] = replace(
+            last, mp3=(last.mp3 or b"") + mp3, content_end=self._written_characters
+        )
         self._current_mp3.clear()
 
     def _emit(self, mp3: bytes) -> None:
