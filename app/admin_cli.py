@@ -6,8 +6,6 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
-from uuid import UUID
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,42 +16,9 @@ from app.core.errors import AppError
 from app.core.schema_gate import SchemaGate
 from app.core.security import ADMIN, ALL_PERMISSIONS, NO_LIMITS, Caller, Permission
 from app.models import ApiKey, Workspace, utc_now
-from app.services.identity import WorkspaceNotFound, api_keys, audit, workspaces
+from app.services.identity import CannotGrant, WorkspaceNotFound, api_keys, audit, workspaces
 
 _MOST = 1000
-
-
-def add_commands(commands: Any) -> None:  # noqa: ANN401  # argparse has no public name for it
-    """Add `keys` and `workspaces` to the command line."""
-    keys = commands.add_parser("keys", help="make, list, rotate and revoke keys")
-    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    in_workspace = argparse.ArgumentParser(add_help=False)
-    in_workspace.add_argument(
-        "--workspace", type=UUID, default=ADMIN.workspace_id, help="its id (the default one)"
-    )
-    create = actions.add_parser("create", parents=[in_workspace], help="make a key and print it")
-    create.add_argument("--name", required=True)
-    create.add_argument(
-        "--scope",
-        action="append",
-        choices=sorted(ALL_PERMISSIONS),
-        help="what it may do; may be repeated (everything)",
-    )
-    create.add_argument("--expires-days", type=int, help="how long it lives (until it is revoked)")
-    actions.add_parser("list", parents=[in_workspace], help="print the keys, without their secrets")
-    revoke = actions.add_parser("revoke", parents=[in_workspace], help="end a key for good")
-    revoke.add_argument("id")
-    rotate = actions.add_parser(
-        "rotate", parents=[in_workspace], help="print a new secret of a key"
-    )
-    rotate.add_argument("id")
-    rotate.add_argument(
-        "--grace-seconds", type=int, default=86400, help="of the one before (86400)"
-    )
-    places = commands.add_parser("workspaces", help="make and list workspaces")
-    actions = places.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("create", help="make a workspace and print its id").add_argument("name")
-    actions.add_parser("list", help="print the workspaces")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,9 +55,14 @@ async def _caller(db: AsyncSession, options: argparse.Namespace) -> Caller:
 async def _create_key(db: AsyncSession, options: argparse.Namespace) -> Sequence[str]:
     caller = await _caller(db, options)
     days: int | None = options.expires_days
+    scopes: list[str] = options.scope or sorted(ALL_PERMISSIONS)
+    if unknown := set(scopes) - ALL_PERMISSIONS:
+        raise CannotGrant(
+            f"There is no scope {min(unknown)!r}: {', '.join(sorted(ALL_PERMISSIONS))}"
+        )
     wanted = api_keys.NewKey(
         name=options.name[:200],
-        scopes=[Permission(scope) for scope in options.scope or ALL_PERMISSIONS],
+        scopes=[Permission(scope) for scope in scopes],
         expires_at=None if days is None else utc_now() + timedelta(days=days),
         limits=NO_LIMITS,
     )

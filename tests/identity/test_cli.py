@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app import cli
+from app.core.security import DEFAULT_WORKSPACE_ID
 from app.services.identity import parse
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +79,7 @@ def test_database_that_is_not_migrated_is_named(tmp_path: Path) -> None:
 
     assert failed.returncode != 0
     assert "alembic upgrade head" in failed.stderr
+
+
+def test_default_workspace_is_the_servers() -> None:
+    assert cli.DEFAULT_WORKSPACE_ID == DEFAULT_WORKSPACE_ID
