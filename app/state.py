@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,7 +19,7 @@ from app.core.schema_gate import REVISION, SchemaGate, current_revision
 from app.core.security import AdminKey, load_or_create_admin_key
 from app.core.single_process import sole_owner
 from app.routers.access import Door
-from app.services.identity import Callers, Jwks, SupabaseTokens
+from app.services.identity import Callers
 from app.services.local_service import (
     EmbeddedPackagesMissing,
     LocalChatModel,
@@ -42,6 +42,9 @@ from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
 from app.services.turns import AudioStore, TurnEngine
 from app.services.voice import VoiceService, VoiceTurns
+
+if TYPE_CHECKING:
+    from app.services.identity.supabase import SupabaseTokens
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +123,16 @@ async def serving(
 
 
 @asynccontextmanager
-async def _supabase_users(settings: Settings) -> AsyncGenerator[SupabaseTokens | None]:
+async def _supabase_users(settings: Settings) -> AsyncGenerator["SupabaseTokens | None"]:
     """Open what knows the end users of a Supabase project, where one is named."""
     url, audience = settings.supabase_url, settings.supabase_jwt_audience
     if url is None:
         yield None
-    elif settings.supabase_jwt_secret:
+        return
+    from app.services.identity.jwks import Jwks
+    from app.services.identity.supabase import SupabaseTokens
+
+    if settings.supabase_jwt_secret:
         yield SupabaseTokens(url, audience, settings.supabase_jwt_secret)
     else:
         async with Jwks(f"{url}/auth/v1/.well-known/jwks.json") as public_keys:

@@ -17,7 +17,8 @@ from app.core.security import ADMIN, ALL_PERMISSIONS, NO_LIMITS, AdminKey
 from app.core.tenancy import only
 from app.routers.access import Door
 from app.routers.rules import RULES
-from app.services.identity import Callers, SupabaseTokens, api_keys
+from app.services.identity import Callers, api_keys
+from app.services.identity.supabase import SupabaseTokens
 
 _REQUESTS = 20_000
 _BUDGET_MS = 0.1

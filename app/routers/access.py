@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +27,12 @@ from app.routers.rules import PUBLIC_PATHS
 from app.services.identity import (
     RECHECK_SECONDS,
     Callers,
-    SupabaseTokens,
     WorkspaceNotFound,
     parse,
 )
+
+if TYPE_CHECKING:
+    from app.services.identity.supabase import SupabaseTokens
 
 _POLICY_VIOLATION = 1008
 _OURS = (b"ap_", b"st_")
@@ -44,7 +47,7 @@ class Door:
     app_env: AppEnv
     admin_key: AdminKey
     callers: Callers
-    users: SupabaseTokens | None
+    users: "SupabaseTokens | None"
     schema_gate: SchemaGate
 
     async def caller(self, scope: Scope) -> Caller:

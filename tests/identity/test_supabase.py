@@ -14,7 +14,9 @@ from pydantic import SecretStr, ValidationError
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import Unauthenticated
-from app.services.identity import IdentityUnavailable, Jwks, SupabaseTokens
+from app.services.identity import IdentityUnavailable
+from app.services.identity.jwks import Jwks
+from app.services.identity.supabase import SupabaseTokens
 from app.state import Providers, serving
 from tests.conftest import IsolatedSettings, client_of
 from tests.identity.issuer import SECRET, Issuer

@@ -1,4 +1,7 @@
-"""Who comes in: keys, session tokens, Supabase's users, workspaces; and what they did."""
+"""Who comes in: keys, session tokens, Supabase's users, workspaces; and what they did.
+
+`supabase` and `jwks` are imported only where they are used: cryptography takes ten megabytes.
+"""
 
 from app.services.identity import api_keys, audit, session_tokens, workspaces
 from app.services.identity.callers import RECHECK_SECONDS, Callers
@@ -9,8 +12,6 @@ from app.services.identity.errors import (
     KeyNotFound,
     WorkspaceNotFound,
 )
-from app.services.identity.jwks import Jwks
-from app.services.identity.supabase import SupabaseTokens
 
 __all__ = [
     "RECHECK_SECONDS",
@@ -19,9 +20,7 @@ __all__ = [
     "Credential",
     "CredentialKind",
     "IdentityUnavailable",
-    "Jwks",
     "KeyNotFound",
-    "SupabaseTokens",
     "WorkspaceNotFound",
     "api_keys",
     "audit",
