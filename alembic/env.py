@@ -34,6 +34,15 @@ def _migrate(connection: Connection) -> None:
         transaction_per_migration=False,
     )
     context.run_migrations()
+    if on_postgres:
+        _protect_tables(connection)
+
+
+def _protect_tables(connection: Connection) -> None:
+    """Let the row policies cover tables that later migrations made."""
+    function = f"{SCHEMA}.protect_tables()"
+    if connection.scalar(text(f"SELECT to_regprocedure('{function}')")):
+        connection.execute(text(f"SELECT {function}"))
 
 
 def _without_schema(metadata: MetaData) -> MetaData:

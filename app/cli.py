@@ -4,6 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+DEFAULT_WORKSPACE_ID = UUID("01900000-0000-7000-8000-000000000001")
+"""As in `core.security`, whose imports would make `--help` slow."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,14 +24,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--port", type=int, help="which port (PORT, by default 8000)")
     commands.add_parser("migrate", help="bring the database to this version's revision")
     commands.add_parser("needs-engine", help="tell with the exit status whether it is embedded")
+    _add_admin_commands(commands)
     options = parser.parse_args(arguments)
     match options.command:
+        case "keys" | "workspaces":
+            from app import admin_cli
+
+            return admin_cli.run(options)
         case "serve":
             return _serve(options.host, options.port)
         case "migrate":
             return _migrate()
         case _:
             return _needs_engine()
+
+
+def _add_admin_commands(commands: Any) -> None:  # noqa: ANN401  # argparse has no public name
+    keys = commands.add_parser("keys", help="make, list, rotate and revoke keys")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    of_workspace = argparse.ArgumentParser(add_help=False)
+    of_workspace.add_argument(
+        "--workspace", type=UUID, default=DEFAULT_WORKSPACE_ID, help="its id (the default one)"
+    )
+    create = actions.add_parser("create", parents=[of_workspace], help="make a key and print it")
+    create.add_argument("--name", required=True)
+    create.add_argument(
+        "--scope", action="append", help="such as turns:write; may be repeated (everything)"
+    )
+    create.add_argument("--expires-days", type=int, help="how long it lives (until it is revoked)")
+    actions.add_parser("list", parents=[of_workspace], help="print the keys, without their secrets")
+    revoke = actions.add_parser("revoke", parents=[of_workspace], help="end a key for good")
+    revoke.add_argument("id")
+    rotate = actions.add_parser("rotate", parents=[of_workspace], help="print a key's new secret")
+    rotate.add_argument("id")
+    rotate.add_argument("--grace-seconds", type=int, default=86400, help="of the old one (86400)")
+    places = commands.add_parser("workspaces", help="make and list workspaces")
+    actions = places.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("create", help="make a workspace and print its id").add_argument("name")
+    actions.add_parser("list", help="print the workspaces")
 
 
 def _serve(host: str | None, port: int | None) -> int:

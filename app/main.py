@@ -8,9 +8,23 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.core.config import Settings, load_settings
-from app.routers import agents, docs, health, messages, sessions, turns, usage
+from app.routers import (
+    agents,
+    audit,
+    docs,
+    health,
+    keys,
+    messages,
+    sessions,
+    tokens,
+    turns,
+    usage,
+    workspaces,
+)
 from app.routers.access import Access
+from app.routers.cors import allow_origins
 from app.routers.drain import draining_on_signals
+from app.routers.envelope import Envelope
 from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
 from app.state import State, open_state
 
@@ -44,12 +58,47 @@ def create_app(
         redoc_url=None,
         responses=PROBLEM_RESPONSES,
     )
+    _describe_keys(app)
     install_problem_handlers(app)
     app.add_middleware(Access)
-    for router in (agents, sessions, messages, turns, usage, health, docs):
+    if settings.allowed_origins:
+        allow_origins(app, settings.allowed_origins)
+    app.add_middleware(Envelope)  # the last is the outermost
+    for router in (
+        agents,
+        sessions,
+        tokens,
+        messages,
+        turns,
+        usage,
+        keys,
+        workspaces,
+        audit,
+        health,
+        docs,
+    ):
         app.include_router(router.router)
     docs.mount_assets(app)
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the API's description how to send a key, so that its pages have a field for it."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = describe()
+            schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes["key"] = {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "A key, a session token, or a Supabase access token.",
+            }
+            schema["security"] = [{"key": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = described
 
 
 app = create_app(load_settings())

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,6 +19,7 @@ from app.core.schema_gate import REVISION, SchemaGate, current_revision
 from app.core.security import AdminKey, load_or_create_admin_key
 from app.core.single_process import sole_owner
 from app.routers.access import Door
+from app.services.identity import Callers
 from app.services.local_service import (
     EmbeddedPackagesMissing,
     LocalChatModel,
@@ -45,6 +46,9 @@ from app.services.usage import Part as PaidPart
 from app.services.usage.price_table import PRICES
 from app.services.voice import VoiceService, VoiceTurns
 
+if TYPE_CHECKING:
+    from app.services.identity.supabase import SupabaseTokens
+
 logger = logging.getLogger(__name__)
 
 ADMIN_KEY_FILE = "admin.key"
@@ -60,6 +64,7 @@ class State(TypedDict):
     schema_gate: SchemaGate
     door: Door
     request_limiter: RequestLimiter
+    callers: Callers
     turns: TurnEngine
     voice: VoiceService
 
@@ -108,11 +113,13 @@ async def serving(
     audio = AudioStore(settings.audio_retention_days)
     turns = TurnEngine(database, chat_model, voices, audio, accounts)
     voice = VoiceService(turns, voices, database)
-    async with turns.running():
+    schema_gate, callers = SchemaGate(database), Callers(database)
+    async with turns.running(), _supabase_users(settings) as users:
         yield State(
             database=database,
-            schema_gate=SchemaGate(database),
-            door=Door(settings.app_env, _admin_key(settings)),
+            schema_gate=schema_gate,
+            door=Door(settings.app_env, _admin_key(settings), callers, users, schema_gate),
+            callers=callers,
             request_limiter=RequestLimiter(database, limits),
             turns=turns,
             voice=voice,
@@ -135,6 +142,23 @@ def _tariff(settings: Settings) -> Tariff:
         },
         frozenset(part for part, is_embedded in embedded.items() if is_embedded),
     )
+
+
+@asynccontextmanager
+async def _supabase_users(settings: Settings) -> AsyncGenerator["SupabaseTokens | None"]:
+    """Open what knows the end users of a Supabase project, where one is named."""
+    url, audience = settings.supabase_url, settings.supabase_jwt_audience
+    if url is None:
+        yield None
+        return
+    from app.services.identity.jwks import Jwks
+    from app.services.identity.supabase import SupabaseTokens
+
+    if settings.supabase_jwt_secret:
+        yield SupabaseTokens(url, audience, settings.supabase_jwt_secret)
+    else:
+        async with Jwks(f"{url}/auth/v1/.well-known/jwks.json") as public_keys:
+            yield SupabaseTokens(url, audience, public_keys)
 
 
 def _admin_key(settings: Settings) -> AdminKey:

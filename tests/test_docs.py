@@ -56,3 +56,11 @@ async def test_openapi_names_every_path_of_the_seed(client: httpx2.AsyncClient) 
         ("get", "/health"),
     ):
         assert method in paths[path]
+
+
+@pytest.mark.anyio
+async def test_openapi_says_how_to_send_a_key(client: httpx2.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+
+    (name,) = schema["security"][0]
+    assert schema["components"]["securitySchemes"][name]["scheme"] == "bearer"

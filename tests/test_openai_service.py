@@ -365,7 +365,7 @@ async def test_a_server_that_is_not_there_is_unavailable(provider: Provider, rea
     assert_says_nothing_of_the_provider(caught.value)
 
 
-async def test_the_log_has_the_providers_words_at_debug_only_and_never_a_key(
+async def test_the_log_names_the_error_at_debug_and_never_has_the_providers_words_or_a_key(
     provider: Provider, chat_model: OpenAIChatModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     for level in (logging.INFO, logging.DEBUG):
@@ -373,7 +373,8 @@ async def test_the_log_has_the_providers_words_at_debug_only_and_never_a_key(
         provider.fail(Fault.STATUS_401)
         with pytest.raises(ProviderUnauthorized):
             await answer_of(chat_model)
-        assert (PROVIDER_WORDS in caplog.text) is (level == logging.DEBUG)
+        assert ("test_error" in caplog.text) is (level == logging.DEBUG)
+    assert PROVIDER_WORDS not in caplog.text
     assert KEY not in caplog.text
     assert "sk-proj" not in caplog.text
 

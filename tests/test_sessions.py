@@ -5,7 +5,10 @@ from uuid import uuid4
 import anyio
 import httpx2
 import pytest
+from sqlalchemy import select
 
+from app.core.database import Database
+from app.models import IdempotencyKey
 from tests.fakes import FakeChatModel
 
 pytestmark = pytest.mark.anyio
@@ -204,3 +207,21 @@ async def test_wrong_session_is_refused(client: httpx2.AsyncClient, body: object
     response = await client.post("/sessions", json=body)
 
     assert response.status_code == 422
+
+
+async def test_deleted_session_leaves_no_stored_answer(
+    client: httpx2.AsyncClient, agent_id: str, database: Database
+) -> None:
+    key = {"Idempotency-Key": "once"}
+    body = {"agent_id": agent_id, "title": "a title that must go"}
+    made = (await client.post("/sessions", json=body, headers=key)).json()
+    other = await client.post("/sessions", json=body, headers={"Idempotency-Key": "other"})
+    said = {"session_id": made["id"], "content": "Hi"}
+    await client.post("/messages/text", json=said, headers={"Idempotency-Key": "said"})
+
+    await client.delete(f"/sessions/{made['id']}")
+
+    async with database.reading() as db:
+        left = (await db.scalars(select(IdempotencyKey.key))).all()
+    assert other.is_success
+    assert left == ["other"]

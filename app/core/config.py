@@ -1,5 +1,6 @@
 """Everything the platform reads from its environment, validated once at start."""
 
+import re
 import sys
 from decimal import Decimal
 from enum import StrEnum
@@ -45,7 +46,7 @@ def _http_url(url: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 _HIGHEST_LIMIT = 10**12
-
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -67,6 +68,10 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     admin_api_key: SecretStr | None = Field(default=None, min_length=16)
+    supabase_url: HttpUrl | None = None
+    supabase_jwt_secret: SecretStr | None = Field(default=None, min_length=32)
+    supabase_jwt_audience: str = Field(default="authenticated", min_length=1)
+    cors_origins: str | None = None
 
     database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=2, le=1000)
@@ -111,6 +116,24 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _refuse_secret_of_nobody(self) -> Self:
+        if self.supabase_jwt_secret and self.supabase_url is None:
+            raise ValueError(
+                "SUPABASE_JWT_SECRET needs SUPABASE_URL, which tokens must name as their issuer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_wrong_origins(self) -> Self:
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "CORS_ORIGINS takes origins such as https://app.example.com, separated by "
+                    "commas; each must be named"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_wrong_database_url(self) -> Self:
         _ = self.parsed_database_url
         return self
@@ -145,6 +168,12 @@ class Settings(BaseSettings):
             self.limit_tokens_per_day,
             self.limit_usd_per_day,
         )
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The sites whose pages may call the API from a browser."""
+        named = (self.cors_origins or "").split(",")
+        return tuple(origin.strip().rstrip("/") for origin in named if origin.strip())
 
     @property
     def parsed_database_url(self) -> DatabaseUrl:

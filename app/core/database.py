@@ -13,7 +13,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import anyio
 import orjson
 from fastapi import Depends
-from sqlalchemy import URL, Connection, event, exc
+from sqlalchemy import URL, Connection, event, exc, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -30,6 +30,7 @@ from app.core.direct import SCHEMA, Locks, Program
 from app.core.errors import AppError, ErrorKind
 from app.core.postgres_runner import PostgresRunner
 from app.core.sqlite_runner import SqliteRunner, prepare_sqlite
+from app.core.tenancy import ROLE_IS_THERE, Confinement
 
 __all__ = ["SCHEMA", "Database", "StorageUnavailable", "get_database", "get_db", "get_reading_db"]
 
@@ -77,6 +78,9 @@ class Database:
             if url.is_sqlite
             else _postgres_engine(url, max(1, pool_size - for_turns))
         )
+        self._confinement = Confinement()
+        if not url.is_sqlite:
+            event.listen(self.engine.sync_engine, "begin", self._confine)
         self._reading_engine = self.engine.execution_options(read_only=True)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._reading_sessions = async_sessionmaker(self._reading_engine, expire_on_commit=False)
@@ -87,7 +91,7 @@ class Database:
             SqliteRunner(url.sqlite_path, dialect, self._writer) if url.sqlite_path else None
         )
         dsn = url.dsn.get_secret_value() if url.dsn else None
-        self._postgres = PostgresRunner(dsn, dialect, for_turns)
+        self._postgres = PostgresRunner(dsn, dialect, for_turns, self._confinement)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Database":
@@ -106,6 +110,7 @@ class Database:
         with anyio.CancelScope(shield=True):
             async with self._writer:
                 with _storage_errors():
+                    await self._know_role()
                     async with self._sessions.begin() as db:
                         yield db
 
@@ -114,16 +119,18 @@ class Database:
         """Like `transaction`, for blocks that only read: on SQLite they do not queue."""
         with anyio.CancelScope(shield=True):
             with _storage_errors():
+                await self._know_role()
                 async with self._reading_sessions.begin() as db:
                     yield db
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[AsyncConnection]:
-        """Like `transaction`, without the ORM: for migrations."""
+        """Like `transaction`, without the ORM, and as the tables' owner: for migrations."""
         with anyio.CancelScope(shield=True):
             async with self._writer:
                 with _storage_errors():
-                    async with self.engine.begin() as connection:
+                    owners = self.engine.execution_options(as_owner=True)
+                    async with owners.begin() as connection:
                         yield connection
 
     async def run(
@@ -148,8 +155,21 @@ class Database:
         with anyio.CancelScope(shield=True), _storage_errors():
             if self._sqlite:
                 return await self._sqlite.run(make())
+            await self._know_role()
             return await self._postgres.run(make, locks)
         raise AssertionError("nobody cancels the scope")
+
+    async def _know_role(self) -> None:
+        """Look up, until it is there, whether transactions can take on the role of the policies."""
+        if self.is_sqlite or not self._confinement.wants_to_know:
+            return
+        async with self.engine.execution_options(as_owner=True).connect() as connection:
+            found = await connection.scalar(text(ROLE_IS_THERE))
+        self._confinement.learn(has_role=bool(found))
+
+    def _confine(self, connection: Connection) -> None:
+        if not connection.get_execution_options().get("as_owner"):
+            connection.exec_driver_sql(self._confinement.query())
 
     def checked_out(self) -> int:
         """Return how many connections are in use."""

@@ -10,9 +10,9 @@ class Limits:
 
     requests_per_minute: int | None = None
     concurrent_turns: int | None = None
-    upload_minutes_per_day: int | None = None
+    upload_minutes_per_day: float | None = None
     tokens_per_day: int | None = None
-    usd_per_day: Decimal | None = None
+    usd_per_day: Decimal | float | None = None
 
     def or_else(self, defaults: "Limits") -> "Limits":
         """Return these limits, with `defaults` where there is none."""

@@ -16,12 +16,13 @@ from sqlalchemy import Dialect
 
 from app.core.direct import Direct, Locks, Program, Rows, Statement
 from app.core.postgres_pool import Lease, PostgresPool, asyncpg
+from app.core.tenancy import Confinement
 
 logger = logging.getLogger(__name__)
 
 _LANES = 2
 _BATCH = 32
-_BEGIN_TOGETHER = "BEGIN; SET LOCAL lock_timeout = '1s'"
+_TOGETHER = "SET LOCAL lock_timeout = '1s'"
 """One that waits for a lock of another server must not hold up the others for long."""
 _TRIES = 3
 _RUN_AGAIN = (
@@ -36,15 +37,20 @@ _NOT_PREPARED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePrepared
 class _Job:
     make: Callable[[], Program[Any]]
     locks: Locks
+    begin: str
+    """Its transaction's first words, which say whose it is."""
     done: asyncio.Future[Any]
 
 
 class PostgresRunner:
     """Runs programs on at most `size` connections."""
 
-    def __init__(self, dsn: str | None, dialect: Dialect, size: int) -> None:
+    def __init__(
+        self, dsn: str | None, dialect: Dialect, size: int, confinement: Confinement
+    ) -> None:
         """Prepare; nothing is connected yet."""
         self._dialect = dialect
+        self._confinement = confinement
         self._pool = PostgresPool(dsn, size)
         self._waiting: list[_Job] = []
         self._lanes: set[asyncio.Task[None]] = set()
@@ -60,10 +66,11 @@ class PostgresRunner:
         With `locks` it may share its transaction with others; what Postgres asks to run again is
         run again. Raises the driver's errors.
         """
+        begin = f"BEGIN; {self._confinement.words()}"
         if not locks:
-            return await self._run_alone(make)
+            return await self._run_alone(make, begin)
         loop = asyncio.get_running_loop()
-        job = _Job(make, locks, loop.create_future())
+        job = _Job(make, locks, begin, loop.create_future())
         self._waiting.append(job)
         if len(self._lanes) < _LANES:
             lane = loop.create_task(self._work_off())
@@ -84,12 +91,14 @@ class PostgresRunner:
             await asyncio.gather(*(self._finish_alone(job) for job in batch))
 
     def _take_compatible(self) -> list[_Job]:
-        """Take jobs from the front that lock nothing twice, in the order of their locks."""
+        """Take jobs of a workspace that lock nothing twice, in the order of their locks."""
+        begin = self._waiting[0].begin
         taken: list[_Job] = []
         left: list[_Job] = []
         held: set[object] = set()
         for job in self._waiting:
-            if len(taken) < _BATCH and held.isdisjoint(job.locks):
+            fits = job.begin == begin and held.isdisjoint(job.locks)
+            if fits and len(taken) < _BATCH:
                 taken.append(job)
                 held.update(job.locks)
             else:
@@ -99,7 +108,7 @@ class PostgresRunner:
 
     async def _finish_alone(self, job: _Job) -> None:
         try:
-            result = await self._run_alone(job.make)
+            result = await self._run_alone(job.make, job.begin)
         except BaseException as error:
             if not job.done.done():
                 job.done.set_exception(error)
@@ -112,7 +121,7 @@ class PostgresRunner:
     async def _run_together(self, batch: list[_Job]) -> list[_Job]:
         """Run `batch` in one transaction; return all of it where anything went wrong."""
         try:
-            lease = await self._pool.begin(_BEGIN_TOGETHER)
+            lease = await self._pool.begin(f"{batch[0].begin}; {_TOGETHER}")
             try:
                 results = await self._drive_together(lease.connection, batch)
             except BaseException:
@@ -174,9 +183,9 @@ class PostgresRunner:
                 rows.append(compiled.read(its_rows))
         return found
 
-    async def _run_alone(self, make: Callable[[], Program[Any]]) -> Any:  # noqa: ANN401
+    async def _run_alone(self, make: Callable[[], Program[Any]], begin: str) -> Any:  # noqa: ANN401
         for tries_left in reversed(range(_TRIES)):
-            lease = await self._pool.begin()
+            lease = await self._pool.begin(begin)
             try:
                 result = await self._drive(lease, make())
             except BaseException as error:

@@ -1,10 +1,11 @@
-"""Who asks: the caller, the admin key, and what counts as this machine's own request."""
+"""Who asks and what they may: callers, permissions, the admin key, this machine's own requests."""
 
 import hmac
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
@@ -37,16 +38,96 @@ class Unauthenticated(AppError):
     code = "unauthenticated"
 
 
+def unauthenticated() -> Unauthenticated:
+    """Return the one refusal there is, whatever is wrong with a key."""
+    return Unauthenticated(
+        "Send `Authorization: Bearer <key>`. Without a key, only requests from the server's "
+        "own machine to a loopback name are served, and only in development."
+    )
+
+
+class Forbidden(AppError):
+    """The caller may not do this."""
+
+    kind = ErrorKind.FORBIDDEN
+    code = "forbidden"
+
+
+class Permission(StrEnum):
+    """What a key may be given; one is required by each endpoint."""
+
+    AGENTS_READ = "agents:read"
+    AGENTS_WRITE = "agents:write"
+    SESSIONS_READ = "sessions:read"
+    SESSIONS_WRITE = "sessions:write"
+    TURNS_READ = "turns:read"
+    TURNS_WRITE = "turns:write"
+    USAGE_READ = "usage:read"
+    USAGE_WRITE = "usage:write"
+    KEYS_READ = "keys:read"
+    KEYS_WRITE = "keys:write"
+
+
+ALL_PERMISSIONS = frozenset(Permission)
+
+
+class CallerKind(StrEnum):
+    """How the caller was recognised."""
+
+    ADMIN = "admin"
+    KEY = "key"
+    USER = "user"
+    """An end user, by a token of the identity provider."""
+    SESSION_TOKEN = "session-token"  # noqa: S105  # a name
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and in which workspace."""
+    """Who asks, in which workspace, and what of it they see.
+
+    Without the rest it is the server itself, or its admin: everything in the workspace.
+    """
 
     workspace_id: UUID
+    kind: CallerKind = CallerKind.ADMIN
+    permissions: frozenset[Permission] = ALL_PERMISSIONS
     key_id: str | None = None
-    """`None` for the admin key, and for this machine's own requests."""
+    """The key; for a session token, the key that it was made with."""
     user_id: str | None = None
-    """The end user, where it is one."""
+    """Set for an end user: sessions of others do not exist."""
+    session_id: UUID | None = None
+    """Set for a session token: other sessions do not exist."""
     limits: Limits = DEFAULT_LIMITS
+    expires_at: float | None = None
+    """Seconds since 1970."""
+    credential: "Presented | None" = field(default=None, repr=False)
+    """What was presented, to be looked up again while a stream is open."""
+
+    @property
+    def sees_every_session(self) -> bool:
+        """True where the workspace is the only bound."""
+        return self.user_id is None and self.session_id is None
+
+    @property
+    def actor(self) -> str:
+        """The caller's name in the audit log; no secret."""
+        match self.kind:
+            case CallerKind.ADMIN:
+                return "admin"
+            case CallerKind.USER:
+                return f"user:{self.user_id}"
+            case _:
+                return f"{self.kind}:{self.credential.id if self.credential else self.key_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A key or token that a request came with: well-formed, and not yet looked up."""
+
+    prefix: str
+    id: str
+    digest: bytes
+    """SHA-256 of the whole text."""
 
 
 ADMIN = Caller(DEFAULT_WORKSPACE_ID)
@@ -104,7 +185,7 @@ def _is_loopback_host(host: str) -> bool:
 
 
 class AdminKey:
-    """The key that may do everything in the default workspace."""
+    """The key that may do everything, in every workspace."""
 
     def __init__(self, key: SecretStr) -> None:
         self._key = key.get_secret_value().encode()

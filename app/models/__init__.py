@@ -16,7 +16,7 @@ from app.models.chat import (
     Turn,
     TurnStatus,
 )
-from app.models.identity import Workspace
+from app.models.identity import ApiKey, AuditEntry, SessionToken, Workspace
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
 from app.models.usage import Budget, KeptUsage, RequestWindow
 
@@ -26,7 +26,9 @@ __all__ = [
     "UNSETTLED",
     "Agent",
     "AgentVersion",
+    "ApiKey",
     "AudioClip",
+    "AuditEntry",
     "Base",
     "Budget",
     "IdempotencyKey",
@@ -37,6 +39,7 @@ __all__ = [
     "RequestWindow",
     "Role",
     "Session",
+    "SessionToken",
     "StoredRecording",
     "Turn",
     "TurnEventBatch",

@@ -1,107 +1,161 @@
-"""What every request passes first: an id, the door, and a net for what nobody caught.
+"""The door: who asks is known before anything of the request is read."""
 
-Plain ASGI, outside of everything, so that nothing is read before the caller is known.
-"""
-
-import logging
-import secrets
-import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import AppEnv
-from app.core.errors import AppError, StartRefused
+from app.core.database import StorageUnavailable
+from app.core.errors import AppError
 from app.core.limits import Quota
-from app.core.security import ADMIN, AdminKey, Caller, Unauthenticated, is_local_request
+from app.core.schema_gate import SchemaGate
+from app.core.security import (
+    ADMIN,
+    AdminKey,
+    Caller,
+    CallerKind,
+    is_local_request,
+    unauthenticated,
+)
+from app.core.tenancy import only
 from app.routers.problems import add_quota, problem_response
-from app.services.turns.errors import InternalError
+from app.routers.rules import PUBLIC_PATHS
+from app.services.identity import (
+    RECHECK_SECONDS,
+    Callers,
+    WorkspaceNotFound,
+    parse,
+)
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from app.services.identity.supabase import SupabaseTokens
 
 _POLICY_VIOLATION = 1008
-_PUBLIC_PATHS = frozenset(("/health", "/health/live", "/health/ready"))
+_OURS = (b"ap_", b"st_")
+_JWT_DOTS = 2
+_EVENTS = b"text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Decides who comes in."""
+    """Decides who comes in. `users` is set where a Supabase project vouches for its users."""
 
     app_env: AppEnv
     admin_key: AdminKey
+    callers: Callers
+    users: "SupabaseTokens | None"
+    schema_gate: SchemaGate
 
-    def caller(self, scope: Scope) -> Caller:
-        """Return who asks. Raises `Unauthenticated`."""
+    async def caller(self, scope: Scope) -> Caller:
+        """Return who asks, and in which workspace.
+
+        Raises `Unauthenticated`, `WorkspaceNotFound`, and what keeps it from finding out:
+        `DatabaseNotMigrated`, `StorageUnavailable`, `IdentityUnavailable`.
+        """
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and self.admin_key.matches(token.strip()):
-            return ADMIN
+        token = token.strip() if scheme.lower() == b"bearer" else b""
         peer = scope["client"][0] if scope.get("client") else None
-        if self.app_env is AppEnv.DEVELOPMENT and is_local_request(peer, headers):
-            return ADMIN
-        raise Unauthenticated(
-            "Send `Authorization: Bearer <key>`. Without a key, only requests from the server's "
-            "own machine to a loopback name are served, and only in development."
-        )
+        if token and self.admin_key.matches(token):
+            caller = ADMIN
+        elif token.startswith(_OURS) or token.count(b".") == _JWT_DOTS:
+            # Also on its own machine: whoever sends a key wants to be what the key is.
+            caller = await self._holder(token)
+        elif self.app_env is AppEnv.DEVELOPMENT and is_local_request(peer, headers):
+            caller = ADMIN
+        else:
+            raise unauthenticated()
+        await self.schema_gate.require()
+        return await self._in_workspace(caller, headers.get(b"x-workspace-id"))
+
+    async def _holder(self, token: bytes) -> Caller:
+        if not token.startswith(_OURS):
+            if self.users is None:
+                raise unauthenticated()
+            return await self.users.caller(token)
+        presented = parse(token)
+        if presented is None:
+            raise unauthenticated()
+        await self.schema_gate.require()
+        return await self.callers.of(presented)
+
+    async def _in_workspace(self, caller: Caller, named: bytes | None) -> Caller:
+        """Let the admin act in the workspace that the request names, and others in their own."""
+        if named is None:
+            return caller
+        try:
+            workspace_id = UUID(named.decode("latin-1"))
+        except ValueError:
+            raise WorkspaceNotFound("There is no such workspace.") from None
+        if workspace_id == caller.workspace_id:
+            return caller
+        if caller.kind is not CallerKind.ADMIN:
+            raise WorkspaceNotFound("There is no such workspace.")
+        await self.callers.require_workspace(workspace_id)
+        return replace(caller, workspace_id=workspace_id)
 
 
 class Access:
-    """Gives each request an id, lets in who may, and turns a bug into a 500 without detail."""
+    """Lets in who may, and tells endpoints who it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a lifespan on."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, _without_traceback(send))
+        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(8)
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        started = False
-        quota: Quota | None = None
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"request-id", request_id.encode()),
-                ]
-                if quota:
-                    add_quota(message["headers"], quota)
-            await send(message)
-
+        state = scope["state"]
+        door: Door = state["door"]
         try:
-            if scope["path"] not in _PUBLIC_PATHS:
-                door: Door = state["door"]
-                state["caller"] = door.caller(scope)
-                await state["schema_gate"].require()
-                quota = await state["request_limiter"].admit(state["caller"])
-            await self._app(scope, receive, send_with_id)
-        except AppError as error:  # the door's; those of endpoints are handled inside
+            state["caller"] = await door.caller(scope)
+            quota: Quota | None = await state["request_limiter"].admit(state["caller"])
+        except AppError as error:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
                 return
-            await problem_response(error, request_id)(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if started or scope["type"] != "http":
-                raise  # the server cuts the connection, so that nobody takes it for the end
-            bug = InternalError("The server failed; its log says why, under the request's id.")
-            await problem_response(bug, request_id)(scope, receive, send_with_id)
+            await problem_response(error, state["request_id"])(scope, receive, send)
+            return
+        sends = _while_allowed(_with_quota(send, quota), door.callers, state["caller"])
+        with only(state["caller"].workspace_id):
+            await self._app(scope, receive, sends)
 
 
-def _without_traceback(send: Send) -> Send:
-    """Let a server that refuses to start say so in a sentence, not with a traceback."""
+def _with_quota(send: Send, quota: Quota | None) -> Send:
+    """Tell the caller how they stand."""
+    if quota is None:
+        return send
 
-    async def send_sentence(message: Message) -> None:
-        refusal = sys.exc_info()[1]
-        if message["type"] == "lifespan.startup.failed" and isinstance(refusal, StartRefused):
-            message["message"] = str(refusal)
+    async def send_with_quota(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ())]
+            add_quota(message["headers"], quota)
         await send(message)
 
-    return send_sentence
+    return send_with_quota
+
+
+def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:
+    """Cut a long answer, such as sound, once its key is revoked or expires.
+
+    Event streams look for themselves: they say so, and are silent for long.
+    """
+    look_again_at = time.monotonic() + RECHECK_SECONDS
+
+    async def send_if_allowed(message: Message) -> None:
+        nonlocal look_again_at
+        if any(value.startswith(_EVENTS) for _, value in message.get("headers", ())):
+            look_again_at = float("inf")
+        if message.get("more_body") and time.monotonic() > look_again_at:
+            look_again_at = time.monotonic() + RECHECK_SECONDS
+            with suppress(StorageUnavailable):
+                await callers.require_still(caller)
+        await send(message)
+
+    return send_if_allowed

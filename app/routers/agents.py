@@ -14,6 +14,7 @@ from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.routers.strict_route import StrictRoute
 from app.schemas.chat import AgentCreate, AgentRead, AgentUpdate, AgentVersionRead
 from app.services import crud
+from app.services.identity import audit
 
 router = APIRouter(prefix="/agents", tags=["agents"], route_class=StrictRoute)
 
@@ -25,7 +26,9 @@ async def create_agent(body: AgentCreate, db: Db, caller: Caller, key: Key) -> R
     """Create an agent."""
 
     async def create() -> Agent:
-        return await crud.create_agent(db, caller.workspace_id, **body.model_dump())
+        agent = await crud.create_agent(db, caller.workspace_id, **body.model_dump())
+        audit.record(db, caller, audit.Action.AGENT_CREATED, agent.id)
+        return agent
 
     return await once(key, db, caller, AgentRead, create)
 
@@ -65,13 +68,18 @@ async def update_agent(agent_id: UUID, body: AgentUpdate, db: Db, caller: Caller
     A session goes on with the newest version from its next turn.
     """
     changes = body.model_dump(include=body.model_fields_set)
-    return await crud.update_agent(db, caller.workspace_id, agent_id, **changes)
+    agent = await crud.update_agent(db, caller.workspace_id, agent_id, **changes)
+    audit.record(
+        db, caller, audit.Action.AGENT_UPDATED, agent_id, version=agent.version, fields=[*changes]
+    )
+    return agent
 
 
 @router.delete("/{agent_id}", status_code=HTTPStatus.NO_CONTENT)
 async def archive_agent(agent_id: UUID, db: Db, caller: Caller) -> None:
     """Archive an agent: its sessions can be read, but take no new messages."""
     await crud.archive_agent(db, caller.workspace_id, agent_id)
+    audit.record(db, caller, audit.Action.AGENT_ARCHIVED, agent_id)
 
 
 @router.get("/{agent_id}/versions", response_model=list[AgentVersionRead])
@@ -99,6 +107,8 @@ async def restore_version(
     """Make an agent as it was at a version; this is a new version itself."""
 
     async def restore() -> Agent:
-        return await crud.restore_version(db, caller.workspace_id, agent_id, version)
+        agent = await crud.restore_version(db, caller.workspace_id, agent_id, version)
+        audit.record(db, caller, audit.Action.AGENT_RESTORED, agent_id, version=version)
+        return agent
 
     return await once(key, db, caller, AgentRead, restore, HTTPStatus.OK)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.core.errors import AppError, ErrorKind
 from app.core.security import Caller
+from app.routers.deps import Caller as RequestCaller
 from app.services.turns import RequestKey, keys
 
 REPLAYED = "Idempotent-Replayed"
@@ -34,7 +35,9 @@ class IdempotencyKeyInvalid(AppError):
     code = "idempotency-key-invalid"
 
 
-async def _request_key(request: Request, key: KeyHeader = None) -> RequestKey | None:
+async def _request_key(
+    request: Request, caller: RequestCaller, key: KeyHeader = None
+) -> RequestKey | None:
     if key is None:
         return None
     if not (1 <= len(key) <= _LONGEST_KEY and all("!" <= character <= "~" for character in key)):
@@ -49,7 +52,15 @@ async def _request_key(request: Request, key: KeyHeader = None) -> RequestKey | 
             digest.update(f"{name} {len(data)}\n".encode() + data)
     else:
         digest.update(await request.body())
-    return RequestKey(key, digest.digest())
+    return RequestKey(_of_caller(caller, key), digest.digest())
+
+
+def _of_caller(caller: Caller, key: str) -> str:
+    """Keep the keys of end users apart: theirs come from browsers, and lead to their sessions."""
+    if caller.sees_every_session:
+        return key
+    owner = f"{caller.user_id} {caller.session_id} {key}"
+    return "of-" + hashlib.sha256(owner.encode()).hexdigest()
 
 
 Key = Annotated[RequestKey | None, Depends(_request_key)]

@@ -46,19 +46,35 @@ def cursor_number(cursor: str | None) -> int | None:
     return number
 
 
+def cursor_text(cursor: str | None) -> str | None:
+    """Read a cursor that stands on a short text. Raises `CursorInvalid`."""
+    if cursor is None:
+        return None
+    text = _decode(cursor).decode("ascii", "replace")
+    if not text.isalnum():
+        raise _invalid()
+    return text
+
+
 def link_next(
     request: Request,
     response: Response,
     rows: Sequence[T],
     limit: int,
-    position: Callable[[T], UUID | int],
+    position: Callable[[T], UUID | int | str],
 ) -> Sequence[T]:
     """Cut the row that was read beyond `limit`, and say where the page after this one is."""
     if len(rows) <= limit:
         return rows
     page = rows[:limit]
     at = position(page[-1])
-    raw = at.bytes if isinstance(at, UUID) else at.to_bytes(8, "big")
+    match at:
+        case UUID():
+            raw = at.bytes
+        case int():
+            raw = at.to_bytes(8, "big")
+        case str():
+            raw = at.encode()
     cursor = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
     url = request.url.include_query_params(cursor=cursor)
     response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'

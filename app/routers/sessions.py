@@ -28,6 +28,7 @@ from app.schemas.chat import (
     UserId,
 )
 from app.services import crud
+from app.services.identity import audit
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=StrictRoute)
 
@@ -41,7 +42,7 @@ async def create_session(body: SessionCreate, db: Db, caller: Caller, key: Key) 
     async def create() -> Session:
         return await crud.create_session(
             db,
-            caller.workspace_id,
+            caller,
             body.agent_id,
             title=body.title,
             user_id=body.user_id,
@@ -69,7 +70,7 @@ async def list_sessions(  # noqa: PLR0913  # one per query parameter
     """List conversations, the newest first."""
     sessions = await crud.list_sessions(
         db,
-        caller.workspace_id,
+        caller,
         agent_id=agent_id,
         user_id=user_id,
         search=q,
@@ -82,8 +83,8 @@ async def list_sessions(  # noqa: PLR0913  # one per query parameter
 @router.get("/{session_id}", response_model=SessionHistory)
 async def get_session(session_id: UUID, db: ReadingDb, caller: Caller) -> dict[str, Any]:
     """Get a conversation with its full history, oldest message first."""
-    session = await crud.get_session(db, caller.workspace_id, session_id)
-    messages = await crud.list_messages(db, caller.workspace_id, session_id)
+    session = await crud.get_session(db, caller, session_id)
+    messages = await crud.list_messages(db, session)
     return SessionRead.model_validate(session).model_dump() | {"messages": messages}
 
 
@@ -93,13 +94,14 @@ async def update_session(session_id: UUID, body: SessionUpdate, db: Db, caller: 
     changes: dict[str, Any] = body.model_dump(include=body.model_fields_set)
     if "metadata" in changes:
         changes["metadata_"] = changes.pop("metadata")
-    return await crud.update_session(db, caller.workspace_id, session_id, **changes)
+    return await crud.update_session(db, caller, session_id, **changes)
 
 
 @router.delete("/{session_id}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_session(session_id: UUID, db: Db, caller: Caller) -> None:
     """Delete a conversation and everything in it, for good."""
-    await crud.delete_session(db, caller.workspace_id, session_id)
+    await crud.delete_session(db, caller, session_id)
+    audit.record(db, caller, audit.Action.SESSION_DELETED, session_id)
 
 
 @router.get("/{session_id}/messages", response_model=list[MessageRead])
@@ -114,13 +116,9 @@ async def list_messages(  # noqa: PLR0913  # one per query parameter
     cursor: Cursor = None,
 ) -> Sequence[Message]:
     """List a conversation's messages in pages, oldest first."""
-    await crud.get_session(db, caller.workspace_id, session_id)
+    session = await crud.get_session(db, caller, session_id)
     messages = await crud.list_messages(
-        db,
-        caller.workspace_id,
-        session_id,
-        after_seq=cursor_number(cursor) or 0,
-        limit=limit + 1,
+        db, session, after_seq=cursor_number(cursor) or 0, limit=limit + 1
     )
     return link_next(request, response, messages, limit, lambda message: message.seq)
 
@@ -132,9 +130,7 @@ async def fork_session(
     """Copy a conversation up to a message, to go on differently from there."""
 
     async def fork() -> Session:
-        return await crud.fork_session(
-            db, caller.workspace_id, session_id, up_to_seq=body.up_to_seq
-        )
+        return await crud.fork_session(db, caller, session_id, up_to_seq=body.up_to_seq)
 
     return await once(key, db, caller, SessionRead, fork)
 
@@ -143,16 +139,17 @@ async def fork_session(
 async def export_session(
     session_id: UUID,
     response: Response,
-    db: ReadingDb,
+    db: Db,
     caller: Caller,
     *,
     audio: Annotated[bool, Query(description="With the sound of voice turns, as base64.")] = False,
 ) -> SessionExport:
     """Get everything that is stored of a conversation, as one JSON document."""
-    session = await crud.get_session(db, caller.workspace_id, session_id)
+    session = await crud.get_session(db, caller, session_id)
     agent = await crud.get_agent(db, caller.workspace_id, session.agent_id)
-    messages = await crud.list_messages(db, caller.workspace_id, session_id)
-    turns = await crud.list_turns(db, caller.workspace_id, session_id)
+    messages = await crud.list_messages(db, session)
+    turns = await crud.list_turns(db, session)
+    audit.record(db, caller, audit.Action.SESSION_EXPORTED, session_id)
     response.headers["Content-Disposition"] = f'attachment; filename="session-{session_id}.json"'
     return SessionExport(
         session=SessionRead.model_validate(session),

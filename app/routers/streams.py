@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import anyio
 import orjson
@@ -12,6 +13,7 @@ from typing_extensions import override
 
 from app.core.database import Database, StorageUnavailable
 from app.core.errors import AppError
+from app.services.identity import Callers
 from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
 from app.services.turns.errors import ServerDraining
 
@@ -57,7 +59,10 @@ class EventStream(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"status": 200, "headers": self.raw_headers}
+        state: dict[str, Any] = scope["state"]
+        callers: Callers = state["callers"]
         has_left = False
+        refused: AppError | None = None
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
@@ -67,10 +72,19 @@ class EventStream(Response):
                 has_left = True
                 group.cancel_scope.cancel()
 
+            async def look_again() -> None:
+                nonlocal refused
+                refused = await callers.until_refused(state["caller"])
+                events.cancel()
+
             group.start_soon(watch)
+            group.start_soon(look_again)
             await send({"type": "http.response.start", **head})
             try:
-                await self._send_events(send)
+                with anyio.CancelScope() as events:
+                    await self._send_events(send)
+                if refused:
+                    await _send_error(send, refused)
             except TimeoutError:
                 has_left = True  # it reads nothing; cut without an end
                 raise
@@ -87,10 +101,16 @@ class EventStream(Response):
         except ServerDraining:
             await _send_body(send, b"event: server.draining\ndata: {}\n\n")
         except (AppError, StorageUnavailable) as error:
-            # No terminal event: the client asks `GET /turns/{id}`.
-            told = orjson.dumps({"code": error.code, "detail": error.detail})
-            await _send_body(send, b"event: error\ndata: " + told + b"\n\n")
+            await _send_error(send, error)
+            return
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_error(send: Send, error: AppError) -> None:
+    """End the stream without a terminal event: the client asks `GET /turns/{id}`."""
+    told = orjson.dumps({"code": error.code, "detail": error.detail})
+    await _send_body(send, b"event: error\ndata: " + told + b"\n\n")
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_body(send: Send, body: bytes) -> None:

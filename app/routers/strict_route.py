@@ -1,4 +1,7 @@
-"""Bodies as strictly as the databases need them: bounded, and nothing that cannot be stored."""
+"""Every endpoint's first steps: may the caller do this, and is the body one that it takes?
+
+Bodies are bounded, and hold nothing that cannot be stored.
+"""
 
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
@@ -13,6 +16,7 @@ from starlette.types import Message, Receive
 from typing_extensions import override
 
 from app.routers.problems import UnsupportedMediaType
+from app.routers.rules import rule_of
 from app.services.voice import UPLOAD_BYTES_LIMIT
 
 _JSON_BYTES = 1024 * 1024
@@ -28,10 +32,20 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """Takes the body that its endpoint declares, JSON or a form, and no other."""
+    """Serves whom `rules` name, and takes the body that its endpoint declares, and no other."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        rule = rule_of(self.methods or (), self.path)
+        handle = self._handle_body()
+
+        async def handle_allowed(request: Request) -> Response:
+            rule.check(request.state.caller)
+            return await handle(request)
+
+        return handle_allowed
+
+    def _handle_body(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle

@@ -27,7 +27,7 @@ router = APIRouter(prefix="/turns", tags=["turns"], route_class=StrictRoute)
 @router.get("/{turn_id}", response_model=TurnWithMessage)
 async def get_turn(turn_id: UUID, db: ReadingDb, caller: Caller) -> dict[str, Any]:
     """Get a turn and its answer: how a client learns what it missed."""
-    turn, message = await crud.get_turn(db, caller.workspace_id, turn_id)
+    turn, message = await crud.get_turn(db, caller, turn_id)
     return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
 
 
@@ -79,7 +79,7 @@ async def cancel_turn(
     """
     await turns.cancel(caller, turn_id, played_ms=body.played_ms if body else None)
     async with data.reading() as db:
-        turn, message = await crud.get_turn(db, caller.workspace_id, turn_id)
+        turn, message = await crud.get_turn(db, caller, turn_id)
     return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
 
 

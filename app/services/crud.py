@@ -1,7 +1,8 @@
 """Reads and writes of the conversation tables, for everything but the turn itself.
 
-Each function takes the caller's transaction as `db` and the caller's workspace, and never
-commits. Another workspace's row does not exist.
+Each function takes the caller's transaction as `db` and never commits. Those of agents take the
+caller's workspace, and another workspace's row does not exist. Those of sessions take the caller,
+and neither does another end user's.
 """
 
 from collections.abc import Sequence
@@ -11,67 +12,28 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, and_, delete, func, literal_column, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.errors import AppError, ErrorKind
+from app.core.security import Caller, Forbidden
 from app.models import (
     PERSONA_FIELDS,
     Agent,
     AgentVersion,
+    IdempotencyKey,
     Message,
     MessageStatus,
     Session,
     Turn,
     utc_now,
 )
+from app.services.conversation_errors import (
+    AgentArchived,
+    AgentNotFound,
+    MessageNotFound,
+    SessionBusy,
+    SessionNotFound,
+    TurnNotFound,
+    VersionNotFound,
+)
 from app.services.usage.reports import keep_usage_of_session
-
-
-class AgentNotFound(AppError):
-    """No such agent."""
-
-    kind = ErrorKind.NOT_FOUND
-    code = "agent-not-found"
-
-
-class AgentArchived(AppError):
-    """The agent is archived."""
-
-    kind = ErrorKind.CONFLICT
-    code = "agent-archived"
-
-
-class VersionNotFound(AppError):
-    """No such version of the agent."""
-
-    kind = ErrorKind.NOT_FOUND
-    code = "version-not-found"
-
-
-class SessionNotFound(AppError):
-    """No such session."""
-
-    kind = ErrorKind.NOT_FOUND
-    code = "session-not-found"
-
-
-class SessionBusy(AppError):
-    """A turn of the session is not finished."""
-
-    kind = ErrorKind.CONFLICT
-    code = "session-busy"
-
-
-class MessageNotFound(AppError):
-    """No such message."""
-
-    kind = ErrorKind.NOT_FOUND
-    code = "message-not-found"
-
-
-class TurnNotFound(AppError):
-    """No such turn."""
-
-    kind = ErrorKind.NOT_FOUND
-    code = "turn-not-found"
 
 
 class PersonaChanges(TypedDict, total=False):
@@ -135,7 +97,7 @@ async def get_agent(
     """Load one agent, archived or not. Raises `AgentNotFound`."""
     agent = await db.get(Agent, (workspace_id, agent_id), with_for_update=for_update)
     if agent is None:
-        raise AgentNotFound(f"There is no agent {agent_id}.")
+        raise AgentNotFound("There is no such agent.")
     return agent
 
 
@@ -214,22 +176,43 @@ async def _record_version(db: AsyncSession, agent: Agent) -> None:
     await db.flush()
 
 
+def visible_sessions(caller: Caller) -> ColumnElement[bool]:
+    """Select the sessions that exist for the caller."""
+    conditions = [Session.workspace_id == caller.workspace_id]
+    if caller.user_id is not None:
+        conditions.append(Session.user_id == caller.user_id)
+    if caller.session_id is not None:
+        conditions.append(Session.id == caller.session_id)
+    return and_(*conditions)
+
+
 async def create_session(
-    db: AsyncSession, workspace_id: UUID, agent_id: UUID, **columns: Unpack[SessionChanges]
+    db: AsyncSession, caller: Caller, agent_id: UUID, **columns: Unpack[SessionChanges]
 ) -> Session:
-    """Open a conversation with an agent. Raises `AgentNotFound` or `AgentArchived`."""
-    agent = await get_agent(db, workspace_id, agent_id)
+    """Open a conversation with an agent; an end user's is their own.
+
+    Raises `AgentNotFound`, `AgentArchived`, or `Forbidden` where it would be another user's.
+    """
+    agent = await get_agent(db, caller.workspace_id, agent_id)
     if agent.archived_at:
         raise AgentArchived("An archived agent takes no new sessions.")
-    session = Session(workspace_id=workspace_id, agent_id=agent_id, last_seq=0, **columns)
+    if caller.user_id is not None:
+        _require_own(caller, columns.setdefault("user_id", None) or caller.user_id)
+        columns["user_id"] = caller.user_id
+    session = Session(workspace_id=caller.workspace_id, agent_id=agent_id, last_seq=0, **columns)
     db.add(session)
     await db.flush()
     return session
 
 
+def _require_own(caller: Caller, user_id: str | None) -> None:
+    if caller.user_id is not None and user_id != caller.user_id:
+        raise Forbidden("An end user's session belongs to that user.")
+
+
 async def list_sessions(  # noqa: PLR0913  # one filter each
     db: AsyncSession,
-    workspace_id: UUID,
+    caller: Caller,
     *,
     agent_id: UUID | None,
     user_id: str | None,
@@ -241,7 +224,7 @@ async def list_sessions(  # noqa: PLR0913  # one filter each
 
     `search` keeps those with all of its words in the title or in one message.
     """
-    query = select(Session).where(Session.workspace_id == workspace_id)
+    query = select(Session).where(visible_sessions(caller))
     if agent_id:
         query = query.where(Session.agent_id == agent_id)
     if user_id is not None:
@@ -250,7 +233,7 @@ async def list_sessions(  # noqa: PLR0913  # one filter each
         query = query.where(Session.id < before_id)
     if search is not None:
         on_postgres = db.get_bind().dialect.name == "postgresql"
-        query = _matching(query, workspace_id, search, full_text=on_postgres)
+        query = _matching(query, caller.workspace_id, search, full_text=on_postgres)
     return (await db.scalars(query.order_by(Session.id.desc()).limit(limit))).all()
 
 
@@ -272,41 +255,52 @@ def _matching(
 
 
 async def get_session(
-    db: AsyncSession, workspace_id: UUID, session_id: UUID, *, for_update: bool = False
+    db: AsyncSession, caller: Caller, session_id: UUID, *, for_update: bool = False
 ) -> Session:
     """Load one session. Raises `SessionNotFound`."""
-    session = await db.get(Session, (workspace_id, session_id), with_for_update=for_update)
+    query = select(Session).where(visible_sessions(caller), Session.id == session_id)
+    session = await db.scalar(query.with_for_update() if for_update else query)
     if session is None:
-        raise SessionNotFound(f"There is no session {session_id}.")
+        raise SessionNotFound("There is no such session.")
     return session
 
 
 async def update_session(
-    db: AsyncSession, workspace_id: UUID, session_id: UUID, **changes: Unpack[SessionChanges]
+    db: AsyncSession, caller: Caller, session_id: UUID, **changes: Unpack[SessionChanges]
 ) -> Session:
-    """Set the given columns and no others. Raises `SessionNotFound`."""
-    session = await get_session(db, workspace_id, session_id, for_update=True)
+    """Set the given columns and no others.
+
+    Raises `SessionNotFound`, or `Forbidden` where an end user would give the session away.
+    """
+    session = await get_session(db, caller, session_id, for_update=True)
+    if "user_id" in changes:
+        _require_own(caller, changes["user_id"])
     for column, value in changes.items():
         setattr(session, column, value)
     session.updated_at = utc_now()
     return session
 
 
-async def delete_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Delete a session and all but its bill, for good. Raises `SessionNotFound`.
+async def delete_session(db: AsyncSession, caller: Caller, session_id: UUID) -> None:
+    """Delete a session and all but its bill, for good; also the stored answer that made it.
 
-    A turn that is still running finds its session gone and stores nothing.
+    Raises `SessionNotFound`. A turn that still runs finds its session gone and stores nothing.
     """
-    await get_session(db, workspace_id, session_id, for_update=True)
-    await keep_usage_of_session(db, workspace_id, session_id)
-    its_row = delete(Session).where(Session.workspace_id == workspace_id, Session.id == session_id)
-    await db.execute(its_row)
+    await get_session(db, caller, session_id, for_update=True)
+    await keep_usage_of_session(db, caller.workspace_id, session_id)
+    await db.execute(delete(Session).where(visible_sessions(caller), Session.id == session_id))
+    made = f'{{"id":"{session_id}"'.encode()
+    await db.execute(
+        delete(IdempotencyKey).where(
+            IdempotencyKey.workspace_id == caller.workspace_id,
+            func.substr(IdempotencyKey.body, 1, len(made)) == made,
+        )
+    )
 
 
 async def list_messages(
     db: AsyncSession,
-    workspace_id: UUID,
-    session_id: UUID,
+    session: Session,
     *,
     after_seq: int = 0,
     limit: int | None = None,
@@ -316,8 +310,8 @@ async def list_messages(
         await db.scalars(
             select(Message)
             .where(
-                Message.workspace_id == workspace_id,
-                Message.session_id == session_id,
+                Message.workspace_id == session.workspace_id,
+                Message.session_id == session.id,
                 Message.seq > after_seq,
             )
             .order_by(Message.seq)
@@ -327,15 +321,15 @@ async def list_messages(
 
 
 async def fork_session(
-    db: AsyncSession, workspace_id: UUID, session_id: UUID, *, up_to_seq: int | None
+    db: AsyncSession, caller: Caller, session_id: UUID, *, up_to_seq: int | None
 ) -> Session:
     """Copy a session with its settled messages up to `up_to_seq`, or all of them.
 
     Raises `SessionNotFound`, `AgentArchived`, `MessageNotFound` where the session has no such
     message, and `SessionBusy` where one that would be copied is not settled yet.
     """
-    original = await get_session(db, workspace_id, session_id, for_update=True)
-    messages = await list_messages(db, workspace_id, session_id)
+    original = await get_session(db, caller, session_id, for_update=True)
+    messages = await list_messages(db, original)
     if up_to_seq is not None:
         if up_to_seq > original.last_seq:
             raise MessageNotFound(f"The session has no message {up_to_seq}.")
@@ -344,7 +338,7 @@ async def fork_session(
         raise SessionBusy("A turn is not finished: wait for it, or fork up to a message before it.")
     fork = await create_session(
         db,
-        workspace_id,
+        caller,
         original.agent_id,
         title=original.title,
         metadata_=original.metadata_,
@@ -355,7 +349,7 @@ async def fork_session(
     fork.forked_from_seq = len(messages)
     db.add_all(
         Message(
-            workspace_id=workspace_id,
+            workspace_id=caller.workspace_id,
             session_id=fork.id,
             seq=message.seq,
             role=message.role,
@@ -371,18 +365,18 @@ async def fork_session(
     return fork
 
 
-async def list_turns(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> Sequence[Turn]:
+async def list_turns(db: AsyncSession, session: Session) -> Sequence[Turn]:
     """Return every turn of a session, oldest first."""
     return (
         await db.scalars(
             select(Turn)
-            .where(Turn.workspace_id == workspace_id, Turn.session_id == session_id)
+            .where(Turn.workspace_id == session.workspace_id, Turn.session_id == session.id)
             .order_by(Turn.user_seq)
         )
     ).all()
 
 
-async def get_turn(db: AsyncSession, workspace_id: UUID, turn_id: UUID) -> tuple[Turn, Message]:
+async def get_turn(db: AsyncSession, caller: Caller, turn_id: UUID) -> tuple[Turn, Message]:
     """Load one turn and the assistant's message of it. Raises `TurnNotFound`."""
     row = (
         await db.execute(
@@ -391,10 +385,15 @@ async def get_turn(db: AsyncSession, workspace_id: UUID, turn_id: UUID) -> tuple
                 Message,
                 and_(Message.workspace_id == Turn.workspace_id, Message.id == Turn.message_id),
             )
-            .where(Turn.workspace_id == workspace_id, Turn.id == turn_id)
+            .join(
+                Session,
+                and_(Session.workspace_id == Turn.workspace_id, Session.id == Turn.session_id),
+            )
+            .where(Turn.workspace_id == caller.workspace_id, Turn.id == turn_id)
+            .where(visible_sessions(caller))
         )
     ).one_or_none()
     if row is None:
-        raise TurnNotFound(f"There is no turn {turn_id}.")
+        raise TurnNotFound("There is no such turn.")
     turn, message = row
     return turn, message

@@ -187,7 +187,7 @@ async def test_key_has_limits_and_a_budget_of_its_own(
     gate = Gate()
     chat_model.while_thinking = gate
     limits = Limits(tokens_per_day=2 * RESERVED)
-    caller = Caller(DEFAULT_WORKSPACE_ID, "key00001", limits=limits)
+    caller = Caller(DEFAULT_WORKSPACE_ID, key_id="key00001", limits=limits)
 
     of_key, refused = await start_in_all([state], session_ids[:4], caller)
     of_admin, _ = await start_in_all([state], session_ids[4:8])

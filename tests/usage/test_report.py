@@ -68,7 +68,7 @@ async def test_turns_are_told_apart_by_agent_key_user_and_model(
     for user_id, key_id in (("ada", None), ("ada", "key00001"), ("bob", "key00001")):
         body = {"agent_id": agent_id, "user_id": user_id}
         session_id = (await client.post("/sessions", json=body)).json()["id"]
-        caller = Caller(DEFAULT_WORKSPACE_ID, key_id)
+        caller = Caller(DEFAULT_WORKSPACE_ID, key_id=key_id)
         await state["turns"].reply_to_text(caller, UUID(session_id), "Hi")
 
     rows = await usage(client, group_by="agent,key,user,model")

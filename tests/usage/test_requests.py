@@ -121,8 +121,8 @@ async def test_busy_server_seldom_asks_the_database(database: Database) -> None:
 
 async def test_callers_are_counted_apart(database: Database) -> None:
     limiter = RequestLimiter(database, Limits(3), Clock())
-    key = Caller(DEFAULT_WORKSPACE_ID, "key00001", limits=Limits(5))
-    free = Caller(DEFAULT_WORKSPACE_ID, "key00002", limits=Limits(0))
+    key = Caller(DEFAULT_WORKSPACE_ID, key_id="key00001", limits=Limits(5))
+    free = Caller(DEFAULT_WORKSPACE_ID, key_id="key00002", limits=Limits(0))
     user = Caller(DEFAULT_WORKSPACE_ID, user_id="key00001")
 
     counts = [await admitted(limiter, 10, caller) for caller in (ADMIN, key, free, user)]
@@ -136,7 +136,7 @@ async def test_callers_who_left_are_forgotten(database: Database) -> None:
     clock = Clock()
     limiter = RequestLimiter(database, Limits(5), clock)
     for number in range(4):
-        await limiter.admit(Caller(DEFAULT_WORKSPACE_ID, f"key{number}"))
+        await limiter.admit(Caller(DEFAULT_WORKSPACE_ID, key_id=f"key{number}"))
     clock.now += 3600
     await limiter.admit(ADMIN)
 

@@ -33,11 +33,8 @@ _ERROR_BODY_SECONDS = 1.0
 _MAX_MESSAGE_BYTES = 8 << 20
 _REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
 
-_LOOKS_LIKE_A_KEY = re.compile(
-    r"(?i)(?<=bearer )\S+"
-    r"|\b(?:sk|pk|rk|ak|gsk|xai|hf|nvapi|key|org|proj)[-_][\w*.-]{4,}"
-    r"|(?=\w*\d)\w{24,}"
-)
+_ERROR_NAME = re.compile(rb'"(?:type|code)"\s*:\s*"([a-z_]{1,40})"')
+"""What kind of error it is, in one word, as `rate_limit_exceeded`."""
 
 
 class OpenAIClient:
@@ -196,11 +193,9 @@ class OpenAIClient:
     def _log_refusal(self, status: int, body: bytes) -> None:
         if not logger.isEnabledFor(logging.DEBUG):
             return
-        words = body.decode(errors="replace")
-        if self._api_key:
-            words = words.replace(self._api_key, "[redacted]")
-        words = _LOOKS_LIKE_A_KEY.sub("[redacted]", words)
-        logger.debug("The provider answered HTTP %d: %r", status, words)
+        # Not its words: they may quote the prompt, or a key.
+        named = b", ".join(_ERROR_NAME.findall(body)).decode()
+        logger.debug("The provider answered HTTP %d (%s)", status, named or "no error named")
 
 
 class _Upload:

@@ -53,6 +53,8 @@ class NewMessage:
     account: Account = NOBODYS_ACCOUNT
     upload_seconds: float | None = None
     """How long a voice turn's recording is."""
+    user_id: str | None = None
+    """The end user who says it: the session must be theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
     places = yield from one(hot.TAKE_PLACES(now=now, **session))
-    if not places:
-        raise SessionNotFound(f"There is no session {message.session_id}.")
-    last_seq, agent_id, user_id = places[0]
+    last_seq, agent_id, user_id = places[0] if places else (0, None, None)
+    if not places or message.user_id not in {None, user_id}:
+        raise SessionNotFound("There is no such session.")
     found, history = yield [
         hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session),
         hot.HISTORY(user_seq_=last_seq - 1, **session),

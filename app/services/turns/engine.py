@@ -131,10 +131,16 @@ class TurnEngine:
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
         modality = Modality.VOICE if voice else Modality.TEXT
-        upload_seconds = voice.recording.duration_seconds if voice else None
-        account = self._accounts.of(caller)
+        if caller.session_id not in {None, session_id}:
+            raise crud.SessionNotFound("There is no such session.")
         message = NewMessage(
-            caller.workspace_id, session_id, modality, content, account, upload_seconds
+            caller.workspace_id,
+            session_id,
+            modality,
+            content,
+            self._accounts.of(caller),
+            voice.recording.duration_seconds if voice else None,
+            caller.user_id,
         )
         with anyio.CancelScope(shield=True):  # stored and running, or neither
             return await self._accept(message, voice, options)
@@ -172,6 +178,9 @@ class TurnEngine:
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
+        if not caller.sees_every_session:
+            async with self._database.reading() as db:
+                await crud.get_turn(db, caller, turn_id)
         live = self._turns.get(turn_id)
         if live and live.record.workspace_id == caller.workspace_id:
             return live
@@ -205,7 +214,8 @@ class TurnEngine:
         if self.runs_here(live):
             return
         async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+            server = Caller(live.record.workspace_id)
+            turn, message = await crud.get_turn(db, server, live.record.id)
         if turn.ended_at is None or live.settled.is_set():
             return
         live.progress.usage = Usage(

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import anyio
 
 from app.core.database import Database
+from app.core.security import Caller
 from app.models import TurnStatus
 from app.services import crud
 from app.services.turns import event_store
@@ -53,7 +54,7 @@ async def follow(
 async def _read(database: Database, live: LiveTurn, after: int) -> Sequence[TurnEvent]:
     record = live.record
     async with database.reading() as db:
-        turn, _ = await crud.get_turn(db, record.workspace_id, record.id)
+        turn, _ = await crud.get_turn(db, Caller(record.workspace_id), record.id)
         events = await event_store.read(db, record.workspace_id, record.id, after)
     if not events and turn.status in _SETTLED:
         raise EventsPruned("The turn is settled: `GET /turns/{id}` has its answer.")

@@ -57,7 +57,7 @@ def find(workspace_id: UUID, turn_id: UUID) -> Program[TurnRecord]:
     """Load a turn, without its history. Raises `TurnNotFound`."""
     rows = yield from one(_FIND(workspace_id_=workspace_id, turn_id_=turn_id))
     if not rows:
-        raise TurnNotFound(f"There is no turn {turn_id}.")
+        raise TurnNotFound("There is no such turn.")
     return (yield from load_record(TurnRow(*rows[0]), history=False))
 
 

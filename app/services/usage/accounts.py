@@ -61,7 +61,7 @@ class Account:
     @property
     def upload_ms_limit(self) -> int:
         """Milliseconds of recordings in a day."""
-        return _limit((self.limits.upload_minutes_per_day or 0) * 60_000)
+        return _limit(round((self.limits.upload_minutes_per_day or 0) * 60_000))
 
     @property
     def tokens_limit(self) -> int:
@@ -71,7 +71,7 @@ class Account:
     @property
     def nanos_limit(self) -> int:
         """Nano-dollars in a day."""
-        return _limit(int((self.limits.usd_per_day or 0) * NANOS))
+        return _limit(round((self.limits.usd_per_day or 0) * NANOS))
 
     def reservation(
         self, now: datetime, used: Used, *, is_spoken: bool = False

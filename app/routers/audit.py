@@ -1,0 +1,31 @@
+"""`/audit`: who changed keys and agents, exported or deleted."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request, Response
+
+from app.models import AuditEntry
+from app.routers.deps import Caller, ReadingDb
+from app.routers.pages import Cursor, Limit, cursor_id, link_next
+from app.routers.strict_route import StrictRoute
+from app.schemas.identity import AuditRead
+from app.services.identity import audit
+
+router = APIRouter(prefix="/audit", tags=["keys"], route_class=StrictRoute)
+
+
+@router.get("", response_model=list[AuditRead])
+async def list_entries(  # noqa: PLR0913  # one per query parameter
+    request: Request,
+    response: Response,
+    db: ReadingDb,
+    caller: Caller,
+    *,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Sequence[AuditEntry]:
+    """List the audit log of this workspace, the newest entry first."""
+    entries = await audit.list_entries(
+        db, caller.workspace_id, before_id=cursor_id(cursor), limit=limit + 1
+    )
+    return link_next(request, response, entries, limit, lambda entry: entry.id)

@@ -1,0 +1,25 @@
+"""Which sites' pages may call the API from a browser: those that are named, no others."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+_RESPONSE_HEADERS = (
+    "Request-Id", "Link", "Retry-After", "Idempotent-Replayed", "X-Transcription", "X-Turn-Id",
+)  # fmt: skip
+
+
+def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    """Answer the browsers of these sites; without cookies, for nobody is known by one."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=_METHODS,
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_RESPONSE_HEADERS,
+        allow_credentials=False,
+        max_age=600,
+    )

@@ -1,0 +1,83 @@
+"""What is around every response: an id, headers for browsers, and a net for what nobody caught.
+
+Plain ASGI, outside of everything.
+"""
+
+import logging
+import secrets
+import sys
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.errors import StartRefused
+from app.routers.problems import problem_response
+from app.services.turns.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+_NOTHING = b"default-src 'none'; frame-ancestors 'none'"
+_PAGES = (
+    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_POLICIES = {"/docs": _PAGES, "/redoc": _PAGES}
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+class Envelope:
+    """Gives each response its headers, and turns a bug into a 500 without detail."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass a lifespan on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _without_traceback(send))
+            return
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        policy = _POLICIES.get(scope["path"], _NOTHING)
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                given = list(message.get("headers", ()))
+                added = [
+                    (b"request-id", request_id.encode()),
+                    (b"content-security-policy", policy),
+                    *_SECURITY_HEADERS,
+                ]
+                if not any(name == b"cache-control" for name, _ in given):
+                    added.append((b"cache-control", b"no-store"))
+                message["headers"] = given + added
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if started or scope["type"] != "http":
+                raise  # the server cuts the connection, so that nobody takes it for the end
+            bug = InternalError("The server failed; its log says why, under the request's id.")
+            await problem_response(bug, request_id)(scope, receive, send_with_headers)
+
+
+def _without_traceback(send: Send) -> Send:
+    """Let a server that refuses to start say so in a sentence, not with a traceback."""
+
+    async def send_sentence(message: Message) -> None:
+        refusal = sys.exc_info()[1]
+        if message["type"] == "lifespan.startup.failed" and isinstance(refusal, StartRefused):
+            message["message"] = str(refusal)
+        await send(message)
+
+    return send_sentence

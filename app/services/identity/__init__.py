@@ -1,0 +1,30 @@
+"""Who comes in: keys, session tokens, Supabase's users, workspaces; and what they did.
+
+`supabase` and `jwks` are imported only where they are used: cryptography takes ten megabytes.
+"""
+
+from app.services.identity import api_keys, audit, session_tokens, workspaces
+from app.services.identity.callers import RECHECK_SECONDS, Callers
+from app.services.identity.credentials import Credential, CredentialKind, parse
+from app.services.identity.errors import (
+    CannotGrant,
+    IdentityUnavailable,
+    KeyNotFound,
+    WorkspaceNotFound,
+)
+
+__all__ = [
+    "RECHECK_SECONDS",
+    "Callers",
+    "CannotGrant",
+    "Credential",
+    "CredentialKind",
+    "IdentityUnavailable",
+    "KeyNotFound",
+    "WorkspaceNotFound",
+    "api_keys",
+    "audit",
+    "parse",
+    "session_tokens",
+    "workspaces",
+]

@@ -1,0 +1,223 @@
+"""Every endpoint against every kind of caller. A new endpoint without a row here fails."""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.routing import Mount
+
+from app.core.config import AppEnv
+from app.core.security import Permission
+from app.main import create_app
+from app.routers.rules import OPEN_TO_EVERY_CALLER, PUBLIC_PATHS, RULES
+from app.routers.strict_route import StrictRoute
+from tests.conftest import IsolatedSettings
+from tests.identity.world import Things, World
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+
+NOBODY = [
+    "none", "malformed", "wrong checksum", "unknown", "wrong secret", "revoked", "expired",
+    "jwt expired", "jwt wrong audience", "jwt alg none", "jwt signed with the public key",
+]  # fmt: skip
+SOMEBODY = [
+    "read-only", "wrong scope", "other workspace", "other user", "token of another session",
+    "key", "user", "own token", "admin",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One endpoint: what it needs, who else may use it, and a request that works."""
+
+    scope: str
+    users: bool = False
+    tokens: bool = False
+    json: dict[str, Any] | None = None
+    form: dict[str, str] | None = None
+    status: int = 200
+
+    @property
+    def names_something(self) -> bool:
+        """True where a request names a thing of a workspace."""
+        return any("{" in str(value) for value in ((self.json or {}) | (self.form or {})).values())
+
+
+ROWS: dict[str, Row] = {
+    "POST /agents": Row("agents:write", json={"name": "Ada"}, status=201),
+    "GET /agents": Row("agents:read", users=True),
+    "GET /agents/{agent_id}": Row("agents:read", users=True),
+    "PUT /agents/{agent_id}": Row("agents:write", json={"name": "Eve"}),
+    "DELETE /agents/{agent_id}": Row("agents:write", status=204),
+    "GET /agents/{agent_id}/versions": Row("agents:read"),
+    "POST /agents/{agent_id}/versions/{version}/restore": Row("agents:write"),
+    "POST /sessions": Row(
+        "sessions:write", users=True, json={"agent_id": "{agent_id}"}, status=201
+    ),
+    "GET /sessions": Row("sessions:read", users=True),
+    "GET /sessions/{session_id}": Row("sessions:read", users=True, tokens=True),
+    "PATCH /sessions/{session_id}": Row("sessions:write", users=True, json={"title": "x"}),
+    "DELETE /sessions/{session_id}": Row("sessions:write", users=True, status=204),
+    "GET /sessions/{session_id}/messages": Row("sessions:read", users=True, tokens=True),
+    "POST /sessions/{session_id}/fork": Row("sessions:write", users=True, json={}, status=201),
+    "GET /sessions/{session_id}/export": Row("sessions:read", users=True),
+    "POST /sessions/{session_id}/tokens": Row("sessions:write", json={}, status=201),
+    "POST /messages/text": Row(
+        "turns:write", users=True, tokens=True,
+        json={"session_id": "{session_id}", "content": "Hi"},
+    ),
+    "POST /messages/voice": Row(
+        "turns:write", users=True, tokens=True, form={"session_id": "{session_id}"}
+    ),
+    "GET /turns/{turn_id}": Row("turns:read", users=True, tokens=True),
+    "GET /turns/{turn_id}/events": Row("turns:read", users=True, tokens=True),
+    "GET /turns/{turn_id}/audio": Row(  # of a text turn, which has none
+        "turns:read", users=True, tokens=True, status=404
+    ),
+    "POST /turns/{turn_id}/cancel": Row("turns:write", users=True, tokens=True),
+    "POST /keys": Row("keys:write", json={"name": "k", "scopes": ["keys:read"]}, status=201),
+    "GET /keys": Row("keys:read"),
+    "GET /keys/{key_id}": Row("keys:read"),
+    "DELETE /keys/{key_id}": Row("keys:write", status=204),
+    "POST /keys/{key_id}/rotate": Row("keys:write", json={}),
+    "GET /usage": Row("usage:read", users=True),
+    "GET /audit": Row("keys:read"),
+    "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
+    "GET /workspaces": Row("admin"),
+}  # fmt: skip
+
+
+def all_routes(routes: list[Any]) -> list[Any]:
+    """Return every route of an application, also those of its routers."""
+    found: list[Any] = []
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        found += all_routes(router.routes) if router else [route]
+    return found
+
+
+def endpoints() -> dict[str, Any]:
+    app = create_app(IsolatedSettings(app_env=AppEnv.DEVELOPMENT))
+    return {
+        f"{method} {route.path}": route
+        for route in all_routes(app.routes)
+        for method in getattr(route, "methods", None) or {"MOUNT"}
+        if method != "HEAD"
+    }
+
+
+def test_every_endpoint_has_a_rule_and_a_row() -> None:
+    outside = PUBLIC_PATHS | OPEN_TO_EVERY_CALLER
+    ruled = {name: route for name, route in endpoints().items() if route.path not in outside}
+
+    assert sorted(ruled) == sorted(f"{method} {path}" for method, path in RULES) == sorted(ROWS)
+    for name, route in ruled.items():
+        assert isinstance(route, StrictRoute), f"{name} must be a StrictRoute: it asks the rules"
+    for route in endpoints().values():
+        assert route.path in outside or not isinstance(route, Mount)
+
+
+def allowed(row: Row, kind: str) -> bool:
+    """Tell whether a caller of this kind may use the endpoint at all."""
+    match kind:
+        case "admin":
+            return True
+        case "read-only":
+            return row.scope.endswith(":read")
+        case "wrong scope":
+            return False
+        case "other user" | "user":
+            return row.users
+        case "token of another session" | "own token":
+            return row.tokens
+        case _:
+            return row.scope != "admin"
+
+
+async def ask(
+    world: World, name: str, headers: dict[str, str], things: Things, speech: bytes
+) -> httpx2.Response:
+    row = ROWS[name]
+    method, _, path = name.partition(" ")
+    known = {**vars(things), "version": "1"}
+
+    def fill(body: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value.format(**known) if isinstance(value, str) else value
+            for key, value in body.items()
+        }
+
+    content: dict[str, Any] = {}
+    if row.json is not None:
+        content["json"] = fill(row.json)
+    if row.form is not None:
+        content = {"data": fill(row.form), "files": {"audio": ("x.wav", speech)}}
+    return await world.client.request(method, path.format(**known), headers=headers, **content)
+
+
+def without_id(response: httpx2.Response) -> bytes:
+    return response.content.replace(response.headers["request-id"].encode(), b"")
+
+
+@pytest.mark.parametrize("kind", NOBODY)
+async def test_nobody_comes_in(world: World, kind: str, speech: bytes) -> None:
+    things = await world.things()
+    refusals: set[bytes] = set()
+    for name in ROWS:
+        response = await ask(world, name, world.callers[kind], things, speech)
+        assert response.status_code == HTTPStatus.UNAUTHORIZED, name
+        refusals.add(without_id(response))
+    for path in OPEN_TO_EVERY_CALLER:
+        response = await world.client.get(path, headers=world.callers[kind])
+        assert response.status_code == HTTPStatus.UNAUTHORIZED, path
+        refusals.add(without_id(response))
+    assert len(refusals) == 1, "the refusal must not tell what was wrong"
+    for path in PUBLIC_PATHS:
+        response = await world.client.get(path, headers=world.callers[kind])
+        assert response.status_code == HTTPStatus.OK, path
+
+
+@pytest.mark.parametrize("kind", SOMEBODY)
+async def test_somebody_gets_what_is_theirs_and_no_more(
+    world: World, kind: str, speech: bytes
+) -> None:
+    is_stranger = kind in {"other workspace", "other user", "token of another session"}
+    for name, row in ROWS.items():
+        things = await world.things()
+        headers = (
+            await world.token(things.session_id) if kind == "own token" else world.callers[kind]
+        )
+        response = await ask(world, name, headers, things, speech)
+        reads_shared = kind == "other user" and "agent" in name + str(row.json)
+        if not allowed(row, kind):
+            assert response.status_code == HTTPStatus.FORBIDDEN, (name, response.text)
+            assert response.json()["code"] == "forbidden"
+        elif is_stranger and ("{" in name or row.names_something) and not reads_shared:
+            assert response.status_code == HTTPStatus.NOT_FOUND, (name, response.text)
+        else:
+            assert response.status_code == row.status, (name, response.text)
+
+
+def test_rules_are_those_of_the_rows() -> None:
+    for (method, path), rule in RULES.items():
+        row = ROWS[f"{method} {path}"]
+        needed = None if row.scope == "admin" else Permission(row.scope)
+        assert (rule.permission, rule.users, rule.tokens) == (needed, row.users, row.tokens)
+
+
+def test_documentation_has_the_same_rules() -> None:
+    document = (ROOT / "docs/security.md").read_text()
+    told = re.findall(
+        r"^\| `(\w+ /\S*)` \| `?([^`|]+?)`? \| (yes)? ?\| (yes)? ?\|$", document, re.MULTILINE
+    )
+
+    assert {name: (scope, bool(users), bool(tokens)) for name, scope, users, tokens in told} == {
+        name: (row.scope.replace("admin", "admin only"), row.users, row.tokens)
+        for name, row in ROWS.items()
+    }

@@ -1,0 +1,74 @@
+"""A key that is revoked while its stream is open: the stream ends within five seconds."""
+
+import time
+from http import HTTPStatus
+
+import anyio
+import httpx2
+import pytest
+
+from tests.fakes import FakeChatModel, FakeSpeaker
+from tests.identity.world import ADMIN, World, bearer
+from tests.turns.test_engine import Gate
+
+pytestmark = pytest.mark.anyio
+
+SSE = {"accept": "text/event-stream"}
+
+
+@pytest.mark.parametrize("kind", ["key", "session token"])
+async def test_event_stream_ends_soon_after_its_key_is_revoked(
+    world: World, chat_model: FakeChatModel, kind: str
+) -> None:
+    key = await world.key()
+    things = await world.things()
+    gate = chat_model.while_thinking = Gate()
+    headers = bearer(key["key"])
+    if kind == "session token":
+        headers = await world.token(things.session_id, headers)
+    answers: list[httpx2.Response] = []
+    revoked_at = 0.0
+
+    async def follow() -> None:
+        body = {"session_id": things.session_id, "content": "Hi"}
+        answers.append(await world.client.post("/messages/text", json=body, headers=headers | SSE))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(follow)
+        await gate.arrived.wait()
+        await world.client.delete(f"/keys/{key['id']}", headers=ADMIN)
+        revoked_at = time.monotonic()
+        with anyio.fail_after(5):
+            while not answers:
+                await anyio.sleep(0.02)
+        group.cancel_scope.cancel()
+    gate.opened.set()
+
+    assert time.monotonic() - revoked_at < 5
+    assert answers[0].status_code == HTTPStatus.OK
+    last = answers[0].text.rstrip().split("\n\n")[-1]
+    assert last.startswith("event: error")
+    assert '"unauthenticated"' in last
+    assert "turn.completed" not in answers[0].text
+
+
+async def test_sound_is_cut_soon_after_its_key_is_revoked(
+    world: World, speech: bytes, chat_model: FakeChatModel, speaker: FakeSpeaker
+) -> None:
+    key = await world.key()
+    things = await world.things()
+    chat_model.answer = "First there is one sentence of it. Then there is another. And more."
+
+    async def revoke_and_wait() -> None:
+        if len(speaker.said) == 2:
+            await world.client.delete(f"/keys/{key['id']}", headers=ADMIN)
+            await anyio.sleep(2.5)
+
+    speaker.while_speaking = revoke_and_wait
+    with pytest.raises(RuntimeError):  # the connection breaks
+        await world.client.post(
+            "/messages/voice",
+            data={"session_id": things.session_id},
+            files={"audio": ("x.wav", speech)},
+            headers=bearer(key["key"]),
+        )
