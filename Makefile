@@ -1,7 +1,7 @@
 # make run     the server, on http://127.0.0.1:8000 (HOST, PORT and DATA_DIR change where)
 # make test    the whole test suite
 # make check   what CI runs besides: format, lint, types, imports
-# make bench   what a turn costs
+# make bench   what a turn costs, and how soon a voice turn is heard
 
 PYTHON_BIN := .venv/bin/python
 
@@ -26,6 +26,7 @@ fix:
 bench:
 	@scripts/bootstrap requirements/dev.txt
 	@$(PYTHON_BIN) -m bench
+	@$(PYTHON_BIN) -m bench.voice
 
 lock:
 	@scripts/bootstrap requirements/dev.txt

@@ -6,7 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypedDict
 from urllib.parse import urlsplit
 
+import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 from pydantic import SecretStr
 
 from app.core.config import AppEnv, Settings
@@ -33,18 +35,22 @@ from app.services.openai_service import (
     OpenAIClient,
     OpenAITranscriber,
     make_speaker,
+    warn_of_shutdowns,
 )
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
-from app.services.turns import TurnEngine
+from app.services.turns import AudioStore, TurnEngine
 from app.services.usage import Accounts, RequestLimiter, Tariff
 from app.services.usage import Part as PaidPart
 from app.services.usage.price_table import PRICES
-from app.services.voice import VoiceService
+from app.services.voice import VoiceService, VoiceTurns
 
 logger = logging.getLogger(__name__)
 
 ADMIN_KEY_FILE = "admin.key"
+
+_ChosenModel = tuple[OpenAIClient, dict[str, str]]
+"""A model by the setting that chose it, and who is asked for it."""
 
 
 class State(TypedDict):
@@ -76,7 +82,11 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
         database = Database.from_settings(settings)
         stack.push_async_callback(database.dispose)
         await _prepare_tables(settings, database)
-        providers = await _open_providers(settings, stack)
+        chosen: list[_ChosenModel] = []
+        providers = await _open_providers(settings, stack, chosen)
+        background = await stack.enter_async_context(_background())
+        for client, models in chosen:
+            background.start_soon(warn_of_shutdowns, client, models)
         async with serving(settings, database, providers) as state:
             logger.info("Database: %s", database.url)
             yield state
@@ -90,13 +100,19 @@ async def serving(
     chat_model = PatientChatModel(providers["chat_model"], Breaker())
     limits = settings.limits
     accounts = Accounts(limits, _tariff(settings), chat_model.context_tokens)
-    turns = TurnEngine(database, chat_model, accounts)
-    voice = VoiceService(
-        turns,
+    voices = VoiceTurns(
         PatientTranscriber(providers["transcriber"], Breaker()),
         PatientSpeaker(providers["speaker"], Breaker()),
-        default_voice=settings.tts_voice,
+        settings.tts_voice,
     )
+    turns = TurnEngine(
+        database,
+        chat_model,
+        voices,
+        AudioStore(settings.audio_retention_days),
+        accounts,
+    )
+    voice = VoiceService(turns, voices, database)
     async with turns.running():
         yield State(
             database=database,
@@ -195,8 +211,18 @@ def _embedded_parts(settings: Settings) -> set[Part]:
     return {part for part, is_embedded in chosen.items() if is_embedded}
 
 
-async def _open_providers(settings: Settings, stack: AsyncExitStack) -> Providers:
-    """Open an adapter for each part and say which. Raises `StartRefused`."""
+@asynccontextmanager
+async def _background() -> AsyncGenerator[TaskGroup]:
+    """Run what nobody waits for, until the server stops."""
+    async with anyio.create_task_group() as tasks:
+        yield tasks
+        tasks.cancel_scope.cancel()
+
+
+async def _open_providers(
+    settings: Settings, stack: AsyncExitStack, chosen: list[_ChosenModel]
+) -> Providers:
+    """Open an adapter for each part and say which; add to `chosen`. Raises `StartRefused`."""
     engine = LocalEngine(
         models=settings.embedded_models,
         data_dir=settings.data_dir,
@@ -226,6 +252,7 @@ async def _open_providers(settings: Settings, stack: AsyncExitStack) -> Provider
         logger.info("Chat: embedded, %s models (demo grade)", settings.embedded_models)
     else:
         client = await connect(None, None)
+        chosen.append((client, {"CHAT_MODEL": settings.chat_model}))
         chat_model = OpenAIChatModel(
             client, settings.chat_model, context_tokens=settings.chat_context_tokens
         )
@@ -235,6 +262,7 @@ async def _open_providers(settings: Settings, stack: AsyncExitStack) -> Provider
         logger.info("Speech in: embedded, %s models", settings.embedded_models)
     else:
         client = await connect(settings.stt_base_url, settings.stt_api_key)
+        chosen.append((client, {"STT_MODEL": settings.stt_model}))
         transcriber = OpenAITranscriber(client, settings.stt_model)
         url = settings.stt_base_url or settings.openai_base_url
         logger.info("Speech in: %s at %s", settings.stt_model, _host(url))
@@ -243,6 +271,7 @@ async def _open_providers(settings: Settings, stack: AsyncExitStack) -> Provider
         logger.info("Speech out: embedded, %s models", settings.embedded_models)
     else:
         client = await connect(settings.tts_base_url, settings.tts_api_key)
+        chosen.append((client, {"TTS_MODEL": settings.tts_model}))
         speaker = make_speaker(client, settings.tts_model)
         url = settings.tts_base_url or settings.openai_base_url
         logger.info("Speech out: %s at %s", settings.tts_model, _host(url))

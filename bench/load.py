@@ -76,8 +76,8 @@ class _Load:
             turns=len(ordered),
             failures=self.failures,
             seconds=seconds,
-            p50_ms=_quantile(ordered, 0.5),
-            p95_ms=_quantile(ordered, 0.95),
+            p50_ms=quantile(ordered, 0.5),
+            p95_ms=quantile(ordered, 0.95),
             cpu_seconds={name: after[name] - before[name] for name in before},
             own_cpu_seconds=time.process_time() - own_before,
         )
@@ -112,7 +112,8 @@ class _Load:
         return {name: cpu_seconds(pid) for name, pid in self._job.watched_pids.items()}
 
 
-def _quantile(ordered: list[float], share: float) -> float:
+def quantile(ordered: list[float], share: float) -> float:
+    """Return the value below which `share` of the sorted values are."""
     return next(islice(ordered, int(len(ordered) * share), None), math.nan)
 
 

@@ -10,6 +10,7 @@ from app.services.ports import (
     ChatFinished,
     ChatRequest,
     FinishReason,
+    OnWords,
     Recording,
     TextDelta,
     Transcript,
@@ -32,7 +33,7 @@ class FakeChatModel:
     def prompts(self) -> list[list[tuple[str, str]]]:
         """What was asked, as pairs of role and content."""
         return [
-            [(message.role.value, message.content) for message in request.messages]
+            [(message.role, message.content) for message in request.messages]
             for request in self.requests
         ]
 
@@ -56,12 +57,21 @@ class FakeTranscriber:
         self.text = "What time is it?"
         self.while_hearing: Callable[[], Awaitable[None]] | None = None
 
-    async def transcribe(self, recording: Recording, *, language: str | None = None) -> Transcript:
+    async def transcribe(
+        self,
+        recording: Recording,
+        *,
+        language: str | None = None,
+        on_words: OnWords | None = None,
+    ) -> Transcript:
         """Fulfil `Transcriber.transcribe`."""
         self.recordings.append(recording)
         self.languages.append(language)
         if self.while_hearing:
             await self.while_hearing()
+        if on_words:
+            on_words(self.text[:4])
+            on_words(self.text[4:])
         return Transcript(self.text, language or "en")
 
 

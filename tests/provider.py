@@ -102,6 +102,10 @@ class TranscriptionScript:
     text: str = "What is the weather like today?"
     language: str | None = None
     first_byte_delay_seconds: float = 0
+    streams: bool = False
+    """Send events to who asks for them."""
+    is_cut_off: bool = False
+    """End the events before the last."""
 
 
 @dataclass(slots=True)
@@ -154,6 +158,8 @@ class Provider:
         self.chat = ChatScript()
         self.transcription = TranscriptionScript()
         self.speech = SpeechScript()
+        self.shutdown_dates: dict[str, object] = {}
+        """What the list of models says of their ends, by model."""
 
     @property
     def base_url(self) -> str:
@@ -322,11 +328,20 @@ class Provider:
         return None
 
     def _models_reply(self, _: Body, __: Planted | None) -> tuple[Reply, float]:
-        models = [{"id": "gpt-6-luna", "object": "model", "owned_by": "test"}]
+        models = [
+            {"id": model, "object": "model", "owned_by": "test", "shutdown_date": end}
+            for model, end in ({"gpt-6-luna": None} | self.shutdown_dates).items()
+        ]
         return Reply("application/json", [orjson.dumps({"object": "list", "data": models})]), 0
 
-    def _transcription_reply(self, _: Body, __: Planted | None) -> tuple[Reply, float]:
+    def _transcription_reply(self, body: Body, __: Planted | None) -> tuple[Reply, float]:
         script = self.transcription
+        if script.streams and body.get("stream") == "true":
+            deltas = re.findall(r"\s*\S+", script.text)
+            pieces = [event({"type": "transcript.text.delta", "delta": each}) for each in deltas]
+            if not script.is_cut_off:
+                pieces.append(event({"type": "transcript.text.done", "text": script.text}))
+            return Reply("text/event-stream", pieces), script.first_byte_delay_seconds
         transcript = {"text": script.text}
         if script.language is not None:
             transcript["language"] = script.language

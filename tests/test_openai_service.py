@@ -453,6 +453,39 @@ async def test_a_recording_becomes_a_transcript(provider: Provider, client: Open
     assert body["language"] == "es"
 
 
+@pytest.mark.parametrize(
+    ("model", "streams", "pieces"),
+    [
+        ("gpt-transcribe", True, ["What", " is", " it?"]),
+        ("gpt-transcribe", False, []),
+        ("whisper-1", True, []),
+    ],
+)
+async def test_a_transcript_is_streamed_where_the_model_does(
+    model: str, streams: bool, pieces: list[str], provider: Provider, client: OpenAIClient
+) -> None:
+    provider.transcription.text, provider.transcription.streams = "What is it?", streams
+    heard: list[str] = []
+    transcriber = OpenAITranscriber(client, model)
+
+    transcript = await transcriber.transcribe(RECORDING, on_words=heard.append)
+
+    assert transcript.text == "What is it?"
+    assert heard == pieces
+    assert ("stream" in provider.requests[0].body) == (model != "whisper-1")
+
+
+async def test_a_streamed_transcript_without_its_end_is_no_transcript(
+    provider: Provider, client: OpenAIClient
+) -> None:
+    provider.transcription.streams = provider.transcription.is_cut_off = True
+
+    with pytest.raises(UpstreamIncomplete):
+        await OpenAITranscriber(client, "gpt-transcribe").transcribe(
+            RECORDING, on_words=lambda _words: None
+        )
+
+
 @pytest.mark.parametrize(("named", "language"), [("english", None), ("pt-BR", "pt"), ("", None)])
 async def test_silence_is_an_empty_transcript_and_a_language_is_a_code_or_nothing(
     named: str, language: str | None, provider: Provider, client: OpenAIClient

@@ -93,6 +93,7 @@ class Settings(BaseSettings):
     limit_upload_minutes_per_day: int = Field(default=600, ge=0, le=_HIGHEST_LIMIT)
     limit_tokens_per_day: int = Field(default=5_000_000, ge=0, le=_HIGHEST_LIMIT)
     limit_usd_per_day: Decimal = Field(default=Decimal(50), ge=0, le=1_000_000)
+    audio_retention_days: int = Field(default=7, ge=0, le=36_500)
 
     embedded_models: EmbeddedModels = EmbeddedModels.DEFAULT
     embedded_threads: int | None = Field(default=None, ge=1, le=256)

@@ -42,6 +42,8 @@ class Compiled:
     def read(self, rows: Sequence[Sequence[Any]]) -> Rows:
         """Return what the driver found, in Python's types."""
         columns = self.columns
+        if not any(columns):
+            return [tuple(row[: len(columns)]) for row in rows]
         return [
             tuple(
                 convert(value) if convert and value is not None else value

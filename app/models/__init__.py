@@ -1,5 +1,6 @@
 """Every table. Importing this package is enough for Alembic to see them all."""
 
+from app.models.audio import AudioClip, StoredRecording
 from app.models.base import Base, new_id, utc_now
 from app.models.chat import (
     LIVE,
@@ -25,6 +26,7 @@ __all__ = [
     "UNSETTLED",
     "Agent",
     "AgentVersion",
+    "AudioClip",
     "Base",
     "Budget",
     "IdempotencyKey",
@@ -35,6 +37,7 @@ __all__ = [
     "RequestWindow",
     "Role",
     "Session",
+    "StoredRecording",
     "Turn",
     "TurnEventBatch",
     "TurnStatus",

@@ -238,3 +238,5 @@ class Message(Record):
     modality: Mapped[Modality] = mapped_column(text_enum(Modality))
     status: Mapped[MessageStatus] = mapped_column(text_enum(MessageStatus))
     content: Mapped[str]
+    heard_content: Mapped[str | None]
+    """What was heard of a spoken answer before it was interrupted; `None` means all of it."""

@@ -6,14 +6,14 @@ from uuid import UUID
 
 import anyio
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from app.core.security import Caller as CallerIdentity
 from app.routers.deps import Caller, Data, Turns, Voice
 from app.routers.idempotency import REPLAYED, Key
+from app.routers.sound import sound_response
 from app.routers.streams import SSE_TYPE, EventStream, until_left, wants_events
 from app.routers.strict_route import StrictRoute
-from app.routers.voice_headers import voice_headers
 from app.schemas.chat import OnBusy, OnDisconnect, ReplyRead, TextMessageCreate
 from app.services import turns as turn_words
 from app.services.turns import LiveTurn, TurnEngine, TurnOptions
@@ -92,9 +92,7 @@ async def send_voice(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
             engine=turns, database=data, live=answer.turn, on_disconnect=left, headers=headers
         )
     await _unless_left(request, left, answer.first_sound)
-    return StreamingResponse(
-        answer.mp3(), media_type="audio/mpeg", headers=voice_headers(answer) | headers
-    )
+    return sound_response(answer, headers=headers, left=left)
 
 
 def _when_left(

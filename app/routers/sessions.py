@@ -8,10 +8,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import StringConstraints
 
-from app.models import Message, Session
+from app.models import Message, Modality, Session
 from app.routers.deps import Caller, Db, ReadingDb
 from app.routers.idempotency import Key, once
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
+from app.routers.sound import sound_shape
 from app.routers.strict_route import StrictRoute
 from app.routers.turns import turn_shape
 from app.schemas.base import NonBlank
@@ -140,7 +141,12 @@ async def fork_session(
 
 @router.get("/{session_id}/export")
 async def export_session(
-    session_id: UUID, response: Response, db: ReadingDb, caller: Caller
+    session_id: UUID,
+    response: Response,
+    db: ReadingDb,
+    caller: Caller,
+    *,
+    audio: Annotated[bool, Query(description="With the sound of voice turns, as base64.")] = False,
 ) -> SessionExport:
     """Get everything that is stored of a conversation, as one JSON document."""
     session = await crud.get_session(db, caller.workspace_id, session_id)
@@ -153,4 +159,9 @@ async def export_session(
         agent=AgentRead.model_validate(agent),
         messages=[MessageRead.model_validate(message) for message in messages],
         turns=[turn_shape(turn) for turn in turns],
+        audio=[
+            await sound_shape(db, turn)
+            for turn in turns
+            if audio and turn.modality is Modality.VOICE
+        ],
     )

@@ -37,9 +37,12 @@ class StrictRoute(APIRoute):
             return handle
         is_form = isinstance(self.body_field.field_info, Form)
         wanted = "multipart/form-data" if is_form else "application/json"
+        is_required = self.body_field.field_info.is_required()
         limit_bytes = _FORM_BYTES if is_form else _JSON_BYTES
 
         async def handle_strictly(request: Request) -> Response:
+            if not is_required and not _has_body(request):
+                return await handle(_StrictRequest(request.scope, request.receive))
             given = request.headers.get("content-type", "")
             if given.partition(";")[0].strip().lower() != wanted:
                 raise UnsupportedMediaType(f"Send the body with `Content-Type: {wanted}`.")
@@ -50,6 +53,11 @@ class StrictRoute(APIRoute):
             return await handle(_StrictRequest(request.scope, receive))
 
         return handle_strictly
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _at_most(limit_bytes: int, receive: Receive) -> Receive:

@@ -6,10 +6,18 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 
 from app.models import Turn
-from app.routers.deps import Caller, Data, ReadingDb, Turns
+from app.routers.deps import Caller, Data, ReadingDb, Turns, Voice
+from app.routers.sound import sound_response
 from app.routers.streams import SSE_TYPE, EventStream
 from app.routers.strict_route import StrictRoute
-from app.schemas.chat import MessageRead, TurnError, TurnRead, TurnUsageRead, TurnWithMessage
+from app.schemas.chat import (
+    MessageRead,
+    TurnCancel,
+    TurnError,
+    TurnRead,
+    TurnUsageRead,
+    TurnWithMessage,
+)
 from app.services import crud
 from app.services.usage.tariff import usd
 
@@ -43,10 +51,33 @@ async def follow_turn(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     return EventStream(engine=turns, database=data, live=live, after=after)
 
 
+@router.get(
+    "/{turn_id}/audio",
+    response_class=Response,
+    responses={200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer as MP3"}},
+)
+async def listen_to_turn(
+    turn_id: UUID,
+    voice: Voice,
+    caller: Caller,
+    range_: Annotated[str | None, Header(alias="Range", max_length=100)] = None,
+) -> Response:
+    """Hear a turn's answer from its beginning: while it is spoken, or as it is stored."""
+    answer = await voice.listen(caller, turn_id)
+    await answer.first_sound()
+    return sound_response(answer, range_)
+
+
 @router.post("/{turn_id}/cancel", response_model=TurnWithMessage)
-async def cancel_turn(turn_id: UUID, turns: Turns, data: Data, caller: Caller) -> dict[str, Any]:
-    """End a turn wherever it runs; its text so far is kept. A settled one stays as it is."""
-    await turns.cancel(caller, turn_id)
+async def cancel_turn(
+    turn_id: UUID, turns: Turns, data: Data, caller: Caller, body: TurnCancel | None = None
+) -> dict[str, Any]:
+    """End a turn wherever it runs; its text so far is kept. A settled one stays as it is.
+
+    With `played_ms`, what was heard of a spoken answer is kept beside it as `heard_content`, and
+    the next prompts use that; also after the turn's end, since sound plays longer than it is made.
+    """
+    await turns.cancel(caller, turn_id, played_ms=body.played_ms if body else None)
     async with data.reading() as db:
         turn, message = await crud.get_turn(db, caller.workspace_id, turn_id)
     return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}

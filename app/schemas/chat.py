@@ -125,6 +125,10 @@ class MessageRead(Response):
     seq: int
     role: Role
     content: str
+    heard_content: str | None = Field(
+        description="What was heard of a spoken answer before it was interrupted: later prompts "
+        "use it. `null` means all of it."
+    )
     status: MessageStatus
     modality: Modality
     created_at: datetime
@@ -166,6 +170,12 @@ class TextMessageCreate(Request):
         default=OnDisconnect.CONTINUE,
         description="What becomes of the turn when this request's connection is lost.",
     )
+
+
+class TurnCancel(Request):
+    """How much of the answer's sound the user has heard, where it is an interruption."""
+
+    played_ms: Annotated[int, Field(ge=0, le=86_400_000)] | None = None
 
 
 class UsageRead(Response):
@@ -229,6 +239,34 @@ class TurnWithMessage(TurnRead):
     message: MessageRead
 
 
+class RecordingRead(Response):
+    """What a voice turn's user sent; `data` is base64."""
+
+    format: str
+    duration_seconds: float
+    data: str
+
+
+class ClipRead(Response):
+    """One spoken piece of an answer: where it plays, and where it is written."""
+
+    index: int
+    text: str
+    start_ms: int
+    duration_ms: int
+    content_start: int
+    content_end: int
+
+
+class TurnAudio(Response):
+    """The sound of one turn, as far as it is kept; `mp3` is base64 of the whole answer."""
+
+    turn_id: UUID
+    recording: RecordingRead | None
+    mp3: str | None
+    clips: list[ClipRead]
+
+
 class SessionExport(Response):
     """Everything that is stored of a conversation."""
 
@@ -236,3 +274,4 @@ class SessionExport(Response):
     agent: AgentRead
     messages: list[MessageRead]
     turns: list[TurnRead]
+    audio: list[TurnAudio]

@@ -293,10 +293,7 @@ async def update_session(
 
 
 async def delete_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Delete a session and all but its bill, for good. Raises `SessionNotFound`.
-
-    A turn that is still running finds its session gone and stores nothing.
-    """
+    """Delete all but the bill; a turn that still runs stores nothing. Raises `SessionNotFound`."""
     await get_session(db, workspace_id, session_id, for_update=True)
     await keep_usage_of_session(db, workspace_id, session_id)
     await db.execute(
@@ -363,6 +360,7 @@ async def fork_session(
             modality=message.modality,
             status=message.status,
             content=message.content,
+            heard_content=message.heard_content,
             created_at=message.created_at,
         )
         for message in messages

@@ -4,13 +4,12 @@
 own types, exceptions and words never pass this line.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from app.core.errors import AppError, ErrorKind
-from app.models.chat import Role
 
 
 class ProviderError(AppError):
@@ -92,11 +91,11 @@ class FinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
 
 
-@dataclass(frozen=True, slots=True)
-class PromptMessage:
+class PromptMessage(NamedTuple):
     """One line of the conversation as the model sees it."""
 
-    role: Role
+    role: str
+    """One of `Role`."""
     content: str
 
 
@@ -177,12 +176,23 @@ class Transcript:
     language: str | None = None
 
 
+OnWords = Callable[[str], None]
+
+
 class Transcriber(Protocol):
     """Turns speech into text."""
 
-    async def transcribe(self, recording: Recording, *, language: str | None = None) -> Transcript:
+    async def transcribe(
+        self,
+        recording: Recording,
+        *,
+        language: str | None = None,
+        on_words: OnWords | None = None,
+    ) -> Transcript:
         """Write down `recording`; `language` (ISO 639-1) is a hint.
 
+        `on_words` is called with each piece of text as it is understood, where the provider
+        streams; the transcript that is returned is what counts.
         Safe to cancel. Raises `ProviderError`; makes one attempt. Empty text means that
         no words were heard.
         """

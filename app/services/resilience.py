@@ -16,6 +16,7 @@ from app.services.ports import (
     ChatFinished,
     ChatModel,
     ChatRequest,
+    OnWords,
     ProviderError,
     ProviderUnavailable,
     Recording,
@@ -66,8 +67,11 @@ class Breaker:
 
 
 async def _patiently(
-    breaker: Breaker, attempt_once: Callable[[], AsyncGenerator[T]]
+    breaker: Breaker,
+    attempt_once: Callable[[], AsyncGenerator[T]],
+    has_begun: Callable[[], bool] = lambda: False,
 ) -> AsyncGenerator[T]:
+    """Yield what an attempt yields; `has_begun` says that something left another way."""
     for attempt in range(1, _ATTEMPTS + 1):
         breaker.enter()
         begun = False
@@ -82,7 +86,7 @@ async def _patiently(
                 breaker.failed()
             else:
                 breaker.succeeded()  # it answered
-            if begun or not error.retryable or attempt == _ATTEMPTS or delay is None:
+            if begun or has_begun() or not error.retryable or attempt == _ATTEMPTS or delay is None:
                 raise
             await anyio.sleep(delay)
         else:
@@ -121,13 +125,29 @@ class PatientTranscriber:
         self._transcriber = transcriber
         self._breaker = breaker
 
-    async def transcribe(self, recording: Recording, *, language: str | None = None) -> Transcript:
+    async def transcribe(
+        self,
+        recording: Recording,
+        *,
+        language: str | None = None,
+        on_words: OnWords | None = None,
+    ) -> Transcript:
         """Fulfil `Transcriber.transcribe`."""
 
         async def once() -> AsyncGenerator[Transcript]:
-            yield await self._transcriber.transcribe(recording, language=language)
+            yield await self._transcriber.transcribe(
+                recording, language=language, on_words=pass_on if on_words else None
+            )
 
-        async with aclosing(_patiently(self._breaker, once)) as transcripts:
+        def pass_on(words: str) -> None:
+            nonlocal has_begun
+            has_begun = True
+            if on_words:
+                on_words(words)
+
+        has_begun = False
+        attempts = _patiently(self._breaker, once, lambda: has_begun)
+        async with aclosing(attempts) as transcripts:
             return await anext(transcripts)
 
 

@@ -358,6 +358,8 @@ async def test_voice_turn_is_streamed_with_transcript_text_and_clips(
     assert kinds[-1] == "turn.completed"
     heard = next(event for event in events if event.type == "input_transcript.done")
     assert heard.data == {"text": "What time is it?", "language": "en"}
+    pieces = [event.data["delta"] for event in events if event.type == "input_transcript.delta"]
+    assert "".join(pieces) == "What time is it?"
     clips = [event.data for event in events if event.type == "audio.clip"]
     assert [clip["index"] for clip in clips] == list(range(len(clips)))
     assert clips[0]["start_ms"] == 0

@@ -164,8 +164,9 @@ async def test_what_was_said_before_speech_failed_is_paid(
     created, *_, last = parse(events.text.splitlines())
     usage = await turns_usage(client, created.data["turn_id"])
     assert last.type == "turn.failed"
-    assert [said for said, _ in speaker.said[:2]] == [first, second]
-    assert usage["speech_out_characters"] == len(first) + len(second)
+    said = {sentence for sentence, _ in speaker.said}  # one may be tried again
+    assert said >= {first, second}
+    assert usage["speech_out_characters"] == sum(len(sentence) for sentence in said)
 
 
 async def test_each_attempt_that_is_settled_is_billed_once(

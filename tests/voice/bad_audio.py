@@ -1,7 +1,9 @@
 """Uploads that must be refused: by class, the code of the refusal and files to try."""
 
+import bz2
 import gzip
 import io
+import lzma
 import random
 import struct
 import zipfile
@@ -85,6 +87,7 @@ def text() -> Files:
         "words": b"This is not a recording. " * 40,
         "UTF-16": "Hello".encode("utf-16") * 40,
         "JSON": b'{"audio": "UklGRg=="}',
+        "a data URL": b"data:audio/wav;base64,UklGRiSvAQBXQVZF",
         "WAV as base64": b"UklGRiSvAQBXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YQCv",
     }
 
@@ -93,6 +96,8 @@ def markup() -> Files:
     return {
         "HTML": b"<!doctype html><title>404</title><h1>Not found</h1>" * 30,
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>' * 30,
+        "an error page": b"<html><body>502 Bad Gateway</body></html>",
+        "a page behind a byte order mark": b"\xef\xbb\xbf<!doctype html><p>Hello</p>" * 30,
         "XML bomb": b'<!DOCTYPE a [<!ENTITY b "bbbb">]><a>&b;&b;</a>' * 30,
     }
 
@@ -114,6 +119,7 @@ def polyglots() -> Files:
         "MP3 behind a page of HTML": b"<html>" + b" " * 5000 + speech,
         "Ogg behind a line of text": b"hello\n" + _speech(AudioFormat.OGG),
         "ZIP with a WAV in it": _zip(SPEECH),
+        "WAV behind a PDF": b"%PDF-1.7\n" + bytes(2000) + SPEECH,
     }
 
 
@@ -129,6 +135,8 @@ def archives() -> Files:
         "ZIP bomb": _zip(bytes(50 * MEGABYTE)),
         "GZIP of a WAV": gzip.compress(SPEECH),
         "deflated zeros": ZEROS_DEFLATED,
+        "BZIP2 of a WAV": bz2.compress(SPEECH),
+        "XZ of a WAV": lzma.compress(SPEECH),
     }
 
 
@@ -148,6 +156,7 @@ def tags_without_sound() -> Files:
         "a tag that claims 250 MB": b"ID3\4\0\0" + syncsafe(250_000_000) + bytes(1000),
         "a tag of 20 MB and nothing": b"ID3\4\0\0" + syncsafe(20_000_000) + bytes(20_000_000),
         "two million empty tags": b"ID3\4\0\0\0\0\0\0" * 2_000_000,
+        "a tag that claims to be in front of HTML": b"ID3\4\0\0" + syncsafe(0) + b"<html>" * 300,
         "a tag in front of a WAV": b"ID3\4\0\0" + syncsafe(10) + bytes(10) + SPEECH,
     }
 
@@ -172,6 +181,11 @@ def compression_bombs() -> Files:
         "compressed MP4 index": FILE_TYPE
         + box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), box(b"cmvd", compressed))),
         "compressed ID3 tag": id3 + bytes(1000),
+        "compressed ID3 tag twice": id3 + id3 + bytes(1000),
+        "deflated zeros in an ID3 tag": b"ID3\4\0\0"
+        + syncsafe(len(ZEROS_DEFLATED))
+        + ZEROS_DEFLATED
+        + bytes(1000),
         "compressed ID3 tag behind a tag": b"ID3\4\0\0\0\0\0\0" * 9 + id3,
     }
 
@@ -180,7 +194,18 @@ def compressed_blocks() -> Files:
     compression = element("5034", element("4254", b"\0"))
     encoding = element("6240", element("5031", b"\0"), element("5033", b"\0"), compression)
     bomb = simple_block(ZEROS_DEFLATED) * 20
-    return {"WebM of deflated blocks": webm(bomb, encodings=element("6d80", encoding))}
+    encodings = element("6d80", encoding)
+    return {
+        "WebM of deflated blocks": webm(bomb, encodings=encodings),
+        "one deflated block": webm(simple_block(ZEROS_DEFLATED), encodings=encodings),
+        "many deflated blocks": webm(bomb * 3, encodings=encodings),
+        "deflated blocks with tags": webm(
+            bomb, encodings=encodings, extras=element("1254c367", element("7373", b"x"))
+        ),
+        "deflated zeros in small blocks": webm(
+            simple_block(zlib.compress(bytes(MEGABYTE), 9)) * 50, encodings=encodings
+        ),
+    }
 
 
 def other_sound() -> Files:
@@ -200,6 +225,7 @@ def films_without_sound() -> Files:
         "MP4": film("mp4", "mpeg4"),
         "WebM": film("webm", "libvpx"),
         "Matroska": film("matroska", "mpeg4"),
+        "MP4 of another film": film("mp4", "mpeg4") + bytes(100),
         "Ogg Theora": ogg_pages(b"\x80theora\3\2\1" + bytes(40), is_first=True),
     }
 
@@ -219,7 +245,7 @@ def odd_channels() -> Files:
     sound = bytes(32_000)
     return {
         f"{channels} channels": wav(sound, channels=channels, block_bytes=channels * 2)
-        for channels in (0, 9, 64, 65535)
+        for channels in (0, 9, 12, 64, 65535)
     }
 
 
@@ -275,12 +301,16 @@ def index_bombs() -> Files:
 
 def tag_bombs() -> Files:
     tags = (element("7373", element("67c8", element("45a3", b"%d" % i))) for i in range(100_000))
+    files = element("61a7", element("466e", b"a.txt"))
     chapters = (element("b6", element("73c4", b"%d" % i)) for i in range(100_000))
     comments = [struct.pack("<I", 8) + b"%06d=x" % i for i in range(300_000)]
     head = b"OpusTags\1\0\0\0v" + struct.pack("<I", len(comments))
     return {
         "WebM tags": webm(b"", extras=element("1254c367", *tags)),
         "WebM chapters": webm(b"", extras=element("1043a770", element("45b9", *chapters))),
+        "Ogg comments without an end": ogg_pages(OPUS_HEAD, is_first=True)
+        + ogg_pages(head + b"".join(comments[:150_000])),
+        "WebM attachments": webm(b"", extras=element("1941a469", *(files for _ in range(20_000)))),
         "Ogg comments": ogg_pages(OPUS_HEAD, is_first=True) + ogg_pages(head + b"".join(comments)),
     }
 
@@ -292,6 +322,7 @@ def junk_behind_a_head() -> Files:
         "MP4": FILE_TYPE + noise,
         "EBML": ebml() + noise,
         "Ogg": _speech(AudioFormat.OGG)[:200] + noise,
+        "Matroska": ebml(b"matroska") + noise,
     }
 
 
@@ -341,6 +372,8 @@ def lying_sizes() -> Files:
         "data of 4 GB": wav(sound, data_size=0xFFFFFFFF, riff_size=0xFFFFFFFF),
         "data of 2 GB": wav(sound, data_size=0x7FFFFFFF, riff_size=3),
         "no block size": wav(sound, block_bytes=0),
+        "data of no bytes": wav(sound, data_size=0, riff_size=0),
+        "data of 3 GB": wav(sound, data_size=0xC0000000),
     }
 
 
@@ -350,6 +383,8 @@ def too_long() -> Files:
     return {
         "FLAC": encoded(minutes, AudioFormat.FLAC),
         "WAV": wav(bytes(11 * 60 * 8000), bits=8, rate_hz=8000),
+        "FLAC of an hour": encoded(np.zeros(61 * 60 * RATE_HZ, np.int16), AudioFormat.FLAC),
+        "WebM of a day": webm(simple_block(opus_60_ms) * 100_000),
         "WebM whose clock stands still": webm(simple_block(opus_60_ms) * 11_000),
     }
 
@@ -359,6 +394,8 @@ def too_large() -> Files:
         "zeros": bytes(25 * MEGABYTE + 1),
         "a WAV": wav(bytes(25 * MEGABYTE)),
         "text": b"a" * 26 * MEGABYTE,
+        "an MP3": _speech(AudioFormat.MP3) * (26 * MEGABYTE // len(_speech(AudioFormat.MP3)) + 1),
+        "ones": b"\xff" * (25 * MEGABYTE + 1),
     }
 
 

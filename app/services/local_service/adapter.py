@@ -9,6 +9,7 @@ from app.services.ports import (
     ChatFinished,
     ChatRequest,
     FinishReason,
+    OnWords,
     Recording,
     TextDelta,
     Transcript,
@@ -32,7 +33,7 @@ class LocalChatModel:
     async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
         """Answer `request`: text deltas, then exactly one `ChatFinished`."""
         messages = [
-            {"role": message.role.value, "content": _clean(message.content)}
+            {"role": message.role, "content": _clean(message.content)}
             for message in request.messages
         ]
         fields = {
@@ -65,7 +66,13 @@ class LocalTranscriber:
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
 
-    async def transcribe(self, recording: Recording, *, language: str | None = None) -> Transcript:
+    async def transcribe(
+        self,
+        recording: Recording,
+        *,
+        language: str | None = None,
+        on_words: OnWords | None = None,  # noqa: ARG002  # it does not stream
+    ) -> Transcript:
         """Write down `recording`. A model that knows English alone ignores `language`."""
         fields = {"op": "transcribe", "language": language}
         link = await self._engine.link(Part.STT)

@@ -6,6 +6,7 @@ owns the connections; `chat`, `speech` and `realtime` speak one endpoint each.
 
 from app.services.openai_service.chat import OpenAIChatModel
 from app.services.openai_service.client import OpenAIClient
+from app.services.openai_service.lifetimes import warn_of_shutdowns
 from app.services.openai_service.realtime import RealtimeSpeaker, make_speaker
 from app.services.openai_service.speech import OpenAISpeaker, OpenAITranscriber
 
@@ -16,4 +17,5 @@ __all__ = [
     "OpenAITranscriber",
     "RealtimeSpeaker",
     "make_speaker",
+    "warn_of_shutdowns",
 ]

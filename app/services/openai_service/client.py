@@ -147,6 +147,22 @@ class OpenAIClient:
         )
         return _Upload(response)
 
+    async def get(self, path: str, *, setting: str) -> "Answer":
+        """Ask for `path`; as `post`."""
+        deadline = asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                found = await self._open_session().get(
+                    self._url(path), allow_redirects=False, middlewares=()
+                )
+        except _TRANSPORT_ERRORS as error:
+            _raise_before_answer(error)
+        response = _Upload(found)
+        if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
+            return Answer(response, deadline, self.chunk_timeout_seconds)
+        error_body = await _read_error_body(response)
+        raise failure_of_status(response.status, response.headers, error_body, setting=setting)
+
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
     ) -> "aiohttp.ClientWebSocketResponse":

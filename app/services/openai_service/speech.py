@@ -6,11 +6,18 @@ from collections.abc import AsyncGenerator
 import aiohttp
 import orjson
 
-from app.services.openai_service.client import OpenAIClient
+from app.services.openai_service.client import Answer, OpenAIClient
 from app.services.openai_service.failures import failure_of_error
 from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
-from app.services.ports import AudioFormat, Recording, Transcript, UpstreamIncomplete
+from app.services.openai_service.sse import EventReader
+from app.services.ports import (
+    AudioFormat,
+    OnWords,
+    Recording,
+    Transcript,
+    UpstreamIncomplete,
+)
 
 _STT_SETTING = "STT_MODEL"
 _TTS_SETTING = "TTS_MODEL"
@@ -38,8 +45,18 @@ class OpenAITranscriber:
         self._client = client
         self._model = model
 
-    async def transcribe(self, recording: Recording, *, language: str | None = None) -> Transcript:
-        """Fulfil `Transcriber.transcribe`. Long uploads are given longer to be answered."""
+    async def transcribe(
+        self,
+        recording: Recording,
+        *,
+        language: str | None = None,
+        on_words: OnWords | None = None,
+    ) -> Transcript:
+        """Fulfil `Transcriber.transcribe`. Long uploads are given longer to be answered.
+
+        OpenAI's transcribing models stream, Whisper does not; a server that knows nothing of it
+        answers as a whole.
+        """
         form = aiohttp.FormData()
         form.add_field(
             "file",
@@ -49,6 +66,8 @@ class OpenAITranscriber:
         )
         form.add_field("model", self._model)
         form.add_field("response_format", "json")
+        if on_words and "transcribe" in self._model:
+            form.add_field("stream", "true")
         if language:
             form.add_field("language", language)
         patience_seconds = (
@@ -58,6 +77,8 @@ class OpenAITranscriber:
         with await self._client.post(
             "audio/transcriptions", form, setting=_STT_SETTING, patience_seconds=patience_seconds
         ) as answer:
+            if on_words and answer.media_type == "text/event-stream":
+                return await _read_stream(answer, on_words)
             return _read_transcript(await answer.read_all(_MAX_TRANSCRIPT_BYTES))
 
 
@@ -94,6 +115,34 @@ class OpenAISpeaker:
                     yield samples
             if samples := pcm.end():
                 yield samples
+
+
+async def _read_stream(answer: Answer, on_words: OnWords) -> Transcript:
+    """Read `transcript.text.delta` events up to `transcript.text.done`."""
+    reader = EventReader()
+    read_bytes = 0
+    while piece := await answer.read():
+        read_bytes += len(piece)
+        if read_bytes > _MAX_TRANSCRIPT_BYTES or reader.overflowed:
+            break
+        for data in reader.feed(piece):
+            if data == b"[DONE]":
+                continue
+            kind, delta = _read_event(data)
+            if kind == "transcript.text.delta":
+                on_words(delta)
+            elif kind in {"transcript.text.done", "error", ""}:
+                return _read_transcript(data)
+    raise UpstreamIncomplete("The AI provider's transcript broke off.")
+
+
+def _read_event(data: bytes) -> tuple[str, str]:
+    """Return an event's type and its text, empty where it has none."""
+    event = parse_json(data)
+    try:
+        return str(event.get("type") or ""), clean(str(event.get("delta") or ""))
+    except AttributeError:
+        return "", ""
 
 
 def _read_transcript(body: bytes) -> Transcript:

@@ -135,7 +135,7 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
 def _question(message: NewMessage, seq: int) -> HistoryMessage:
     is_text = message.modality is Modality.TEXT
     status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
-    return HistoryMessage(seq, Role.USER, status, message.content)
+    return HistoryMessage(seq, Role.USER.value, status.value, message.content)
 
 
 def _stored_turn(record: TurnRecord) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _make_room(message: NewMessage, on_busy: OnBusy) -> Program[UUID | None]:
 def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accepted]:
     workspace_id = message.workspace_id
     record = yield from leases.find(workspace_id, turn_id)
-    if record.status is not TurnStatus.FAILED or record.modality is Modality.VOICE:
+    if record.status is not TurnStatus.FAILED:
         return Accepted(record, is_replayed=True)
     now = utc_now()
     turn = {"workspace_id_": workspace_id, "turn_id_": turn_id}

@@ -1,7 +1,7 @@
 """From a question to an answer: what runs between acceptance and settlement."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -10,24 +10,41 @@ import anyio
 from app.core.database import Database
 from app.core.errors import AppError
 from app.models import Modality
-from app.services.ports import ChatModel, ChatRequest, ProviderError, TextDelta, UpstreamIncomplete
+from app.services.ports import (
+    ChatModel,
+    ChatRequest,
+    ProviderError,
+    TextDelta,
+    Transcript,
+    UpstreamIncomplete,
+)
 from app.services.turns import settlement
 from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
 from app.services.turns.events import EventType
 from app.services.turns.live import LiveTurn
 from app.services.turns.prompt import build_prompt
 from app.services.turns.records import Outcome, TurnRecord, Usage
+from app.services.turns.voice_stages import VoiceStages
 
 logger = logging.getLogger(__name__)
 
 _DEADLINE_SECONDS = {Modality.TEXT: 120, Modality.VOICE: 300}
 
 
-async def answer(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
-    """Run the turn to its end; nothing is raised but the server's own cancellation."""
+async def answer(
+    live: LiveTurn,
+    chat_model: ChatModel,
+    database: Database,
+    bring_voice: Callable[[LiveTurn], Awaitable[None]],
+) -> Outcome:
+    """Run the turn to its end; nothing is raised but the server's own cancellation.
+
+    `bring_voice` makes the stages of a voice turn that came without them.
+    """
     try:
         with live.scope, anyio.fail_after(_DEADLINE_SECONDS[live.record.modality]):
             if live.record.modality is Modality.VOICE:
+                await bring_voice(live)
                 return await _answer_by_voice(live, chat_model, database)
             await _chat(live, chat_model)
             return live.completed()
@@ -76,29 +93,47 @@ async def _chat(
         raise UpstreamIncomplete("The AI provider's answer was empty.")
 
 
-async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
-    voice, persona = live.voice, live.record.persona
-    if voice is None:
-        raise TurnInterrupted("The recording is not on this server any more; send it again.")
-    live.progress.speech_in_seconds = round(voice.recording_seconds, 2)
+async def _hear(live: LiveTurn, voice: VoiceStages) -> Transcript:
+    live.progress.speech_in_seconds = round(voice.recording.duration_seconds, 2)
     try:
-        transcript = await voice.hear(persona)
+        transcript = await voice.hear(
+            live.record.persona,
+            lambda words: live.log.emit(EventType.TRANSCRIPT_DELTA, {"delta": words}),
+        )
     except ProviderError:  # asked in vain, at no cost
         live.progress.speech_in_seconds = None
         raise
     live.mark("stt_ms")
-    await database.run(settlement.hear, live.record, transcript.text)
+    return transcript
+
+
+async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Database) -> Outcome:
+    voice, persona = live.voice, live.record.persona
+    if voice is None:
+        raise TurnInterrupted("The recording is not on this server any more; send it again.")
+    transcript = await _hear(live, voice)
     live.record = _with_question(live.record, transcript.text)
     heard = {"text": transcript.text, "language": transcript.language}
     live.log.emit(EventType.TRANSCRIPT, heard)
+    error: AppError | None = None
     speech_error: AppError | None = None
+
+    async def store_question() -> None:
+        nonlocal error
+        try:
+            await database.run(settlement.hear, live.record, transcript.text)
+        except AppError as storage_error:
+            error = storage_error
+            group.cancel_scope.cancel()
 
     async def speak() -> None:
         nonlocal speech_error
         try:
-            await voice.speak(persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip))
-        except AppError as error:  # the answer is written to its end all the same
-            speech_error = error
+            await voice.speak(
+                persona, receive, lambda clip: live.log.emit(EventType.AUDIO, clip), live.mark
+            )
+        except AppError as failure:  # the answer is written to its end all the same
+            speech_error = failure
         finally:
             live.progress.speech_out_characters = voice.spoken_characters
             receive.close()
@@ -108,21 +143,21 @@ async def _answer_by_voice(live: LiveTurn, chat_model: ChatModel, database: Data
             send.send_nowait(delta)
 
     send, receive = anyio.create_memory_object_stream[str](float("inf"))
-    chat_error: AppError | None = None
     async with anyio.create_task_group() as group:
+        group.start_soon(store_question)
         group.start_soon(speak)
         try:
             await _chat(live, chat_model, say)
-        except AppError as error:
-            chat_error = error
+        except AppError as chat_error:
+            error = error or chat_error
             group.cancel_scope.cancel()
         finally:
             send.close()
-    if chat_error:
-        raise chat_error
+    if error:
+        raise error
     return live.completed(speech_error)
 
 
 def _with_question(record: TurnRecord, words: str) -> TurnRecord:
-    question = replace(record.history[-1], content=words)
+    question = record.history[-1]._replace(content=words)
     return replace(record, history=(*record.history[:-1], question))

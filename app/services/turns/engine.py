@@ -5,34 +5,35 @@ a short transaction or none: accept, run (nothing is open while a provider think
 """
 
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import replace
 from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
 
 from app.core.database import Database, StorageUnavailable
+from app.core.direct import Program
 from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, leases, receipts, settlement
-from app.services.turns.acceptance import NewMessage
+from app.services.turns import acceptance, audio_store, leases, receipts, settlement
+from app.services.turns.acceptance import Accepted, NewMessage
 from app.services.turns.answering import answer
+from app.services.turns.audio_store import AudioStore
+from app.services.turns.ending import Ending
 from app.services.turns.errors import (
-    InternalError,
     ServerBusy,
     ServerDraining,
     TurnInterrupted,
     TurnLost,
     error_of_code,
 )
-from app.services.turns.live import LiveTurn, VoiceStages
+from app.services.turns.live import LiveTurn
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
+from app.services.turns.voice_stages import VoiceMaker, VoiceStages
 from app.services.turns.watching import Watch
 from app.services.usage import Accounts
 from app.services.usage.tariff import usd
@@ -40,22 +41,30 @@ from app.services.usage.tariff import usd
 logger = logging.getLogger(__name__)
 
 LIVE_TURNS_LIMIT = 2000
-_SETTLE_PATIENCE_SECONDS = 60
 _DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
 _FREE_FOR_ALL = Accounts()
+_DEFAULT_AUDIO = AudioStore()
 
 
 class TurnEngine:
     """Accepts, runs and settles turns. One instance serves the whole process."""
 
     def __init__(
-        self, database: Database, chat_model: ChatModel, accounts: Accounts = _FREE_FOR_ALL
+        self,
+        database: Database,
+        chat_model: ChatModel,
+        voices: VoiceMaker | None = None,
+        audio: AudioStore = _DEFAULT_AUDIO,
+        accounts: Accounts = _FREE_FOR_ALL,
     ) -> None:
+        """`voices` makes the stages of voice turns that are run again."""
         self._database = database
         self._chat_model = chat_model
+        self._voices = voices
+        self._audio = audio
         self._accounts = accounts
         self._owner_id = new_id()
         self._turns: dict[UUID, LiveTurn] = {}
@@ -63,6 +72,7 @@ class TurnEngine:
         self._watch = Watch(database)
         self._tasks: TaskGroup | None = None
         self._draining = anyio.Event()
+        self._ending = Ending(database, audio, self._owner_id, self._draining)
         self._emptied = anyio.Event()
         """Set when the last turn ends while draining."""
 
@@ -80,7 +90,14 @@ class TurnEngine:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Run turns inside the block; at its end finish those that are live, or give them up."""
-        upkeep = Upkeep(self._database, self._owner_id, self._turns, self.recover, self._draining)
+        upkeep = Upkeep(
+            self._database,
+            self._owner_id,
+            self._turns,
+            self.recover,
+            self._draining,
+            self._audio,
+        )
         async with anyio.create_task_group() as background:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -114,7 +131,7 @@ class TurnEngine:
         if len(self._turns) >= LIVE_TURNS_LIMIT:
             raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
         modality = Modality.VOICE if voice else Modality.TEXT
-        upload_seconds = voice.recording_seconds if voice else None
+        upload_seconds = voice.recording.duration_seconds if voice else None
         account = self._accounts.of(caller)
         message = NewMessage(
             caller.workspace_id, session_id, modality, content, account, upload_seconds
@@ -160,27 +177,59 @@ class TurnEngine:
             return live
         return LiveTurn(await self._database.run(leases.find, caller.workspace_id, turn_id))
 
-    async def cancel(self, caller: Caller, turn_id: UUID) -> None:
+    async def cancel(self, caller: Caller, turn_id: UUID, *, played_ms: int | None = None) -> None:
         """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
 
-        A settled turn stays as it is. Raises `TurnNotFound`.
+        A settled turn stays as it is. `played_ms` says how much of the answer's sound was played,
+        also after the end, for it is made faster than it plays: what was heard is stored beside
+        the answer, and later prompts use it. Raises `TurnNotFound`.
         """
         live = await self.find(caller, turn_id)
+        if played_ms is not None:
+            live.played_ms = played_ms
         if live.record.status is TurnStatus.QUEUED:
             await self._settle(live, live.cancelled())
         elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
+            await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
             await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
             await self._settled_elsewhere(live)
+            await self._truncate(live, played_ms)
+        else:
+            await self._truncate(live, played_ms)
+
+    async def look_up(self, live: LiveTurn) -> None:
+        """See whether another server, or an earlier request, has settled the turn."""
+        if self.runs_here(live):
+            return
+        async with self._database.reading() as db:
+            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
+        if turn.ended_at is None or live.settled.is_set():
+            return
+        live.progress.usage = Usage(
+            turn.prompt_tokens,
+            turn.cached_tokens,
+            turn.completion_tokens,
+            usd(turn.cost_nanos),
+            bool(turn.usage_estimated),
+        )
+        live.progress.timings = turn.timings or {}
+        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+        self._end(live, Outcome(turn.status, message.status, message.content, error))
+
+    async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
+        if played_ms is None or live.record.modality is not Modality.VOICE:
+            return
+        await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         locks = (str(message.session_id), *([options.key.key] if options.key else ()))
         accepted = await self._database.run_with(
-            locks, lambda: acceptance.accept(message, options, self._owner_id)
+            locks, lambda: self._accepting(message, voice, options)
         )
         record = accepted.record
         if accepted.is_replayed:
@@ -199,6 +248,14 @@ class TurnEngine:
             self._turns[accepted.interrupt_id].scope.cancel()
         return live
 
+    def _accepting(
+        self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
+    ) -> Program[Accepted]:
+        accepted = yield from acceptance.accept(message, options, self._owner_id)
+        if voice and not accepted.is_replayed:
+            yield from self._audio.keep_recording(accepted.record, voice)
+        return accepted
+
     def _spawn(self, live: LiveTurn) -> None:
         if self._tasks is None:
             raise RuntimeError("the engine is not running")
@@ -207,7 +264,7 @@ class TurnEngine:
 
     async def _run(self, live: LiveTurn) -> None:
         try:
-            outcome = await answer(live, self._chat_model, self._database)
+            outcome = await answer(live, self._chat_model, self._database, self._bring_voice)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(3, shield=True):
                 await self._give_up(live)
@@ -215,52 +272,26 @@ class TurnEngine:
         live.mark("total_ms")
         await self._settle(live, outcome)
 
-    async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
-        """Store how the turn ended, say so, and run the session's next turn.
+    async def _bring_voice(self, live: LiveTurn) -> None:
+        """Make the stages of a voice turn that another server, or an earlier run, accepted."""
+        if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
+            return
+        async with self._database.reading() as db:
+            found = await audio_store.read_recording(
+                await db.connection(), live.record.workspace_id, live.record.id
+            )
+        if found:
+            recording, has_clips = found
+            live.voice = self._voices.make(recording, has_clips=has_clips)
 
-        A database that is away is waited for: nobody is told of an end that is not stored.
-        """
+    async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
+        """Store how the turn ended, say so, and run the session's next turn."""
         receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
-        following: TurnRecord | None = None
-        give_up_at = time.monotonic() + _SETTLE_PATIENCE_SECONDS
-        pause_seconds = 0.05
         with anyio.CancelScope(shield=True):
-            while True:
-                try:
-                    following = await self._store_end(live, outcome)
-                    break
-                except StorageUnavailable as error:
-                    if self.is_draining:
-                        give_up_at = min(give_up_at, time.monotonic() + 3)
-                    if time.monotonic() + pause_seconds > give_up_at:
-                        outcome = replace(outcome, error=error)
-                        break
-                    await anyio.sleep(pause_seconds)
-                    pause_seconds = min(pause_seconds * 2, 1.0)
-                except TurnLost as error:
-                    outcome = replace(outcome, error=error)
-                    break
-                except Exception:  # the turn is stored by whoever takes it over
-                    logger.exception("turn %s could not be settled", live.record.id)
-                    outcome = replace(
-                        outcome, error=InternalError("The server failed to store the answer.")
-                    )
-                    break
+            outcome, following = await self._ending.store(live, outcome)
             self._end(live, outcome)
             if following:
                 self._take_over(following)
-
-    async def _store_end(self, live: LiveTurn, outcome: Outcome) -> TurnRecord | None:
-        async with live.storing:
-            live.announce()
-            last = live.terminal_event(outcome)
-            record, progress, events = live.record, live.progress, [*live.log.unstored(), last]
-            following = await self._database.run_with(
-                (str(record.session_id),),
-                lambda: settlement.settle(record, outcome, progress, events, self._owner_id),
-            )
-            live.log.append(last)
-            return following
 
     def _take_over(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
@@ -300,26 +331,9 @@ class TurnEngine:
                 if self.runs_here(live):  # its turn in the queue has come
                     await live.settled.wait()
                     return
-                await self._look_up(live)
+                await self.look_up(live)
                 if not live.settled.is_set():
                     await changed.wait()
-
-    async def _look_up(self, live: LiveTurn) -> None:
-        """See whether another server, or an earlier request, has settled the turn."""
-        async with self._database.reading() as db:
-            turn, message = await crud.get_turn(db, live.record.workspace_id, live.record.id)
-        if turn.ended_at is None or live.settled.is_set():
-            return
-        live.progress.usage = Usage(
-            turn.prompt_tokens,
-            turn.cached_tokens,
-            turn.completion_tokens,
-            usd(turn.cost_nanos),
-            bool(turn.usage_estimated),
-        )
-        live.progress.timings = turn.timings or {}
-        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
-        self._end(live, Outcome(turn.status, message.status, message.content, error))
 
     async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
         await self._draining.wait()

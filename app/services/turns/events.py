@@ -17,6 +17,7 @@ class EventType(StrEnum):
     CREATED = "turn.created"
     QUEUED = "turn.queued"
     IN_PROGRESS = "turn.in_progress"
+    TRANSCRIPT_DELTA = "input_transcript.delta"
     TRANSCRIPT = "input_transcript.done"
     TEXT = "output_text.delta"
     AUDIO = "audio.clip"

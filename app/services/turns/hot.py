@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Insert,
+    String,
     Update,
     and_,
     bindparam,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     null,
     select,
     text,
+    type_coerce,
     update,
 )
 from sqlalchemy.sql import ClauseElement
@@ -138,8 +140,10 @@ def _insert_messages(_dialect: Dialect) -> Insert:
 
 def _history(_dialect: Dialect) -> ClauseElement:
     """Load the newest messages up to the question, newest first."""
+    heard = func.coalesce(messages.c.heard_content, messages.c.content)
+    role, status = (type_coerce(messages.c[name], String) for name in ("role", "status"))
     return (
-        select(messages.c.seq, messages.c.role, messages.c.status, messages.c.content)
+        select(messages.c.seq, role, status, heard)
         .where(
             messages.c.workspace_id == bindparam("workspace_id_"),
             messages.c.session_id == bindparam("session_id_"),

@@ -4,64 +4,18 @@ import asyncio
 import math
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import anyio
 
 from app.core.errors import AppError
 from app.models import MessageStatus, Role, TurnStatus
-from app.services.ports import Transcript
 from app.services.turns.errors import InternalError, TurnCancelled, is_retryable
 from app.services.turns.events import AFTER_TAKEOVER, EventType, TurnEvent, make_event
-from app.services.turns.records import Outcome, Persona, Progress, Reply, TurnRecord
+from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
+from app.services.turns.voice_stages import VoiceStages
 
 _COALESCED_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One spoken sentence; `start_ms` counts from the beginning of the answer's sound."""
-
-    index: int
-    text: str
-    start_ms: int
-    duration_ms: int
-    mp3: str
-    """Base64 of a whole small MP3."""
-
-
-class VoiceStages(Protocol):
-    """How a voice turn hears its user and speaks its answer; `services.voice` provides it."""
-
-    @property
-    def recording_seconds(self) -> float:
-        """How long the user spoke."""
-        ...
-
-    @property
-    def spoken_characters(self) -> int:
-        """How much of the answer was given to the speech provider so far."""
-        ...
-
-    async def hear(self, persona: Persona) -> Transcript:
-        """Write down what the user said. Raises the `AppError` that ends the turn."""
-        ...
-
-    async def speak(
-        self, persona: Persona, deltas: AsyncIterator[str], on_clip: Callable[[Clip], None]
-    ) -> int:
-        """Speak the answer as it is written; return the number of characters spoken.
-
-        `on_clip` is called with each sentence where the turn's followers want clips. Raises an
-        `AppError`: then the turn fails, and the written answer is kept.
-        """
-        ...
-
-    def ended(self, error: AppError | None) -> None:
-        """Learn that the turn is settled: nothing more will be spoken."""
-        ...
 
 
 class EventLog:
@@ -158,6 +112,8 @@ class LiveTurn:
     storing: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while events are stored, so that a checkpoint and the end do not store one twice."""
     seen_unstored: bool = False
+    played_ms: int | None = None
+    """How much of the answer's sound was played when somebody cancelled."""
 
     def begin(self) -> None:
         """Emit the events of a turn that starts to run, as every server would."""

@@ -155,4 +155,4 @@ def history_of(record: TurnRecord) -> Statement:
 
 def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:
     """Return the rows of `history_of`, oldest first."""
-    return tuple(HistoryMessage(*row) for row in reversed(rows))
+    return tuple(map(HistoryMessage._make, reversed(rows)))

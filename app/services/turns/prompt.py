@@ -1,7 +1,7 @@
 """What the model is shown: the system prompt and the newest messages that fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.models import MessageStatus, Role
 from app.services.ports import PromptMessage
@@ -14,15 +14,17 @@ _MESSAGE_OVERHEAD_TOKENS = 4
 _BYTES_PER_TOKEN = 3
 """Careful for English (about 4), about right for other scripts in UTF-8."""
 DEFAULT_OUTPUT_TOKENS = 1024
+_USER, _FAILED = Role.USER.value, MessageStatus.FAILED.value
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryMessage:
+class HistoryMessage(NamedTuple):
     """A message of the session, as the prompt needs it."""
 
     seq: int
-    role: Role
-    status: MessageStatus
+    role: str
+    """One of `Role`; as text, for there are many of these in a turn."""
+    status: str
+    """One of `MessageStatus`."""
     content: str
 
 
@@ -41,18 +43,16 @@ def build_prompt(
     reserved = max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
     budget = context_tokens - reserved - estimate_tokens(system_prompt)
     prompt = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
-    start_seq = _window_start(history, budget)
-    prompt += [
-        PromptMessage(message.role, message.content)
-        for message in history
-        if message.seq >= start_seq and _is_shown(message)
-    ]
+    shown = [message for message in history if _is_shown(message)]
+    start_seq = _window_start(history, shown, budget)
+    prompt += [PromptMessage(role, content) for seq, role, _, content in shown if seq >= start_seq]
     return prompt
 
 
 def estimate_tokens(text: str) -> int:
     """Return about how many tokens `text` has, rather too many than too few."""
-    return len(text.encode()) // _BYTES_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS
+    size_bytes = len(text) if text.isascii() else len(text.encode())
+    return size_bytes // _BYTES_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS
 
 
 def estimate_all_tokens(texts: Sequence[str]) -> int:
@@ -62,15 +62,16 @@ def estimate_all_tokens(texts: Sequence[str]) -> int:
 
 
 def _is_shown(message: HistoryMessage) -> bool:
-    return bool(message.content) and (
-        message.role is Role.USER or message.status is not MessageStatus.FAILED
-    )
+    _, role, status, content = message
+    return bool(content) and (role == _USER or status != _FAILED)
 
 
-def _window_start(history: Sequence[HistoryMessage], budget: int) -> int:
-    """Return the lowest `seq` that is shown."""
+def _window_start(
+    history: Sequence[HistoryMessage], shown: Sequence[HistoryMessage], budget: int
+) -> int:
+    """Return the lowest `seq` that fits."""
     first_seq = history[0].seq
-    for message in filter(_is_shown, reversed(history)):
+    for message in reversed(shown):
         budget -= estimate_tokens(message.content)
         if budget < 0:
             first_seq = message.seq + 1

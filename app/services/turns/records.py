@@ -150,3 +150,4 @@ class Reply:
     timings: dict[str, float]
     modality: Modality = Modality.TEXT
     role: Role = Role.ASSISTANT
+    heard_content: str | None = None

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from app.core.database import Database, StorageUnavailable
 from app.models import TurnStatus
 from app.services.turns import event_store, leases, settlement
+from app.services.turns.audio_store import AudioStore
 from app.services.turns.errors import TurnLost
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import TurnRecord
@@ -30,19 +31,21 @@ _PRUNE_SECONDS = 600.0
 class Upkeep:
     """Keeps the turns of one engine; a database that is away is tried again, never fatal."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # what the duties need
         self,
         database: Database,
         owner_id: UUID,
         turns: Mapping[UUID, LiveTurn],
         recover: Recover,
         draining: anyio.Event,
+        audio: AudioStore,
     ) -> None:
         self._database = database
         self._owner_id = owner_id
         self._turns = turns
         self._recover = recover
         self._draining = draining
+        self._audio = audio
         self._has_recovered = False
 
     def start(self, background: TaskGroup) -> None:
@@ -108,3 +111,4 @@ class Upkeep:
 
     async def _prune(self) -> None:
         await self._database.run(event_store.prune)
+        await self._database.run(self._audio.prune)

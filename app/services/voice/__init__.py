@@ -2,5 +2,6 @@
 
 from app.services.voice.guard import MAX_BYTES as UPLOAD_BYTES_LIMIT
 from app.services.voice.service import VoiceAnswer, VoiceService
+from app.services.voice.turn import VoiceTurns
 
-__all__ = ["UPLOAD_BYTES_LIMIT", "VoiceAnswer", "VoiceService"]
+__all__ = ["UPLOAD_BYTES_LIMIT", "VoiceAnswer", "VoiceService", "VoiceTurns"]

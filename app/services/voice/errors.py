@@ -1,4 +1,7 @@
-"""What can be wrong with an upload. In each case no provider is called and nothing is stored."""
+"""What can be wrong with an upload; then no provider is called and nothing is stored.
+
+And `AudioNotStored`, for sound that is asked for too late.
+"""
 
 from app.core.errors import AppError, ErrorKind
 
@@ -42,3 +45,10 @@ class NoSpeech(AppError):
 
     kind = ErrorKind.INVALID
     code = "no-speech"
+
+
+class AudioNotStored(AppError):
+    """No sound of this turn is kept."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "audio-not-stored"

@@ -1,146 +1,42 @@
-"""A voice turn: hear, answer, speak; sound leaves while the answer is still written."""
+"""Voice turns for those who ask for them: send a recording, hear an answer, hear it again."""
 
-from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from uuid import UUID
 
 import anyio
 
+from app.core.database import Database
 from app.core.errors import AppError
 from app.core.security import Caller
-from app.services.ports import Recording, Speaker, Transcriber, Transcript
-from app.services.turns import Clip, LiveTurn, Persona, TurnEngine, TurnOptions
-from app.services.voice.errors import NoSpeech
+from app.models import Modality
+from app.services.ports import Transcript
+from app.services.turns import LiveTurn, TurnEngine, TurnOptions, audio_store
+from app.services.turns.errors import TurnCancelled
+from app.services.voice.errors import AudioNotStored
 from app.services.voice.guard import inspect
-from app.services.voice.mp3 import Mp3Encoder
-from app.services.voice.sentences import SentenceCutter
-from app.services.voice.spoken import SpokenText
+from app.services.voice.turn import VoiceTurn, VoiceTurns
 
-_SILENCE_SECONDS = 0.2
-"""What is heard of an answer that has nothing to be said aloud."""
-
-
-@dataclass(slots=True)
-class VoiceTurn:
-    """Fulfils the engine's `VoiceStages` for one turn; collects the MP3 for whoever listens."""
-
-    recording: Recording
-    transcriber: Transcriber
-    speaker: Speaker
-    default_voice: str
-    with_clips: bool = False
-    transcript: Transcript | None = None
-    error: AppError | None = None
-    is_over: bool = False
-    spoken_characters: int = 0
-    _mp3: list[bytes] = field(default_factory=list[bytes])
-    _changed: anyio.Event = field(default_factory=anyio.Event)
-
-    @property
-    def recording_seconds(self) -> float:
-        """How long the user spoke."""
-        return self.recording.duration_seconds
-
-    async def hear(self, persona: Persona) -> Transcript:
-        """Fulfil `VoiceStages.hear`. Raises `ProviderError`, or `NoSpeech` without words."""
-        transcript = await self.transcriber.transcribe(self.recording, language=persona.language)
-        if not transcript.text.strip():
-            raise NoSpeech("No words were heard in the recording.")
-        self.transcript = Transcript(transcript.text.strip(), transcript.language)
-        return self.transcript
-
-    async def speak(
-        self, persona: Persona, deltas: AsyncIterator[str], on_clip: Callable[[Clip], None]
-    ) -> int:
-        """Fulfil `VoiceStages.speak`: one sentence after the other, into one MP3 stream."""
-        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
-        voice = persona.voice or self.default_voice
-        characters = index = start_ms = 0
-        async for sentence in self._sentences(persona, deltas):
-            characters += len(sentence)
-            self.spoken_characters = characters
-            spoken = bytearray()
-            async with aclosing(self.speaker.speak(sentence, voice=voice)) as sound:
-                async for pcm in sound:
-                    self._emit(encoder.encode(pcm))
-                    if self.with_clips:
-                        spoken += pcm
-            if self.with_clips:
-                on_clip(self._clip(index, sentence, start_ms, bytes(spoken)))
-                start_ms += self._milliseconds(spoken)
-                index += 1
-        if not characters:
-            samples = round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)
-            self._emit(encoder.encode(bytes(2 * samples)))
-        self._emit(encoder.finish())
-        return characters
-
-    def ended(self, error: AppError | None) -> None:
-        """Fulfil `VoiceStages.ended`."""
-        self.error = error
-        self.is_over = True
-        self._wake()
-
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """Yield the MP3 from its beginning as it comes; the last chunk once all is stored.
-
-        Raises the error that the turn ended with.
-        """
-        sent = 0
-        while True:
-            # The last chunk says that the answer is whole, so it waits for the turn's end.
-            ready = len(self._mp3) if self.is_over else max(sent, len(self._mp3) - 1)
-            while sent < ready:
-                sent += 1
-                yield self._mp3[sent - 1]
-            if self.is_over:
-                if self.error:
-                    raise self.error.with_traceback(None)
-                return
-            await self._changed.wait()
-
-    async def _sentences(self, persona: Persona, deltas: AsyncIterator[str]) -> AsyncGenerator[str]:
-        language = persona.language or (self.transcript and self.transcript.language)
-        cutter = SentenceCutter(language, self.speaker.max_characters)
-        spoken = SpokenText()
-        async for delta in deltas:
-            for piece in cutter.feed(delta):
-                if words := spoken.clean(piece):
-                    yield words
-        for piece in cutter.finish():
-            if words := spoken.clean(piece):
-                yield words
-
-    def _clip(self, index: int, text: str, start_ms: int, pcm: bytes) -> Clip:
-        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
-        mp3 = encoder.encode(pcm) + encoder.finish()
-        return Clip(index, text, start_ms, self._milliseconds(pcm), b64encode(mp3).decode())
-
-    def _milliseconds(self, pcm: bytes | bytearray) -> int:
-        return round(len(pcm) / 2 / self.speaker.sample_rate_hz * 1000)
-
-    def _emit(self, mp3: bytes) -> None:
-        if mp3:
-            self._mp3.append(mp3)
-            self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+_FOLLOW_SECONDS = 0.2
+"""How often a turn that another server may run is looked up."""
 
 
 class VoiceAnswer:
     """The spoken answer of one turn, for one listener."""
 
-    def __init__(
-        self, turn: LiveTurn, voice: VoiceTurn, chunks: AsyncGenerator[bytes] | None = None
-    ) -> None:
+    def __init__(self, turn: LiveTurn, turns: TurnEngine) -> None:
         self.turn = turn
-        self._voice = voice
-        self._chunks = chunks or voice.chunks()
+        self.transcript = Transcript("")
+        """What was understood; there once `first_sound` has returned."""
+        self.whole: bytes | None = None
+        """All of the MP3, where it is stored; there once `first_sound` has returned."""
+        self._turns = turns
+        self._chunks = _silence()
         self._first = b""
+
+    def play(self, chunks: AsyncGenerator[bytes]) -> None:
+        """Take the sound from `chunks`."""
+        self._chunks = chunks
 
     @property
     def turn_id(self) -> UUID:
@@ -151,11 +47,6 @@ class VoiceAnswer:
     def session_id(self) -> UUID:
         """The session of the turn."""
         return self.turn.record.session_id
-
-    @property
-    def transcript(self) -> Transcript:
-        """What was understood; there once `first_sound` has returned."""
-        return self._voice.transcript or Transcript("")
 
     @property
     def timings(self) -> dict[str, float]:
@@ -169,31 +60,32 @@ class VoiceAnswer:
         except AppError as error:
             error.facts["turn_id"] = str(self.turn_id)
             raise
-        self.turn.mark("first_audio_ms")
+        if isinstance(self.turn.voice, VoiceTurn) and self.turn.voice.transcript:
+            self.transcript = self.turn.voice.transcript
+        else:
+            self.transcript = Transcript(await self._turns.question(self.turn))
 
     async def mp3(self) -> AsyncGenerator[bytes]:
-        """Yield the MP3, one continuous stream; raises in the middle if the turn fails there."""
+        """Yield the MP3, one continuous stream; raises in the middle if the turn fails there.
+
+        A turn that is cancelled just ends.
+        """
         async with aclosing(self._chunks):
             yield self._first
-            async for chunk in self._chunks:
-                yield chunk
+            try:
+                async for chunk in self._chunks:
+                    yield chunk
+            except TurnCancelled:
+                return
 
 
 class VoiceService:
     """Runs voice turns on the turn engine."""
 
-    def __init__(
-        self,
-        turns: TurnEngine,
-        transcriber: Transcriber,
-        speaker: Speaker,
-        *,
-        default_voice: str,
-    ) -> None:
+    def __init__(self, turns: TurnEngine, voices: VoiceTurns, database: Database) -> None:
         self._turns = turns
-        self._transcriber = transcriber
-        self._speaker = speaker
-        self._default_voice = default_voice
+        self._voices = voices
+        self._database = database
 
     async def reply_to_recording(
         self,
@@ -212,29 +104,86 @@ class VoiceService:
         `inspect` and `TurnEngine.start` raise.
         """
         recording = await inspect(data)
-        voice = VoiceTurn(
-            recording, self._transcriber, self._speaker, self._default_voice, with_clips
-        )
+        voice = self._voices.make(recording, has_clips=with_clips)
         turn = await self._turns.start(caller, session_id, "", voice, options)
-        if turn.is_replayed:
-            if isinstance(turn.voice, VoiceTurn):  # still running: listen to it, too
-                return VoiceAnswer(turn, turn.voice)
-            return VoiceAnswer(turn, voice, self._say_again(turn, voice))
-        return VoiceAnswer(turn, voice)
+        return self._answer(turn, spare=voice)
+
+    async def listen(self, caller: Caller, turn_id: UUID) -> VoiceAnswer:
+        """Return the sound of a turn, from its beginning: live, or as it is stored.
+
+        Its `first_sound` raises `AudioNotStored` where there is none, and the error of a live turn
+        that fails before it is heard. Raises `TurnNotFound`.
+        """
+        turn = await self._turns.find(caller, turn_id)
+        if turn.record.modality is not Modality.VOICE:
+            raise AudioNotStored("A text turn has no sound.")
+        return self._answer(turn)
+
+    def _answer(self, turn: LiveTurn, spare: VoiceTurn | None = None) -> VoiceAnswer:
+        answer = VoiceAnswer(turn, self._turns)
+        answer.play(self._sound(answer, spare))
+        return answer
+
+    async def _sound(self, answer: VoiceAnswer, spare: VoiceTurn | None) -> AsyncGenerator[bytes]:
+        """Yield the MP3 from its beginning; it ends when all is stored.
+
+        `spare` can speak an answer again of which no sound was kept. Raises the error that the
+        turn ended with.
+        """
+        turn, heard = answer.turn, False
+        async with aclosing(self._live_sound(turn)) as chunks:
+            async for chunk in chunks:
+                heard = True
+                yield chunk
+        if heard:
+            return
+        if spare:  # the same request again fails as it did
+            turn.reply()
+        async with self._database.reading() as db:
+            pieces = await audio_store.read_pieces(
+                await db.connection(), turn.record.workspace_id, turn.record.id
+            )
+        mp3 = b"".join(piece.mp3 or b"" for piece in pieces)
+        if mp3:
+            answer.whole = mp3
+            yield mp3
+        elif spare:
+            async with aclosing(self._say_again(turn, spare)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        else:
+            raise AudioNotStored("No sound of this turn is kept.")
+
+    async def _live_sound(self, turn: LiveTurn) -> AsyncGenerator[bytes]:
+        """Yield what is spoken here, until the turn is settled, wherever that happens."""
+        sent = 0
+        await self._turns.look_up(turn)
+        while True:
+            voice = turn.voice if isinstance(turn.voice, VoiceTurn) else None
+            changed = voice.changed if voice else turn.settled
+            while voice and sent < len(voice.mp3):
+                sent += 1
+                yield voice.mp3[sent - 1]
+            if turn.settled.is_set():
+                if voice:
+                    turn.reply()  # raises what the turn ended with
+                return
+            with anyio.move_on_after(_FOLLOW_SECONDS):
+                await changed.wait()
+                continue
+            await self._turns.look_up(turn)
 
     async def _say_again(self, turn: LiveTurn, voice: VoiceTurn) -> AsyncGenerator[bytes]:
-        """Speak the answer of a turn that is settled, or that another server runs.
-
-        Raises the error that the turn ended with.
-        """
-        reply = await self._turns.result(turn)
-        voice.transcript = Transcript(await self._turns.question(turn))
+        """Speak the answer of a turn that is settled, once more."""
+        reply = turn.reply()
 
         async def words() -> AsyncGenerator[str]:
             yield reply.content
 
-        await voice.speak(turn.record.persona, words(), lambda _clip: None)
-        voice.ended(None)
-        async with aclosing(voice.chunks()) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        await voice.speak(turn.record.persona, words(), lambda _clip: None, lambda _name: None)
+        yield b"".join(voice.mp3)
+
+
+async def _silence() -> AsyncGenerator[bytes]:
+    return
+    yield b""

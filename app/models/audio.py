@@ -1,0 +1,59 @@
+"""The sound of voice turns: what was uploaded, and what was spoken."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKeyConstraint, Index, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import SCHEMA
+from app.models.base import Base, utc_now
+
+
+def _of_a_turn() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["workspace_id", "turn_id"],
+        [f"{SCHEMA}.turns.workspace_id", f"{SCHEMA}.turns.id"],
+        ondelete="CASCADE",
+    )
+
+
+class StoredRecording(Base):
+    """What a voice turn's user sent; there until the turn is settled, whatever is kept after."""
+
+    __tablename__ = "recordings"
+    __table_args__ = (_of_a_turn(), Index(None, "created_at"))
+
+    workspace_id: Mapped[UUID] = mapped_column(primary_key=True)
+    turn_id: Mapped[UUID] = mapped_column(primary_key=True)
+    format: Mapped[str] = mapped_column(String(8))
+    duration_seconds: Mapped[float]
+    has_clips: Mapped[bool]
+    """True where the turn's followers want the sound as events."""
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class AudioClip(Base):
+    """One spoken piece of an answer. The clips of a turn, one after the other, are its MP3."""
+
+    __tablename__ = "audio_clips"
+    __table_args__ = (_of_a_turn(), Index(None, "created_at"))
+
+    workspace_id: Mapped[UUID] = mapped_column(primary_key=True)
+    turn_id: Mapped[UUID] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    """From 0."""
+    text: Mapped[str]
+    """What was said; it may differ from what is written."""
+    content_start: Mapped[int]
+    """Where the piece begins in the message's content, in characters."""
+    content_end: Mapped[int]
+    sample_rate_hz: Mapped[int]
+    start_sample: Mapped[int]
+    sample_count: Mapped[int]
+    start_ms: Mapped[int]
+    duration_ms: Mapped[int]
+    mp3: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Frames of the turn's one stream; `None` where no sound is kept."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)

@@ -1,0 +1,220 @@
+"""One voice turn: hear, and speak the answer while it is still written."""
+
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from app.core.errors import AppError
+from app.services.ports import Recording, Speaker, Transcriber, Transcript
+from app.services.turns import Clip, Persona, SpokenPiece
+from app.services.turns.heard import whole_words
+from app.services.voice.errors import NoSpeech
+from app.services.voice.mp3 import Mp3Encoder, encode
+from app.services.voice.sentences import SentenceCutter
+from app.services.voice.speaking import Listener, Utterance, speak_in_order
+from app.services.voice.spoken import SpokenText
+
+_SILENCE_SECONDS = 0.2
+"""What is heard of an answer that has nothing to be said aloud."""
+_SECONDS_PER_CHARACTER = 0.065
+"""How long speech takes, where no finished sentence tells."""
+_SOON_BYTES = 9600
+"""0.2 s: encoded at once, where it begins an answer."""
+
+
+@dataclass(slots=True)
+class VoiceTurn:
+    """Fulfils the engine's `VoiceStages`; collects the MP3 for whoever listens."""
+
+    recording: Recording
+    transcriber: Transcriber
+    speaker: Speaker
+    default_voice: str
+    has_clips: bool = False
+    transcript: Transcript | None = None
+    spoken_characters: int = 0
+    mp3: list[bytes] = field(default_factory=list[bytes])
+    """The stream so far, in pieces."""
+    changed: anyio.Event = field(default_factory=anyio.Event)
+    """Set, and replaced, when `mp3` or `is_over` changes."""
+    error: AppError | None = None
+    is_over: bool = False
+    _finished: list[SpokenPiece] = field(default_factory=list[SpokenPiece])
+    _written_characters: int = 0
+    _current: Utterance | None = None
+    _current_pcm: bytearray = field(default_factory=bytearray)
+    _current_samples: int = 0
+    _current_mp3: bytearray = field(default_factory=bytearray)
+
+    async def hear(self, persona: Persona, on_words: Callable[[str], None]) -> Transcript:
+        """Fulfil `VoiceStages.hear`. Raises `ProviderError`, or `NoSpeech` without words."""
+        language = persona.language.partition("-")[0] if persona.language else None
+        transcript = await self.transcriber.transcribe(
+            self.recording, language=language, on_words=on_words
+        )
+        if not transcript.text.strip():
+            raise NoSpeech("No words were heard in the recording.")
+        self.transcript = Transcript(transcript.text.strip(), transcript.language)
+        return self.transcript
+
+    async def speak(
+        self,
+        persona: Persona,
+        deltas: AsyncIterator[str],
+        on_clip: Callable[[Clip], None],
+        mark: Callable[[str], None],
+    ) -> None:
+        """Fulfil `VoiceStages.speak`: sentences ahead of each other, into one MP3 stream."""
+        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
+
+        def begin(utterance: Utterance) -> None:
+            self._current = utterance
+
+        async def on_sound(pcm: bytes) -> None:
+            self._current_samples += len(pcm) // 2
+            if self.has_clips:
+                self._current_pcm += pcm
+            # The first frames leave before the rest is encoded.
+            for block in (pcm[:_SOON_BYTES], pcm[_SOON_BYTES:]) if not self.mp3 else (pcm,):
+                if mp3 := await encode(encoder, block):
+                    mark("first_audio_ms")
+                    self._emit(mp3)
+                    await anyio.lowlevel.checkpoint()
+
+        async def finish(utterance: Utterance) -> None:
+            pcm = bytes(self._current_pcm)
+            piece = self._finish_piece(utterance)
+            if self.has_clips:
+                whole = Mp3Encoder(self.speaker.sample_rate_hz)
+                sound = await encode(whole, pcm) + whole.finish()
+                mp3 = b64encode(sound).decode()
+                clip = Clip(piece.index, piece.text, piece.start_ms, piece.duration_ms, mp3)
+                on_clip(clip)
+
+        voice = persona.voice or self.default_voice
+        utterances = self._utterances(persona, deltas, mark)
+        listener = Listener(begin, on_sound, finish)
+        await speak_in_order(self.speaker, voice, utterances, listener)
+        if not self._finished:
+            silence = Utterance("", 0, 0)
+            begin(silence)
+            await on_sound(bytes(2 * round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)))
+            self._finish_piece(silence)
+        self._end_stream(encoder.finish())
+
+    def pieces(self) -> Sequence[SpokenPiece]:
+        """Fulfil `VoiceStages.pieces`."""
+        current = self._current
+        if current is None or not self._current_samples:
+            return self._finished
+        said = whole_words(current.text, self._current_share(current))
+        share = said / max(1, len(current.text))
+        written = round((current.content_end - current.content_start) * share)
+        broken_off = Utterance(
+            current.text[:said], current.content_start, current.content_start + written
+        )
+        return [*self._finished, self._piece(broken_off)]
+
+    def ended(self, error: AppError | None) -> None:
+        """Fulfil `VoiceStages.ended`."""
+        self.error = error
+        self.is_over = True
+        self._wake()
+
+    async def _utterances(
+        self, persona: Persona, deltas: AsyncIterator[str], mark: Callable[[str], None]
+    ) -> AsyncGenerator[Utterance]:
+        language = persona.language or (self.transcript and self.transcript.language)
+        cutter = SentenceCutter(language, self.speaker.max_characters)
+        spoken = SpokenText()
+        start = 0
+
+        def utterances_of(pieces: list[str]) -> list[Utterance]:
+            nonlocal start
+            found: list[Utterance] = []
+            for piece in pieces:
+                self._written_characters += len(piece)
+                if words := spoken.clean(piece):
+                    # What is not said, such as code, counts as heard with what follows it.
+                    found.append(Utterance(words, start, self._written_characters))
+                    start = self._written_characters
+            return found
+
+        async for delta in deltas:
+            for utterance in utterances_of(cutter.feed(delta)):
+                yield self._counted(utterance, mark)
+        for utterance in utterances_of(cutter.finish()):
+            yield self._counted(utterance, mark)
+
+    def _counted(self, utterance: Utterance, mark: Callable[[str], None]) -> Utterance:
+        mark("first_sentence_ms")
+        self.spoken_characters += len(utterance.text)
+        return utterance
+
+    def _finish_piece(self, utterance: Utterance) -> SpokenPiece:
+        piece = self._piece(utterance)
+        self._finished.append(piece)
+        self._current = None
+        self._current_samples = 0
+        self._current_pcm.clear()
+        self._current_mp3.clear()
+        return piece
+
+    def _piece(self, utterance: Utterance) -> SpokenPiece:
+        return SpokenPiece(
+            index=len(self._finished),
+            text=utterance.text,
+            content_start=utterance.content_start,
+            content_end=utterance.content_end,
+            sample_rate_hz=self.speaker.sample_rate_hz,
+            start_sample=self._finished[-1].end_sample if self._finished else 0,
+            sample_count=self._current_samples,
+            mp3=bytes(self._current_mp3),
+        )
+
+    def _current_share(self, current: Utterance) -> float:
+        """Return about how much of a sentence has been spoken that broke off."""
+        characters = sum(len(piece.text) for piece in self._finished)
+        samples = sum(piece.sample_count for piece in self._finished)
+        per_character = (
+            samples / characters
+            if characters
+            else self.speaker.sample_rate_hz * _SECONDS_PER_CHARACTER
+        )
+        return min(1.0, self._current_samples / max(1.0, per_character * len(current.text)))
+
+    def _end_stream(self, mp3: bytes) -> None:
+        """Add the encoder's last frames, and what is not said at the end, to the last piece."""
+        self._emit(mp3)
+        last = self._finished[-1]
+        self._finished[-1] = replace(
+            last, mp3=(last.mp3 or b"") + mp3, content_end=self._written_characters
+        )
+        self._current_mp3.clear()
+
+    def _emit(self, mp3: bytes) -> None:
+        if mp3:
+            self._current_mp3 += mp3
+            self.mp3.append(mp3)
+            self._wake()
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceTurns:
+    """Makes voice turns; fulfils the engine's `VoiceMaker`."""
+
+    transcriber: Transcriber
+    speaker: Speaker
+    default_voice: str
+
+    def make(self, recording: Recording, *, has_clips: bool) -> VoiceTurn:
+        """Return the stages of one turn."""
+        return VoiceTurn(
+            recording, self.transcriber, self.speaker, self.default_voice, has_clips=has_clips
+        )
