@@ -22,6 +22,13 @@ from bench.sessions import TURNS_PER_SESSION, ServerSessions, make_floor_session
 from tests.postgres import PostgresServer
 
 _CONNECTIONS = 16
+_LIMITS = {
+    "LIMIT_REQUESTS_PER_MINUTE": "1000000000",
+    "LIMIT_CONCURRENT_TURNS": "1000000000",
+    "LIMIT_TOKENS_PER_DAY": "1000000000",
+    "LIMIT_USD_PER_DAY": "1000000",
+}
+"""Never reached, but checked at their cost."""
 _FLOOR_DATABASE, _SERVER_DATABASE = "floor", "server"
 
 
@@ -144,6 +151,7 @@ class Bench:
         """Return our server as its users start it, without the embedded engine."""
         port = free_port()
         settings = {
+            **_LIMITS,
             "DATA_DIR": str(folder),
             "PORT": str(port),
             "OPENAI_BASE_URL": f"http://127.0.0.1:{self._provider.port}/v1",

@@ -147,7 +147,7 @@ async def test_what_was_said_before_speech_failed_is_paid(
     speech: bytes,
 ) -> None:
     first, second = "This is the first sentence.", "And this is the second sentence."
-    chat_model.answer = f"{first} {second} The third is asked for ahead."
+    chat_model.answer = f"{first} {second} The third one is never begun."
 
     async def break_off() -> None:
         if len(speaker.said) > 1:
@@ -164,8 +164,9 @@ async def test_what_was_said_before_speech_failed_is_paid(
     created, *_, last = parse(events.text.splitlines())
     usage = await turns_usage(client, created.data["turn_id"])
     assert last.type == "turn.failed"
-    assert [said for said, _ in speaker.said[:2]] == [first, second]
-    assert usage["speech_out_characters"] == sum(len(said) for said, _ in speaker.said)
+    said = {sentence for sentence, _ in speaker.said}  # one may be tried again
+    assert said >= {first, second}
+    assert usage["speech_out_characters"] == sum(len(sentence) for sentence in said)
 
 
 async def test_each_attempt_that_is_settled_is_billed_once(

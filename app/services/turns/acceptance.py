@@ -137,7 +137,7 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
 def _question(message: NewMessage, seq: int) -> HistoryMessage:
     is_text = message.modality is Modality.TEXT
     status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
-    return HistoryMessage(seq, Role.USER, status, message.content)
+    return HistoryMessage(seq, Role.USER.value, status.value, message.content)
 
 
 def _stored_turn(record: TurnRecord) -> dict[str, Any]:

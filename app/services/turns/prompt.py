@@ -55,6 +55,12 @@ def estimate_tokens(text: str) -> int:
     return size_bytes // _BYTES_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS
 
 
+def estimate_all_tokens(texts: Sequence[str]) -> int:
+    """Return about how many tokens messages of these texts have together."""
+    joined = len("".join(texts).encode())  # much faster than one by one
+    return joined // _BYTES_PER_TOKEN + len(texts) * _MESSAGE_OVERHEAD_TOKENS
+
+
 def _is_shown(message: HistoryMessage) -> bool:
     _, role, status, content = message
     return bool(content) and (role == _USER or status != _FAILED)

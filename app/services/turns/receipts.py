@@ -7,7 +7,7 @@ from app.core.direct import Statement
 from app.core.errors import AppError
 from app.models import utc_now
 from app.services.ports import ProviderError, ProviderTimeout, UpstreamIncomplete
-from app.services.turns.prompt import DEFAULT_OUTPUT_TOKENS, estimate_tokens
+from app.services.turns.prompt import DEFAULT_OUTPUT_TOKENS, estimate_all_tokens, estimate_tokens
 from app.services.turns.records import Progress, Receipt, TurnRecord, Usage
 from app.services.usage import Account, Reservation, Tariff, Used, budgets
 from app.services.usage.tariff import usd
@@ -39,8 +39,8 @@ def estimate(record: TurnRecord, asked: Asked, waiting: int) -> Reservation | No
     if not account.has_budgets:
         return None
     output_tokens = persona.max_output_tokens or DEFAULT_OUTPUT_TOKENS
-    prompt_tokens = estimate_tokens(persona.system_prompt) + waiting * output_tokens
-    prompt_tokens += sum(estimate_tokens(message.content) for message in record.history)
+    texts = [persona.system_prompt, *(message.content for message in record.history)]
+    prompt_tokens = estimate_all_tokens(texts) + waiting * output_tokens
     if asked.upload_seconds:
         prompt_tokens += int(asked.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
     used = Used(

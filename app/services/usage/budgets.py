@@ -38,6 +38,7 @@ from app.services.usage.tariff import NANOS
 
 _budgets = cast("Table", Budget.__table__)
 _turns = cast("Table", Turn.__table__)
+_AMOUNTS = ("upload_ms", "tokens", "nanos")
 _day = bindparam("day_", type_=Date())
 
 
@@ -51,36 +52,29 @@ def _reserve(dialect: Dialect) -> ClauseElement:
     A row of an older day begins anew; one of a newer day is of a server whose clock is ahead.
     """
     columns = _budgets.c
-    is_today = columns.day >= _day
-
-    def grown(column: ColumnElement[int]) -> ColumnElement[int]:
-        return case((is_today, column), else_=0) + _amount(f"{column.key}_")
-
-    amounts = (columns.tokens, columns.nanos, columns.upload_ms)
     insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    return (
-        insert(_budgets)
-        .values(
-            workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
-            bucket=bindparam("bucket_", type_=columns.bucket.type),
-            day=_day,
-            live_turns=1,
-            **{column.key: _amount(f"{column.key}_") for column in amounts},
-        )
-        .on_conflict_do_update(
-            index_elements=["workspace_id", "bucket"],
-            set_={
-                "day": case((is_today, columns.day), else_=_day),
-                "live_turns": columns.live_turns + 1,
-                **{column.key: grown(column) for column in amounts},
-            },
-            where=and_(
-                columns.live_turns < _amount("live_turns_limit_"),
-                *(grown(column) <= _amount(f"{column.key}_limit_") for column in amounts),
-            ),
-        )
-        .returning(columns.live_turns)
+    statement = insert(_budgets).values(
+        workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
+        bucket=bindparam("bucket_", type_=columns.bucket.type),
+        day=_day,
+        live_turns=1,
+        **{name: _amount(f"{name}_") for name in _AMOUNTS},
     )
+    new = statement.excluded
+    is_today = columns.day >= new.day
+    grown = {name: case((is_today, columns[name]), else_=0) + new[name] for name in _AMOUNTS}
+    return statement.on_conflict_do_update(
+        index_elements=["workspace_id", "bucket"],
+        set_={
+            "day": case((is_today, columns.day), else_=new.day),
+            "live_turns": columns.live_turns + 1,
+            **grown,
+        },
+        where=and_(
+            columns.live_turns < _amount("live_turns_limit_"),
+            *(grown[name] <= _amount(f"{name}_limit_") for name in _AMOUNTS),
+        ),
+    ).returning(columns.live_turns)
 
 
 def _settle(_dialect: Dialect) -> Update:

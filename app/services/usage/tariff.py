@@ -64,8 +64,8 @@ class Tariff:
         """Return what `used` costs on `day`; what was not used costs nothing at any price."""
         cached = used.cached_tokens or 0
         chat = self._price(Part.CHAT, used.chat_model, day)
-        stt = self._price(Part.STT, None, day)
-        tts = self._price(Part.TTS, None, day)
+        stt = self._price(Part.STT, None, day) if used.speech_in_seconds else _UNKNOWN
+        tts = self._price(Part.TTS, None, day) if used.speech_out_characters else _UNKNOWN
         prompt = None if used.prompt_tokens is None else max(0, used.prompt_tokens - cached)
         cached_price = chat.prompt if chat.cached is None else chat.cached
         parts = (
