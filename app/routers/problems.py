@@ -31,6 +31,8 @@ _STATUS = {
     ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorKind.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
 }
+_TEMPORARY = {ErrorKind.TOO_MANY, ErrorKind.UNAVAILABLE}
+"""Always answered with `Retry-After`, also where a stored turn's error is told again."""
 _LONGEST_KEY = 64
 
 
@@ -105,8 +107,9 @@ def problem_response(
     if errors is not None:
         body["errors"] = errors
     headers: dict[str, str] = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    wait_seconds = error.retry_after_seconds
+    if wait_seconds is not None or error.kind in _TEMPORARY:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_seconds or 0)))
     if error.kind is ErrorKind.CONFLICT:
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would retry a 409 by themselves
     if error.kind is ErrorKind.UNAUTHENTICATED:

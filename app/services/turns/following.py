@@ -29,7 +29,10 @@ async def follow(
     quiet_seconds = 0.0
     while True:
         changed = live.log.changed
-        events = live.log.after(after)
+        if after < live.record.events_after:  # another server stored them; the log has the rest
+            events = await _read(database, live, after)
+        else:
+            events = live.log.after(after)
         if not events and not engine.runs_here(live):
             events = await _read(database, live, after)
         if events:

@@ -72,8 +72,9 @@ class EventLog:
         self._flush: asyncio.TimerHandle | None = None
 
     def skip_to(self, number: int) -> None:
-        """Go on above `number`."""
+        """Go on above `number`; what another server stored is not stored again."""
         self._last_number = number
+        self._stored_count = len(self.events)
 
     def emit(self, kind: EventType, data: object) -> None:
         """Append an event and wake whoever follows."""
@@ -156,17 +157,19 @@ class LiveTurn:
 
     def begin(self) -> None:
         """Emit the events of a turn that starts to run, as every server would."""
-        record = self.record
-        if record.events_after:  # another server ran it before
-            self.log.skip_to(record.events_after + AFTER_TAKEOVER)
+        if self.record.events_after:  # it may have been announced here, and run elsewhere
+            self._go_on()
         else:
             self.announce()
-        self.log.emit(EventType.IN_PROGRESS, {"attempt": record.attempt})
+        self.log.emit(EventType.IN_PROGRESS, {"attempt": self.record.attempt})
 
     def announce(self) -> None:
-        """Emit the events of acceptance, once."""
+        """Emit the events of acceptance, once; those that are stored are nobody's to repeat."""
         record = self.record
         if self.log.next_number > 1:
+            return
+        if record.events_after:
+            self._go_on()
             return
         created = {
             "turn_id": record.id,
@@ -177,6 +180,10 @@ class LiveTurn:
         self.log.emit(EventType.CREATED, created)
         if record.was_queued:
             self.log.emit(EventType.QUEUED, {})
+
+    def _go_on(self) -> None:
+        """Number what comes above everything that another server stored, or only showed."""
+        self.log.skip_to(self.record.events_after + AFTER_TAKEOVER)
 
     def say(self, delta: str) -> None:
         """Add to the answer."""
