@@ -5,18 +5,18 @@ from uuid import UUID
 import anyio
 import httpx2
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
-from app.models import Message, Turn, TurnStatus, utc_now
+from app.models import Message, Turn, TurnEventBatch, TurnStatus, utc_now
 from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
 from app.state import Providers, State, serving
 from tests.conftest import client_of
 from tests.fakes import FakeChatModel
-from tests.sse import parse
+from tests.sse import Event, parse
 from tests.turns.test_engine import Gate
 
 pytestmark = pytest.mark.anyio
@@ -168,6 +168,7 @@ async def test_turn_that_is_run_again_shows_its_first_events_too(
     await abandon(database, turn.record.id)
     answering, second = FakeChatModel(), Gate()
     answering.while_thinking = second
+    events: list[Event] = []
 
     async with serving(settings, database, {**providers, "chat_model": answering}) as again:
         await second.arrived.wait()
@@ -179,8 +180,41 @@ async def test_turn_that_is_run_again_shows_its_first_events_too(
 
             group.start_soon(open_soon)
             stream = await client.get(f"/turns/{turn.record.id}/events")
+            events += parse(stream.text.splitlines())
     gate.opened.set()
 
-    types = [event.type for event in parse(stream.text.splitlines())]
+    types = [event.type for event in events]
     assert types[:3] == ["turn.created", "turn.in_progress", "turn.in_progress"]
     assert types[-1] == "turn.completed"
+
+
+async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
+    settings: Settings,
+    client: httpx2.AsyncClient,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    await abandon(database, turn.record.id)  # before anything is stored of its events
+    async with database.transaction() as db:
+        await db.execute(delete(TurnEventBatch))
+
+    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+    gate.opened.set()
+    await turn.settled.wait()
+
+    shown = parse((await client.get(f"/turns/{turn.record.id}/events")).text.splitlines())
+    later = await client.get(f"/turns/{turn.record.id}/events?after=5")
+    missed = parse(later.text.splitlines())
+    assert [shown[0].type, shown[-1].type] == ["turn.created", "turn.completed"]
+    assert missed == shown[1:]
+    assert missed[0].type == "turn.in_progress"

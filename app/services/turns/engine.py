@@ -252,7 +252,7 @@ class TurnEngine:
             return following
 
     def _take_over(self, record: TurnRecord) -> None:
-        """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
+        """Run a turn that was queued, here or elsewhere."""
         live = self._turns.setdefault(record.id, LiveTurn(record))
         live.record = record
         self._spawn(live)
@@ -301,11 +301,12 @@ class TurnEngine:
                 self._end(live, live.failed(_shutting_down()))
 
     async def _recover(self, record: TurnRecord, recoveries: int) -> None:
+        live = self._turns.setdefault(record.id, LiveTurn(record))
+        live.take_over(record)
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
-            self._take_over(record)
+            self._spawn(live)
         else:
-            live = LiveTurn(record)
             error = TurnInterrupted("The server stopped twice during this turn; send it again.")
             await self._settle(live, live.failed(error))
 

@@ -71,10 +71,11 @@ class EventLog:
         self._flushed_at = -math.inf
         self._flush: asyncio.TimerHandle | None = None
 
-    def skip_to(self, number: int) -> None:
-        """Go on above `number`; what another server stored is not stored again."""
+    def skip_to(self, number: int, *, is_stored: bool) -> None:
+        """Go on above `number`; `is_stored` tells whether the events up to here need no storing."""
         self._last_number = number
-        self._stored_count = len(self.events)
+        if is_stored:
+            self._stored_count = len(self.events)
 
     def emit(self, kind: EventType, data: object) -> None:
         """Append an event and wake whoever follows."""
@@ -157,19 +158,19 @@ class LiveTurn:
 
     def begin(self) -> None:
         """Emit the events of a turn that starts to run, as every server would."""
-        if self.record.events_after:  # it may have been announced here, and run elsewhere
-            self._go_on()
-        else:
-            self.announce()
+        self.announce()
         self.log.emit(EventType.IN_PROGRESS, {"attempt": self.record.attempt})
 
+    def take_over(self, record: TurnRecord) -> None:
+        """Number what comes above everything that a dead server stored, or only showed."""
+        self.record = record
+        self.announce()
+        self.log.skip_to(record.events_after + AFTER_TAKEOVER, is_stored=record.events_after > 0)
+
     def announce(self) -> None:
-        """Emit the events of acceptance, once; those that are stored are nobody's to repeat."""
+        """Emit the events of acceptance, once."""
         record = self.record
-        if self.log.next_number > 1:
-            return
-        if record.events_after:
-            self._go_on()
+        if self.log.next_number > 1 or record.events_after:
             return
         created = {
             "turn_id": record.id,
@@ -180,10 +181,6 @@ class LiveTurn:
         self.log.emit(EventType.CREATED, created)
         if record.was_queued:
             self.log.emit(EventType.QUEUED, {})
-
-    def _go_on(self) -> None:
-        """Number what comes above everything that another server stored, or only showed."""
-        self.log.skip_to(self.record.events_after + AFTER_TAKEOVER)
 
     def say(self, delta: str) -> None:
         """Add to the answer."""
