@@ -11,7 +11,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Message, Turn, TurnEventBatch, TurnStatus, utc_now
-from app.services.turns import TurnEngine
+from app.services.turns import TurnEngine, follow
 from app.services.turns.errors import ServerDraining
 from app.state import Providers, State, serving
 from tests.conftest import client_of
@@ -218,3 +218,33 @@ async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
     assert [shown[0].type, shown[-1].type] == ["turn.created", "turn.completed"]
     assert missed == shown[1:]
     assert missed[0].type == "turn.in_progress"
+
+
+async def test_follower_who_came_before_the_turn_was_taken_over_is_not_left_waiting(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    answering, second = FakeChatModel(), Gate()
+    answering.while_thinking = second
+
+    async with serving(settings, database, {**providers, "chat_model": answering}) as again:
+        early = await again["turns"].find(ADMIN, turn.record.id)
+        await abandon(database, turn.record.id)
+        with anyio.fail_after(10):
+            await second.arrived.wait()
+            followed = follow(again["turns"], database, early, 0)
+            kinds = [event.type.value for event in await anext(followed)]
+            second.opened.set()
+            kinds += [event.type.value async for batch in followed for event in batch]
+            assert (await again["turns"].result(early)).content == "Hello there!"
+    gate.opened.set()
+
+    assert kinds[-1] == "turn.completed"

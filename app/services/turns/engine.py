@@ -121,6 +121,7 @@ class TurnEngine:
     async def result(self, live: LiveTurn) -> Reply:
         """Wait until the turn is settled; return its answer, or raise the error it ended with."""
         while not live.settled.is_set():
+            live = self.newest(live)
             with anyio.move_on_after(_FOLLOW_SECONDS):
                 await live.settled.wait()
             if not live.settled.is_set() and not self.runs_here(live):
@@ -135,7 +136,12 @@ class TurnEngine:
 
     def runs_here(self, live: LiveTurn) -> bool:
         """Tell whether this server runs the turn; a queued one may become another's."""
-        return live.record.id in self._turns and live.record.status is TurnStatus.IN_PROGRESS
+        is_known = self._turns.get(live.record.id) is live
+        return is_known and live.record.status is TurnStatus.IN_PROGRESS
+
+    def newest(self, live: LiveTurn) -> LiveTurn:
+        """Return what this server knows of a turn that it may have taken over since."""
+        return self._turns.get(live.record.id, live)
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""

@@ -28,6 +28,7 @@ async def follow(
     """
     quiet_seconds = 0.0
     while True:
+        live = engine.newest(live)
         changed = live.log.changed
         if after < live.record.events_after:  # another server stored them; the log has the rest
             events = await _read(database, live, after)

@@ -165,7 +165,9 @@ class LiveTurn:
         """Number what comes above everything that a dead server stored, or only showed."""
         self.record = record
         self.announce()
-        self.log.skip_to(record.events_after + AFTER_TAKEOVER, is_stored=record.events_after > 0)
+        # Above the attempts before this one, too, of which nothing may be stored.
+        shown = max(record.events_after, AFTER_TAKEOVER * (record.attempt - 2))
+        self.log.skip_to(shown + AFTER_TAKEOVER, is_stored=record.events_after > 0)
 
     def announce(self) -> None:
         """Emit the events of acceptance, once."""
