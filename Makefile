@@ -2,10 +2,11 @@
 # make test    the whole test suite
 # make check   what CI runs besides: format, lint, types, imports
 # make bench   what a turn costs
+# make faults  break the server in every way, in full (hours); ARGS="--row NAME --rounds N --seed S"
 
 PYTHON_BIN := .venv/bin/python
 
-.PHONY: run test check bench lock fix clean
+.PHONY: run test check bench faults lock fix clean
 
 run:
 	@scripts/run
@@ -26,6 +27,10 @@ fix:
 bench:
 	@scripts/bootstrap requirements/dev.txt
 	@$(PYTHON_BIN) -m bench
+
+faults:
+	@scripts/bootstrap requirements/dev.txt
+	@$(PYTHON_BIN) -m tests.faults $(ARGS)
 
 lock:
 	@scripts/bootstrap requirements/dev.txt

@@ -23,6 +23,7 @@ _STATUS = {
     ErrorKind.CONFLICT: HTTPStatus.CONFLICT,
     ErrorKind.MALFORMED: HTTPStatus.BAD_REQUEST,
     ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorKind.TOO_SLOW: HTTPStatus.REQUEST_TIMEOUT,
     ErrorKind.UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ErrorKind.INVALID: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorKind.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
@@ -62,6 +63,13 @@ class BodyTooLarge(AppError):
 
     kind = ErrorKind.TOO_LARGE
     code = "body-too-large"
+
+
+class RequestTimeout(AppError):
+    """The body came too slowly."""
+
+    kind = ErrorKind.TOO_SLOW
+    code = "request-timeout"
 
 
 class UnsupportedMediaType(AppError):
@@ -161,5 +169,7 @@ def _from_http(request: Request, error: HTTPException) -> AppError:
             return MethodNotAllowed(f"{request.method} is not possible here; see the Allow header.")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return BodyTooLarge("The body is larger than this path takes.")
+        case HTTPStatus.REQUEST_TIMEOUT:
+            return RequestTimeout("The body did not come in time; nothing was stored.")
         case _:
             return MalformedBody("The body is not what its content type says, or broke off.")

@@ -264,8 +264,8 @@ class TurnEngine:
         self._spawn(live)
 
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
-        waiting = self._turns.pop(live.record.id, live)
-        waiting.end(outcome)
+        if self._turns.get(live.record.id) is live:
+            del self._turns[live.record.id]
         live.end(outcome)
         if self.is_draining and not self._turns:
             self._emptied.set()
@@ -307,7 +307,11 @@ class TurnEngine:
                 self._end(live, live.failed(_shutting_down()))
 
     async def _recover(self, record: TurnRecord, recoveries: int) -> None:
-        live = self._turns.setdefault(record.id, LiveTurn(record))
+        live = self._turns.get(record.id)
+        if live is None or live.record.status is TurnStatus.IN_PROGRESS:
+            if live:  # this server was taken for dead, and still runs an older attempt
+                live.scope.cancel()
+            live = self._turns[record.id] = LiveTurn(record)
         live.take_over(record)
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
