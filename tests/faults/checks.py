@@ -125,7 +125,7 @@ def _expected_prompt(messages: list[dict[str, Any]]) -> Prompt:
     return [
         {"role": message["role"], "content": message["content"]}
         for message in messages
-        if message["content"] and (message["role"] == "user" or message["status"] == "completed")
+        if message["content"] and (message["role"] == "user" or message["status"] != "failed")
     ]
 
 

@@ -212,7 +212,8 @@ class Machine(RuleBasedStateMachine):
         if conversation is None:
             return
         question = self.new_question("quick")
-        before = [content for _, content, status in conversation.messages if status == "completed"]
+        # A cancelled answer is shown as far as it came.
+        before = [content for _, content, _ in conversation.messages if content]
         body = {"session_id": conversation.id, "content": question}
         key = {"Idempotency-Key": question.replace(" ", "-")} if with_key else {}
         answer = self.call("POST", "/messages/text", json=body, headers=key)
