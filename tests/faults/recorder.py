@@ -115,6 +115,8 @@ class Recorder:
                 async with self.http.post(self._url(path), json=body, headers=key) as response:
                     if response.status == 201:
                         return (await response.json())["id"]
+                    if response.status < 500:
+                        raise AssertionError(await response.text())
             except BROKEN:
                 pass
             await anyio.sleep(self.rng.uniform(0.05, 0.2))

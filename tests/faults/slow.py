@@ -18,13 +18,13 @@ from tests.faults.report import Plan, Report, reporting
 from tests.faults.servers import Server, platform
 
 CLIENTS = 10
-READERS_SHARE = 0.04
+READERS_SHARE = 0.01
 DRIP_SECONDS = 1
 READER_SECONDS = 24
 CUT_SECONDS = {"silent": 14, "headers": 14, "body": 20, "reader": 30}
 """The deadline of each, and some time for a machine that is busy."""
 LONG_MESSAGE = "x" * 190_000
-LONG_MESSAGES = 8
+LONG_MESSAGES = 20
 HEALTHY_SECONDS = 2.0
 
 _HEAD = b"POST /messages/text HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -50,7 +50,7 @@ async def slow_peers(plan: Plan) -> Report:
     ):
         talk(broken.provider, seconds_per_word=0.01)
         (server,) = broken.servers
-        async with recorder(broken.urls, plan.seed, "long messages") as filling:
+        async with recorder(broken.urls, plan.seed, "long-messages") as filling:
             long_session = await _fill(filling)
         requests = {
             "silent": b"",
