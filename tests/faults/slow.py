@@ -20,6 +20,8 @@ from tests.faults.servers import Server, platform
 CLIENTS = 10
 READERS_SHARE = 0.01
 DRIP_SECONDS = 1
+OPENING_SECONDS = 0.008
+"""Between two connections: what is measured is their end, not a rush of them."""
 READER_SECONDS = 24
 CUT_SECONDS = {"silent": 14, "headers": 14, "body": 20, "reader": 30}
 """The deadline of each, and some time for a machine that is busy."""
@@ -65,6 +67,7 @@ async def slow_peers(plan: Plan) -> Report:
             async with anyio.create_task_group() as group:
                 for kind in kinds:
                     group.start_soon(_be_slow, server, kind, requests[kind], slow)
+                    await anyio.sleep(OPENING_SECONDS)
             report.add(await talking.settle(CUT_SECONDS["reader"]))
         _judge(report, slow, len(kinds))
         report.add(await compare(book, broken))
