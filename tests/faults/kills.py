@@ -11,7 +11,7 @@ from tests.faults.checks import compare, compare_sessions, figures, unexpected
 from tests.faults.load import load
 from tests.faults.recorder import Recorder, recorder, talk
 from tests.faults.report import Plan, Report, reporting
-from tests.faults.servers import Platform, Server, platform
+from tests.faults.servers import START_SECONDS, Platform, Server, platform
 from tests.faults.warm import DIE_AT_COMMIT
 
 CLIENTS = 20
@@ -100,6 +100,11 @@ async def _start(server: Server, point: str, rng: random.Random) -> None:
         delay_seconds = 0 if point == "before commit" else rng.uniform(0.0002, 0.005)
         # The first few are of the start.
         server.environment[DIE_AT_COMMIT] = f"{rng.randrange(8, 60)} {delay_seconds}"
+        await run_sync(server.launch)
+        with anyio.fail_after(START_SECONDS):  # it may meet its commit while it starts
+            while not server.has_ended() and not await run_sync(server.is_ready):
+                await anyio.sleep(0.01)
+        return
     await run_sync(server.start)
 
 
