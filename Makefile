@@ -2,10 +2,11 @@
 # make test    the whole test suite
 # make check   what CI runs besides: format, lint, types, imports
 # make bench   what a turn costs, and how soon a voice turn is heard
+# make faults  break the server in every way, in full (hours); ARGS="--row NAME --rounds N --seed S"
 
 PYTHON_BIN := .venv/bin/python
 
-.PHONY: run test check bench lock fix clean
+.PHONY: run test check bench faults lock fix clean
 
 run:
 	@scripts/run
@@ -27,6 +28,10 @@ bench:
 	@scripts/bootstrap requirements/dev.txt
 	@$(PYTHON_BIN) -m bench
 	@$(PYTHON_BIN) -m bench.voice
+
+faults:
+	@scripts/bootstrap requirements/dev.txt
+	@$(PYTHON_BIN) -m tests.faults $(ARGS)
 
 lock:
 	@scripts/bootstrap requirements/dev.txt

@@ -69,6 +69,7 @@ def _serve(host: str | None, port: int | None) -> int:
 
     from app.core.config import load_settings
     from app.core.errors import StartRefused
+    from app.routers.connections import PatientProtocol
     from app.state import fetch_weights
 
     settings = load_settings()
@@ -77,6 +78,7 @@ def _serve(host: str | None, port: int | None) -> int:
     except StartRefused as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
+    _allow_many_connections()
     shown_host = host or settings.host
     shown_port = settings.port if port is None else port
     sys.stderr.write(f"Starting on http://{_browsable(shown_host)}:{shown_port} ...\n")
@@ -89,8 +91,19 @@ def _serve(host: str | None, port: int | None) -> int:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
+        http=PatientProtocol,
     )
     return 0
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files, which systems set for desktop programs, as far as allowed."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _browsable(host: str) -> str:

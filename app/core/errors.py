@@ -22,6 +22,8 @@ class ErrorKind(StrEnum):
     MALFORMED = "malformed"
     """The bytes are not what their type says: broken JSON, broken multipart."""
     TOO_LARGE = "too_large"
+    TOO_SLOW = "too_slow"
+    """The request did not come in time."""
     UNSUPPORTED = "unsupported"
     """The type of the content is one we do not take."""
     INVALID = "invalid"

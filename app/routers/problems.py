@@ -24,6 +24,7 @@ _STATUS = {
     ErrorKind.CONFLICT: HTTPStatus.CONFLICT,
     ErrorKind.MALFORMED: HTTPStatus.BAD_REQUEST,
     ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorKind.TOO_SLOW: HTTPStatus.REQUEST_TIMEOUT,
     ErrorKind.UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ErrorKind.INVALID: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorKind.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
@@ -32,6 +33,8 @@ _STATUS = {
     ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorKind.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
 }
+_TEMPORARY = {ErrorKind.TOO_MANY, ErrorKind.UNAVAILABLE}
+"""Always answered with `Retry-After`, also where a stored turn's error is told again."""
 _LONGEST_KEY = 64
 
 
@@ -61,6 +64,13 @@ class BodyTooLarge(AppError):
 
     kind = ErrorKind.TOO_LARGE
     code = "body-too-large"
+
+
+class RequestTimeout(AppError):
+    """The body came too slowly."""
+
+    kind = ErrorKind.TOO_SLOW
+    code = "request-timeout"
 
 
 class UnsupportedMediaType(AppError):
@@ -106,8 +116,9 @@ def problem_response(
     if errors is not None:
         body["errors"] = errors
     headers: dict[str, str] = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    wait_seconds = error.retry_after_seconds
+    if wait_seconds is not None or error.kind in _TEMPORARY:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_seconds or 0)))
     if error.kind is ErrorKind.CONFLICT:
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would retry a 409 by themselves
     if error.kind is ErrorKind.UNAUTHENTICATED:
@@ -179,5 +190,7 @@ def _from_http(request: Request, error: HTTPException) -> AppError:
             return MethodNotAllowed(f"{request.method} is not possible here; see the Allow header.")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return BodyTooLarge("The body is larger than this path takes.")
+        case HTTPStatus.REQUEST_TIMEOUT:
+            return RequestTimeout("The body did not come in time; nothing was stored.")
         case _:
             return MalformedBody("The body is not what its content type says, or broke off.")

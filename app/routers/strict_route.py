@@ -1,12 +1,13 @@
 """Every endpoint's first steps: may the caller do this, and is the body one that it takes?
 
-Bodies are bounded, and hold nothing that cannot be stored.
+Bodies are bounded in size and time, and hold nothing that cannot be stored.
 """
 
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
+import anyio
 import orjson
 from fastapi import Request, Response
 from fastapi.params import Form
@@ -22,6 +23,10 @@ from app.services.voice import UPLOAD_BYTES_LIMIT
 _JSON_BYTES = 1024 * 1024
 _FORM_BYTES = UPLOAD_BYTES_LIMIT + 64 * 1024
 """An upload with its other fields and the lines between them."""
+_BODY_GRACE_SECONDS = 10.0
+_BODY_BYTES_PER_SECOND = 4096
+"""What a body must come to, on average, once the grace is over."""
+_BODY_SECONDS = 300.0
 
 
 class _StrictRequest(Request):
@@ -63,7 +68,7 @@ class StrictRoute(APIRoute):
             announced = request.headers.get("content-length", "0")
             if announced.isdecimal() and int(announced[:20]) > limit_bytes:
                 raise _too_large()
-            receive = _at_most(limit_bytes, request.receive)
+            receive = _bounded(limit_bytes, request.receive)
             return await handle(_StrictRequest(request.scope, receive))
 
         return handle_strictly
@@ -74,16 +79,30 @@ def _has_body(request: Request) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
-def _at_most(limit_bytes: int, receive: Receive) -> Receive:
-    """Stop reading once more came than may: what a client announces need not be true."""
+def _bounded(limit_bytes: int, receive: Receive) -> Receive:
+    """Stop reading once more came than may, or it comes too slowly.
+
+    What a client announces need not be true.
+    """
+    began_at = anyio.current_time()
     received_bytes = 0
+    is_complete = False
 
     async def receive_counting() -> Message:
-        nonlocal received_bytes
-        message = await receive()
+        nonlocal received_bytes, is_complete
+        if is_complete:  # what comes now is that the client leaves
+            return await receive()
+        earned_seconds = received_bytes / _BODY_BYTES_PER_SECOND
+        give_up_at = began_at + min(_BODY_SECONDS, _BODY_GRACE_SECONDS + earned_seconds)
+        message = None
+        with anyio.move_on_at(give_up_at):
+            message = await receive()
+        if message is None:
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT)
         received_bytes += len(message.get("body", b""))
         if received_bytes > limit_bytes:
             raise _too_large()
+        is_complete = not message.get("more_body", False)
         return message
 
     return receive_counting

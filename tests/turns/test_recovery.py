@@ -3,17 +3,20 @@
 from uuid import UUID
 
 import anyio
+import httpx2
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
-from app.models import Message, Turn, TurnStatus, utc_now
-from app.services.turns import TurnEngine, leases
+from app.models import Message, Turn, TurnEventBatch, TurnStatus, utc_now
+from app.services.turns import TurnEngine, follow, leases
 from app.services.turns.errors import ServerDraining
 from app.state import Providers, State, serving
+from tests.conftest import client_of
 from tests.fakes import FakeChatModel
+from tests.sse import Event, parse
 from tests.turns.test_engine import Gate
 
 pytestmark = pytest.mark.anyio
@@ -133,3 +136,138 @@ async def test_shutdown_waits_for_live_turns_and_takes_no_new_ones(
         gate.opened.set()
 
     assert (await engine.result(turn)).content == "Hello there!"
+
+
+async def test_turn_with_stored_events_that_is_interrupted_again_ends_for_its_followers(
+    settings: Settings,
+    client: httpx2.AsyncClient,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    with anyio.fail_after(10):
+        while turn.log.unstored():
+            await anyio.sleep(0.02)
+    await abandon(database, turn.record.id)
+    async with database.transaction() as db:
+        await db.execute(update(Turn).values(recoveries=1))
+
+    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+    gate.opened.set()
+    await turn.settled.wait()
+
+    stream = await client.get(f"/turns/{turn.record.id}/events")
+    events = parse(stream.text.splitlines())
+    assert [event.type for event in events] == ["turn.created", "turn.in_progress", "turn.failed"]
+    missed = await client.get(f"/turns/{turn.record.id}/events?after={events[1].id}")
+    assert [event.type for event in parse(missed.text.splitlines())] == ["turn.failed"]
+
+
+async def test_turn_that_is_run_again_shows_its_first_events_too(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    with anyio.fail_after(10):
+        while turn.log.unstored():
+            await anyio.sleep(0.02)
+    await abandon(database, turn.record.id)
+    answering, second = FakeChatModel(), Gate()
+    answering.while_thinking = second
+    events: list[Event] = []
+
+    async with serving(settings, database, {**providers, "chat_model": answering}) as again:
+        await second.arrived.wait()
+        async with client_of(settings, again) as client, anyio.create_task_group() as group:
+
+            async def open_soon() -> None:
+                await anyio.sleep(0.2)  # a follower is there by then
+                second.opened.set()
+
+            group.start_soon(open_soon)
+            stream = await client.get(f"/turns/{turn.record.id}/events")
+            events += parse(stream.text.splitlines())
+    gate.opened.set()
+
+    types = [event.type for event in events]
+    assert types[:3] == ["turn.created", "turn.in_progress", "turn.in_progress"]
+    assert types[-1] == "turn.completed"
+
+
+async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
+    settings: Settings,
+    client: httpx2.AsyncClient,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    await abandon(database, turn.record.id)  # before anything is stored of its events
+    async with database.transaction() as db:
+        await db.execute(delete(TurnEventBatch))
+
+    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+    gate.opened.set()
+    await turn.settled.wait()
+
+    shown = parse((await client.get(f"/turns/{turn.record.id}/events")).text.splitlines())
+    later = await client.get(f"/turns/{turn.record.id}/events?after=5")
+    missed = parse(later.text.splitlines())
+    assert [shown[0].type, shown[-1].type] == ["turn.created", "turn.completed"]
+    assert missed == shown[1:]
+    assert missed[0].type == "turn.in_progress"
+
+
+async def test_follower_who_came_before_the_turn_was_taken_over_is_not_left_waiting(
+    settings: Settings,
+    state: State,
+    database: Database,
+    providers: Providers,
+    chat_model: FakeChatModel,
+    session_id: str,
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    answering, second = FakeChatModel(), Gate()
+    answering.while_thinking = second
+
+    async with serving(settings, database, {**providers, "chat_model": answering}) as again:
+        early = await again["turns"].find(ADMIN, turn.record.id)
+        state["turns"].drain()  # so that it takes nothing over itself
+        await abandon(database, turn.record.id)
+        with anyio.fail_after(10):
+            await second.arrived.wait()
+            followed = follow(again["turns"], database, early, 0)
+            kinds = [event.type.value for event in await anext(followed)]
+            second.opened.set()
+            kinds += [event.type.value async for batch in followed for event in batch]
+            assert (await again["turns"].result(early)).content == "Hello there!"
+    gate.opened.set()
+
+    assert kinds[-1] == "turn.completed"

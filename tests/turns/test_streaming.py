@@ -161,7 +161,8 @@ async def test_stream_of_a_queued_turn_says_so_and_goes_on(
 
     async with anyio.create_task_group() as group:
         group.start_soon(send)
-        await anyio.sleep(0.3)
+        while len((await client.get(f"/sessions/{session_id}")).json()["messages"]) < 4:
+            await anyio.sleep(0.02)
         gate.opened.set()
 
     kinds = [event.type for event in events]

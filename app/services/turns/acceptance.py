@@ -265,6 +265,7 @@ def _begin_again() -> Update:
         .values(
             status=bindparam("status"),
             attempt=turns.c.attempt + 1,
+            recoveries=0,
             owner_id=bindparam("owner_id"),
             started_at=bindparam("started_at"),
             ended_at=None,

@@ -176,6 +176,10 @@ class TurnEngine:
         """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
         return self._watch.on(live)
 
+    def newest(self, live: LiveTurn) -> LiveTurn:
+        """Return what this server knows of a turn that it may have taken over since."""
+        return self._turns.get(live.record.id, live)
+
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
         """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
         if not caller.sees_every_session:
@@ -299,19 +303,28 @@ class TurnEngine:
         receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
         with anyio.CancelScope(shield=True):
             outcome, following = await self._ending.store(live, outcome)
+            if isinstance(outcome.error, TurnLost) and self._tasks and not self.is_draining:
+                self._tasks.start_soon(self._follow_elsewhere, live, outcome)
+                return
             self._end(live, outcome)
             if following:
                 self._take_over(following)
 
+    async def _follow_elsewhere(self, live: LiveTurn, lost: Outcome) -> None:
+        """Tell those who wait for a turn that was taken over how it ends there."""
+        if self._turns.get(live.record.id) is live:
+            del self._turns[live.record.id]
+        try:
+            await self._settled_elsewhere(live)
+        except crud.TurnNotFound:
+            logger.debug("turn %s was deleted", live.record.id)
+        finally:
+            self._end(live, lost)
+
     def _take_over(self, record: TurnRecord) -> None:
-        """Run a turn that was queued, here or elsewhere, or whose owner is gone."""
-        live = self._turns.get(record.id)
-        if live and live.record.status is TurnStatus.IN_PROGRESS:
-            live.scope.cancel()  # our own, whose lease ran out; its writes are refused now
-            live = None
-        live = live or LiveTurn(record)
+        """Run a turn that was queued, here or elsewhere."""
+        live = self._turns.setdefault(record.id, LiveTurn(record))
         live.record = record
-        self._turns[record.id] = live
         self._spawn(live)
 
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
@@ -361,11 +374,16 @@ class TurnEngine:
 
     async def recover(self, record: TurnRecord, recoveries: int) -> None:
         """Run a turn that was taken over from another server, or from before a long sleep."""
+        live = self._turns.get(record.id)
+        if live is None or live.record.status is TurnStatus.IN_PROGRESS:
+            if live:  # this server was taken for dead, and still runs an older attempt
+                live.scope.cancel()
+            live = self._turns[record.id] = LiveTurn(record)
+        live.take_over(record)
         if recoveries <= _RECOVERIES_LIMIT:
             logger.info("turn %s is run again: the server that ran it stopped", record.id)
-            self._take_over(record)
+            self._spawn(live)
         else:
-            live = LiveTurn(record)
             error = TurnInterrupted("The server stopped twice during this turn; send it again.")
             await self._settle(live, live.failed(error))
 

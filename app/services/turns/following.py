@@ -27,15 +27,19 @@ async def follow(
     Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
     server shuts down first, and `EventsPruned` where a settled turn's events are gone.
     """
-    is_watched = False
+    watched: LiveTurn | None = None
     with ExitStack() as stack:
         while True:
+            live = engine.newest(live)
             changed = live.log.changed
-            events = live.log.after(after)
+            if after < live.record.events_after:  # another server stored them; the log has the rest
+                events = await _read(database, live, after)
+            else:
+                events = live.log.after(after)
             if not events and not engine.runs_here(live):
-                if not is_watched:
+                if watched is not live:
                     stack.enter_context(engine.watching(live))
-                    is_watched = True
+                    watched = live
                 events = await _read(database, live, after)
             if events:
                 after = events[-1].number

@@ -30,9 +30,11 @@ class EventLog:
         self._flushed_at = -math.inf
         self._flush: asyncio.TimerHandle | None = None
 
-    def skip_to(self, number: int) -> None:
-        """Go on above `number`."""
+    def skip_to(self, number: int, *, is_stored: bool) -> None:
+        """Go on above `number`; `is_stored` tells whether the events up to here need no storing."""
         self._last_number = number
+        if is_stored:
+            self._stored_count = len(self.events)
 
     def emit(self, kind: EventType, data: object) -> None:
         """Append an event and wake whoever follows."""
@@ -117,17 +119,21 @@ class LiveTurn:
 
     def begin(self) -> None:
         """Emit the events of a turn that starts to run, as every server would."""
-        record = self.record
-        if record.events_after:  # another server ran it before
-            self.log.skip_to(record.events_after + AFTER_TAKEOVER)
-        else:
-            self.announce()
-        self.log.emit(EventType.IN_PROGRESS, {"attempt": record.attempt})
+        self.announce()
+        self.log.emit(EventType.IN_PROGRESS, {"attempt": self.record.attempt})
+
+    def take_over(self, record: TurnRecord) -> None:
+        """Number what comes above everything that a dead server stored, or only showed."""
+        self.record = record
+        self.announce()
+        # Above the attempts before this one, too, of which nothing may be stored.
+        shown = max(record.events_after, AFTER_TAKEOVER * (record.attempt - 2))
+        self.log.skip_to(shown + AFTER_TAKEOVER, is_stored=record.events_after > 0)
 
     def announce(self) -> None:
         """Emit the events of acceptance, once."""
         record = self.record
-        if self.log.next_number > 1:
+        if self.log.next_number > 1 or record.events_after:
             return
         created = {
             "turn_id": record.id,

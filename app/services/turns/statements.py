@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Dialect, Table, and_, bindparam, func
 from app.models import AgentVersion, IdempotencyKey, Message, Session, Turn, TurnEventBatch
 from app.services.turns.errors import TurnLost
 
-LEASE_SECONDS = 15
+LEASE_SECONDS = 6
 LEASE = timedelta(seconds=LEASE_SECONDS)
 
 turns = cast("Table", Turn.__table__)

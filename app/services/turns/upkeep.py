@@ -47,6 +47,8 @@ class Upkeep:
         self._draining = draining
         self._audio = audio
         self._has_recovered = False
+        self._is_steady = False
+        """True once the database has answered for a round: others had time to renew theirs."""
 
     def start(self, background: TaskGroup) -> None:
         """Run every duty in `background` until it is cancelled."""
@@ -69,12 +71,15 @@ class Upkeep:
     async def _keep_leases(self) -> None:
         """Say that this server lives, and take over the turns of those that do not."""
         alone = self._database.is_sqlite
+        was_steady, self._is_steady = self._is_steady, False
         orphans: list[tuple[TurnRecord, int]] = []
         if self._turns and not alone:
             await self._database.run(leases.renew_leases, self._owner_id)
-        if not (alone and self._has_recovered) and not self._draining.is_set():
+        may_claim = not self._has_recovered if alone else was_steady
+        if may_claim and not self._draining.is_set():
             orphans = await self._database.run(leases.claim_orphans, self._owner_id, every=alone)
         self._has_recovered = not orphans
+        self._is_steady = True
         for record, recoveries in orphans:
             await self._recover(record, recoveries)
 
