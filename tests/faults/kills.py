@@ -23,8 +23,7 @@ learns that its turn is accepted or settled, or while the server starts."""
 COMMITS = ("before commit", "within commit")
 SAMPLED_ROUNDS = 10
 SAMPLED_SESSIONS = 20
-# A dead owner's lease runs 15 s on Postgres; on one SQLite file there is no other owner.
-SETTLE_SECONDS = {True: 10, False: 30}
+SETTLE_SECONDS = 10
 RETRY_SECONDS = 15
 
 
@@ -58,7 +57,7 @@ async def _kills(name: str, plan: Plan, *, postgres: bool, rounds: int) -> Repor
                 if number % SAMPLED_ROUNDS == 0:
                     report.add(await sample(book, broken), f"after round {number}: ")
             restarted_at = time.monotonic()
-            await _settled(broken, SETTLE_SECONDS[broken.is_sqlite], report)
+            await _settled(broken, SETTLE_SECONDS, report)
             report.figures["settled_seconds"] = round(time.monotonic() - restarted_at, 1)
             report.add(await talking.settle(RETRY_SECONDS))
         report.add(await compare(book, broken))

@@ -13,7 +13,7 @@ from tests.faults.servers import Platform, Server, platform
 
 STREAMS = 200
 EXIT_SECONDS = 30
-SETTLE_SECONDS = {True: 10, False: 30}
+SETTLE_SECONDS = 10
 ENDED_WELL = ({0, -15}, "0 or SIGTERM's")
 
 
@@ -117,7 +117,7 @@ async def rolling_restart(plan: Plan) -> Report:
                     await anyio.sleep(rng.uniform(0.5, 1.5))
                     exits.append(await _end(server, report))
                     await run_sync(server.start)
-            report.add(await talking.settle(SETTLE_SECONDS[False]))
+            report.add(await talking.settle(SETTLE_SECONDS))
         report.add(await compare(book, broken))
         # Between exit and start nobody listens, but no answer that was begun may break off.
         broken_off = book.tally()["0 ClientPayloadError"]

@@ -85,9 +85,11 @@ async def test_turns_are_told_apart_by_agent_key_user_and_model(
 
 
 async def test_end_user_sees_own_usage_alone(
-    client: httpx2.AsyncClient, state: State, database: Database, session_id: str
+    client: httpx2.AsyncClient, state: State, database: Database, agent_id: str, session_id: str
 ) -> None:
     await say(client, session_id)
+    opened = await client.post("/sessions", json={"agent_id": agent_id, "user_id": "ada"})
+    session_id = opened.json()["id"]
     ada = Caller(DEFAULT_WORKSPACE_ID, user_id="ada")
     await state["turns"].reply_to_text(ada, UUID(session_id), "Hi")
 

@@ -33,6 +33,7 @@ USER_PERMISSIONS = frozenset(
         Permission.SESSIONS_WRITE,
         Permission.TURNS_READ,
         Permission.TURNS_WRITE,
+        Permission.USAGE_READ,
     )
 )
 
