@@ -1,10 +1,12 @@
 """The door: who asks is known before anything of the request is read."""
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 from uuid import UUID
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from app.services.identity.supabase import SupabaseTokens
 
 _POLICY_VIOLATION = 1008
-_OURS = (b"ap_", b"st_")
+_SESSION_TOKEN = b"st_"
+_OURS = (b"ap_", _SESSION_TOKEN)
+_AUDIO_PATH = re.compile(r"/turns/[^/]+/audio")
 _JWT_DOTS = 2
 _EVENTS = b"text/event-stream"
 
@@ -59,7 +63,7 @@ class Door:
         """
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        token = token.strip() if scheme.lower() == b"bearer" else b""
+        token = token.strip() if scheme.lower() == b"bearer" else _token_of_url(scope)
         peer = scope["client"][0] if scope.get("client") else None
         if token and self.admin_key.matches(token):
             caller = ADMIN
@@ -125,6 +129,18 @@ class Access:
         sends = _while_allowed(_with_quota(send, quota), door.callers, state["caller"])
         with only(state["caller"].workspace_id):
             await self._app(scope, receive, sends)
+
+
+def _token_of_url(scope: Scope) -> bytes:
+    """Return the session token of `GET /turns/{id}/audio?token=`, or nothing.
+
+    A browser's `<audio src>` sends no header. URLs are kept in logs, so nothing that lives longer
+    than minutes is taken from one.
+    """
+    if scope.get("method") != "GET" or not _AUDIO_PATH.fullmatch(scope["path"]):
+        return b""
+    given = parse_qs(scope.get("query_string", b"")).get(b"token", [b""])[0]
+    return given if given.startswith(_SESSION_TOKEN) else b""
 
 
 def _with_quota(send: Send, quota: Quota | None) -> Send:

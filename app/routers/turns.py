@@ -61,6 +61,10 @@ async def listen_to_turn(
     voice: Voice,
     caller: Caller,
     range_: Annotated[str | None, Header(alias="Range", max_length=100)] = None,
+    token: Annotated[  # noqa: ARG001  # the door has read it
+        str | None,
+        Query(max_length=100, description="A session token: `<audio src>` sends no header."),
+    ] = None,
 ) -> Response:
     """Hear a turn's answer from its beginning: while it is spoken, or as it is stored."""
     answer = await voice.listen(caller, turn_id)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.core.config import Settings
 from app.state import State
 from tests.conftest import IsolatedSettings, client_of
-from tests.identity.world import ADMIN
+from tests.identity.world import ADMIN, World
 
 pytestmark = pytest.mark.anyio
 
@@ -154,3 +154,25 @@ async def test_wrong_key_is_refused_also_on_the_own_machine(
 
     assert refused.status_code == HTTPStatus.UNAUTHORIZED
     assert placeholder.status_code == HTTPStatus.OK
+
+
+async def test_audio_element_has_its_session_token_in_the_url(world: World, speech: bytes) -> None:
+    things, others = await world.things(), await world.things()
+    spoken = await world.client.post(
+        "/messages/voice",
+        data={"session_id": things.session_id},
+        files={"audio": ("x.wav", speech)},
+        headers=ADMIN,
+    )
+    path = f"/turns/{spoken.headers['x-turn-id']}/audio"
+
+    async def status(path: str, bearer: dict[str, str]) -> int:
+        token = bearer["Authorization"].removeprefix("Bearer ")
+        return (await world.client.get(path, params={"token": token})).status_code
+
+    token = await world.token(things.session_id)
+    assert await status(path, token) == HTTPStatus.OK
+    assert await status(path, await world.token(others.session_id)) == HTTPStatus.NOT_FOUND
+    assert await status(path, ADMIN) == HTTPStatus.UNAUTHORIZED
+    assert await status(path, world.callers["key"]) == HTTPStatus.UNAUTHORIZED
+    assert await status(f"/sessions/{things.session_id}", token) == HTTPStatus.UNAUTHORIZED
