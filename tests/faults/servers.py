@@ -72,11 +72,12 @@ class Server:
     def is_ready(self) -> bool:
         return self.status_of("/health/ready") == http.HTTPStatus.OK
 
-    def status_of(self, path: str) -> int:
-        """Return the status of a GET, or 0 where nothing answers."""
+    def status_of(self, path: str, body: str | None = None) -> int:
+        """Return the status of a GET, or of a POST of JSON, or 0 where nothing answers."""
         try:
             with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as client:
-                client.request("GET", path)
+                headers = {"Content-Type": "application/json"} if body else {}
+                client.request("POST" if body else "GET", path, body, headers)
                 return client.getresponse().status
         except (OSError, http.client.HTTPException):
             return 0
