@@ -139,7 +139,8 @@ def _token_of_url(scope: Scope) -> bytes:
     """
     if scope.get("method") != "GET" or not _AUDIO_PATH.fullmatch(scope["path"]):
         return b""
-    given = parse_qs(scope.get("query_string", b"")).get(b"token", [b""])[0]
+    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+    given = query.get("token", [""])[0].encode()
     return given if given.startswith(_SESSION_TOKEN) else b""
 
 

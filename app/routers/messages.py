@@ -1,7 +1,7 @@
 """`/messages`: talk to an agent, in text or by voice."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 import anyio
@@ -12,7 +12,7 @@ from app.core.security import Caller as CallerIdentity
 from app.routers.deps import Caller, Data, Turns, Voice
 from app.routers.idempotency import REPLAYED, Key
 from app.routers.sound import sound_response
-from app.routers.streams import SSE_TYPE, EventStream, until_left, wants_events
+from app.routers.streams import SSE_CONTENT, EventStream, until_left, wants_events
 from app.routers.strict_route import StrictRoute
 from app.schemas.chat import OnBusy, OnDisconnect, ReplyRead, TextMessageCreate
 from app.services import turns as turn_words
@@ -22,13 +22,11 @@ router = APIRouter(prefix="/messages", tags=["messages"], route_class=StrictRout
 
 T = TypeVar("T")
 
-_EVENTS: dict[str, Any] = {SSE_TYPE: {"schema": {"type": "string"}}}
-
 
 @router.post(
     "/text",
     response_model=ReplyRead,
-    responses={200: {"content": _EVENTS, "description": "The answer, or the turn's events"}},
+    responses={200: {"content": SSE_CONTENT, "description": "The answer, or the turn's events"}},
 )
 async def send_text(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     body: TextMessageCreate, request: Request, turns: Turns, data: Data, caller: Caller, key: Key
@@ -56,7 +54,7 @@ async def send_text(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     response_class=Response,
     responses={
         200: {
-            "content": {"audio/mpeg": {}, **_EVENTS},
+            "content": {"audio/mpeg": {}, **SSE_CONTENT},
             "description": "The spoken answer as MP3, or the turn's events",
         }
     },

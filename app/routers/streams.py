@@ -18,6 +18,16 @@ from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
 from app.services.turns.errors import ServerDraining
 
 SSE_TYPE = "text/event-stream"
+SSE_CONTENT: dict[str, Any] = {
+    SSE_TYPE: {
+        "schema": {
+            "type": "object",
+            "description": "One event; `data` is a line of JSON.",
+            "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+        }
+    }
+}
+"""How the OpenAPI document describes a stream."""
 
 _SEND_SECONDS = 20
 """A reader that takes nothing for this long is cut off; its turn goes on."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Response
 from app.models import Turn
 from app.routers.deps import Caller, Data, ReadingDb, Turns, Voice
 from app.routers.sound import sound_response
-from app.routers.streams import SSE_TYPE, EventStream
+from app.routers.streams import SSE_CONTENT, EventStream
 from app.routers.strict_route import StrictRoute
 from app.schemas.chat import (
     MessageRead,
@@ -34,7 +34,7 @@ async def get_turn(turn_id: UUID, db: ReadingDb, caller: Caller) -> dict[str, An
 @router.get(
     "/{turn_id}/events",
     response_class=Response,
-    responses={200: {"content": {SSE_TYPE: {"schema": {"type": "string"}}}}},
+    responses={200: {"content": SSE_CONTENT}},
 )
 async def follow_turn(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     turn_id: UUID,
