@@ -47,8 +47,8 @@ class Upkeep:
         self._draining = draining
         self._audio = audio
         self._has_recovered = False
-        self._is_steady = False
-        """True once the database has answered for a round: others had time to renew theirs."""
+        self._is_steady = True
+        """False after a round in which the database was away: the others renew theirs first."""
 
     def start(self, background: TaskGroup) -> None:
         """Run every duty in `background` until it is cancelled."""
