@@ -72,8 +72,12 @@ async def _patiently(
     has_begun: Callable[[], bool] = lambda: False,
 ) -> AsyncGenerator[T]:
     """Yield what an attempt yields; `has_begun` says that something left another way."""
+    failure: ProviderError | None = None
     for attempt in range(1, _ATTEMPTS + 1):
-        breaker.enter()
+        try:
+            breaker.enter()
+        except ProviderUnavailable as refusal:
+            raise (failure or refusal) from None  # what went wrong here says more
         begun = False
         try:
             async with aclosing(attempt_once()) as items:
@@ -88,6 +92,7 @@ async def _patiently(
                 breaker.succeeded()  # it answered
             if begun or has_begun() or not error.retryable or attempt == _ATTEMPTS or delay is None:
                 raise
+            failure = error
             await anyio.sleep(delay)
         else:
             breaker.succeeded()
