@@ -1,5 +1,6 @@
 """Who runs which turn: leases are renewed, given up, and taken over when their owner is gone."""
 
+from collections.abc import Collection
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Dialect, Update, bindparam, select, text, update
@@ -23,15 +24,21 @@ def release(record: TurnRecord) -> Program[None]:
     yield [_RELEASE(workspace_id_=record.workspace_id, turn_id_=record.id, attempt_=record.attempt)]
 
 
-def claim_orphans(owner_id: UUID, *, every: bool) -> Program[list[tuple[TurnRecord, int]]]:
+def claim_orphans(
+    owner_id: UUID, running: Collection[UUID] = (), *, every: bool
+) -> Program[list[tuple[TurnRecord, int]]]:
     """Take over live turns whose owner is gone; return each with how often that happened.
 
     `every`: all turns of others are orphans, for this is the only process on its database.
+    Those in `running` go on as they are: a server that was late with its lease takes nothing over
+    from itself.
     """
     now = utc_now()
     orphans = yield from one((_STRANGERS if every else _EXPIRED)(owner_id_=owner_id, now_=now))
     claimed: list[tuple[TurnRecord, int]] = []
     for workspace_id, turn_id in orphans:
+        if turn_id in running:
+            continue
         ((*columns,),) = yield from one(
             _TAKE_OVER(
                 workspace_id_=workspace_id,

@@ -77,7 +77,10 @@ class Upkeep:
             await self._database.run(leases.renew_leases, self._owner_id)
         may_claim = not self._has_recovered if alone else was_steady
         if may_claim and not self._draining.is_set():
-            orphans = await self._database.run(leases.claim_orphans, self._owner_id, every=alone)
+            running = frozenset(self._turns)
+            orphans = await self._database.run(
+                leases.claim_orphans, self._owner_id, running, every=alone
+            )
         self._has_recovered = not orphans
         self._is_steady = True
         for record, recoveries in orphans:
