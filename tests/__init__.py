@@ -1,6 +1,8 @@
 """Importing `app.main` reads the environment; tests read this one, not the developer's."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 _OURS = (
@@ -10,3 +12,4 @@ _OURS = (
 for name in _OURS.split():
     os.environ.pop(name, None)
 os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="agent-platform-tests-")
+atexit.register(shutil.rmtree, os.environ["DATA_DIR"], ignore_errors=True)

@@ -21,6 +21,7 @@ async def shutdown_with_streams(plan: Plan) -> Report:
     """SIGTERM under open streams: half end within the time there is, half are cut off."""
     name = "shutdown"
     rng = plan.rng(name)
+    exits: list[float] = []
     async with (
         reporting(name, plan) as report,
         platform(postgres=False) as broken,
@@ -28,7 +29,7 @@ async def shutdown_with_streams(plan: Plan) -> Report:
     ):
         (server,) = broken.servers
         agent_id = await book.make_agent()
-        for _ in range(plan.rounds(1, 3)):
+        for _ in range(plan.rounds(1, 10)):
             streams = await _open_streams(book, broken, agent_id)
             async with anyio.create_task_group() as group:
                 for message in streams:
@@ -37,7 +38,7 @@ async def shutdown_with_streams(plan: Plan) -> Report:
                     while not all(len(message.events) > 2 for message in streams):
                         await anyio.sleep(0.05)
                 await anyio.sleep(rng.uniform(0, 0.5))
-                report.figures["exit_seconds"] = await _end(server, report)
+                exits.append(await _end(server, report))
             drained = [str(message.told[-1]) for message in streams]
             report.require(
                 is_so=set(drained) <= {"200", "200 server.draining"},
@@ -49,7 +50,7 @@ async def shutdown_with_streams(plan: Plan) -> Report:
             await _resume_all(book, broken, streams, report)
         report.add(await compare(book, broken))
         report.add(unexpected(book, {"server-draining"}, may_break=False))
-        report.figures |= figures(book)
+        report.figures |= figures(book, exit_seconds=exits)
     return report
 
 
@@ -112,7 +113,7 @@ async def rolling_restart(plan: Plan) -> Report:
     ):
         talk(broken.provider, seconds_per_word=0.03)
         async with load(book, 10) as talking:
-            for _ in range(plan.rounds(1, 5)):
+            for _ in range(plan.rounds(1, 10)):
                 for server in broken.servers:
                     await anyio.sleep(rng.uniform(0.5, 1.5))
                     exits.append(await _end(server, report))

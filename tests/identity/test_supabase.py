@@ -24,8 +24,6 @@ from tests.identity.world import bearer
 
 pytestmark = pytest.mark.anyio
 
-NOW = int(time.time())
-
 
 @pytest.fixture
 def settings(tmp_path: Path, sqlite_template: Path) -> Settings:
@@ -50,8 +48,7 @@ async def test_user_comes_in_with_either_algorithm(
 @pytest.mark.parametrize(
     "claims",
     [
-        {"exp": NOW - 60}, {"exp": None}, {"exp": "never"}, {"exp": 10**400},
-        {"nbf": NOW + 600}, {"iat": NOW + 600},
+        {"exp": None}, {"exp": "never"}, {"exp": 10**400},
         {"aud": "other"}, {"aud": None}, {"aud": ["other"]}, {"aud": {}},
         {"iss": "https://evil.example/auth/v1"}, {"iss": "supabase"}, {"iss": None},
         {"role": "anon"}, {"role": "service_role"}, {"role": None}, {"role": ""}, {"role": ["x"]},
@@ -64,6 +61,14 @@ async def test_token_that_says_something_wrong_is_refused(
     client: httpx2.AsyncClient, issuer: Issuer, claims: dict[str, Any]
 ) -> None:
     assert await status(client, issuer.token(**claims)) == HTTPStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize(("claim", "seconds"), [("exp", -60), ("nbf", 600), ("iat", 600)])
+async def test_token_of_another_time_is_refused(
+    client: httpx2.AsyncClient, issuer: Issuer, claim: str, seconds: int
+) -> None:
+    token = issuer.token(**{claim: int(time.time()) + seconds})
+    assert await status(client, token) == HTTPStatus.UNAUTHORIZED
 
 
 async def test_token_of_another_key_is_refused(client: httpx2.AsyncClient, issuer: Issuer) -> None:
