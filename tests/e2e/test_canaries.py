@@ -72,7 +72,8 @@ def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
         session_id = open_session(client, system_prompt=PROMPT)
         key = client.post("/keys", json={"name": "k", "scopes": ["agents:read"]}).json()["key"]
         token = client.post(f"/sessions/{session_id}/tokens", json={}).json()["token"]
-        claims = {"iss": f"{SETTINGS['SUPABASE_URL']}/auth/v1", "aud": "authenticated", "role": "authenticated",
+        issuer = f"{SETTINGS['SUPABASE_URL']}/auth/v1"
+        claims = {"iss": issuer, "aud": "authenticated", "role": "authenticated",
                   "sub": "user-1", "exp": 4_000_000_000}  # fmt: skip
         user = jwt.encode(claims, JWT_SECRET, "HS256")
         secrets = {key, token, user, key.split("_")[2], token.split("_")[2], user.split(".")[2]}
