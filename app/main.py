@@ -28,6 +28,7 @@ from app.routers.drain import draining_on_signals
 from app.routers.envelope import Envelope
 from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
 from app.routers.short_way import ShortWay
+from app.routers.statuses import describe_errors
 from app.state import State, open_state
 
 _ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
@@ -62,7 +63,7 @@ def create_app(
         redoc_url=None,
         responses=PROBLEM_RESPONSES,
     )
-    _describe_keys(app)
+    _describe_keys_and_errors(app)
     install_problem_handlers(app)
     app.add_middleware(ShortWay)
     app.add_middleware(Access)
@@ -97,8 +98,8 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS, 20, 50)
 
 
-def _describe_keys(app: FastAPI) -> None:
-    """Say in the API's description how to send a key, so that its pages have a field for it."""
+def _describe_keys_and_errors(app: FastAPI) -> None:
+    """Say in the API's description how to send a key, and what may go wrong where."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -111,6 +112,7 @@ def _describe_keys(app: FastAPI) -> None:
                 "description": "A key, a session token, or a Supabase access token.",
             }
             schema["security"] = [{"key": []}]
+            describe_errors(schema)
         return app.openapi_schema or {}
 
     app.openapi = described

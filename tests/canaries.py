@@ -24,6 +24,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import override
 
+from tests import statuses
+
 MARK = "c4nary-"
 
 PROVIDER_KEY = f"sk-{MARK}provider-key-77aa01"
@@ -152,7 +154,8 @@ def _secrets_in(view: bytes) -> Iterator[str]:
 def search_answer(
     method: str, path: str, status: int, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Look into an answer of HTTP, its headers too."""
+    """Look into an answer of HTTP, its headers too; its status is noted."""
+    statuses.note(method, path, status)
     place = Place.ANSWER
     if status >= 400:
         place = Place.REFUSAL

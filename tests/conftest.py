@@ -21,13 +21,14 @@ from app.core.database import Database
 from app.core.migrations import upgrade
 from app.main import create_app
 from app.state import Providers, State, serving
-from tests import canaries
+from tests import canaries, statuses
 from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
 from tests.postgres import PgBouncer, PostgresMissing, PostgresServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(canaries)
+    config.pluginmanager.register(statuses)
 
 
 class IsolatedSettings(Settings):

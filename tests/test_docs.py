@@ -9,6 +9,8 @@ import httpx2
 import pytest
 
 from app.core.errors import AppError
+from app.routers.rules import PUBLIC_PATHS
+from tests.statuses import undocumented
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,3 +66,39 @@ async def test_openapi_says_how_to_send_a_key(client: httpx2.AsyncClient) -> Non
 
     (name,) = schema["security"][0]
     assert schema["components"]["securitySchemes"][name]["scheme"] == "bearer"
+
+
+@pytest.mark.anyio
+async def test_openapi_names_every_status_one_by_one(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            named = set(operation["responses"])
+            assert all(status.isdigit() for status in named), (method, path)
+            if path not in PUBLIC_PATHS:
+                assert {"401", "403", "404", "429", "503"} <= named, (method, path)
+            if "requestBody" in operation:
+                assert {"400", "408", "413", "415", "422"} <= named, (method, path)
+    for status in ("409", "502", "504"):
+        assert status in paths["/messages/text"]["post"]["responses"]
+
+
+@pytest.mark.anyio
+async def test_status_that_is_not_documented_is_noticed(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    answers = {
+        ("get", "/agents", 200),
+        ("get", "/agents", 409),
+        ("get", "/agents/1", 418),
+        ("get", "/agents/1/versions", 404),
+        ("get", "/health/live", 503),
+        ("get", "/nowhere", 404),
+        ("patch", "/agents", 405),
+        ("get", "/agents", 0),
+    }
+
+    wrong = undocumented(answers, paths)
+
+    expected = ["GET /agents/{agent_id}: 418", "GET /agents: 409", "GET /health/live: 503"]
+    assert wrong == expected

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -22,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.canaries import PROVIDER_KEY, search_answer
 from tests.conftest import Postgres
 from tests.e2e.server import ServerProcess, open_session
 from tests.provider import Provider
@@ -43,7 +45,7 @@ def _server(folder: Path, database_url: str) -> Generator[ServerProcess]:
         ServerProcess(
             folder,
             DATABASE_URL=database_url,
-            OPENAI_API_KEY="sk-not-checked",
+            OPENAI_API_KEY=PROVIDER_KEY,
             OPENAI_BASE_URL=provider.base_url,
             TTS_MODEL="tts-test",
             **limits,
@@ -115,7 +117,13 @@ def test_every_request_is_answered_as_documented(
             tried += 1
             if case.method != "DELETE":
                 name_something(case, tried)
-            case.call_and_validate(checks=_CHECKS)
+            response = case.call_and_validate(checks=_CHECKS)
+            headers = [
+                (name.encode(), ", ".join(values).encode())
+                for name, values in response.headers.items()
+            ]
+            path = urlsplit(response.request.url or "").path
+            search_answer(case.method, path, response.status_code, headers, response.content)
 
         try_operation()
 
