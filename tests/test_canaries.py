@@ -21,7 +21,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1c2VyLTEifQ.c2lnbmF0dXJlLW9mLWEtdG9rZW4"
 SECRETS = {
     "provider-key": canaries.PROVIDER_KEY,
     "hearing-key": canaries.HEARING_KEY,
-    "speaking-key": canaries.SPEAKING_KEY,
+    "voice-key": canaries.SPEAKING_KEY,
     "url-password": canaries.URL_PASSWORD,
     "proxy-password": canaries.PROXY_PASSWORD,
     "database-password": canaries.DATABASE_PASSWORD,
@@ -89,6 +89,16 @@ def test_secret_is_found_in_every_form_where_it_may_not_be(
         search(place, form, name)
         expected = [] if secret in ALLOWED[place] else [secret]
         assert [hit.secret for hit in hits] == expected, name
+
+
+def test_name_that_a_page_cuts_off_is_known(hits: list[canaries.Hit]) -> None:
+    for name in ("said", "idempotency-key", "metadata"):
+        for length in range(1, len(name)):
+            search(Place.DATABASE, f"{canaries.MARK}{name[:length]}\x00")
+    assert hits == []
+    for name in ("provider-key", "admin-key", "jwt-secret", "voice-key"):
+        search(Place.DATABASE, f"{canaries.MARK}{name[:2]}\x00")
+    assert len(hits) == 4
 
 
 def test_all_that_is_said_holds_no_secret(hits: list[canaries.Hit]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from app import cli
 from app.core.security import DEFAULT_WORKSPACE_ID
 from app.services.identity import parse
+from tests import canaries
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,14 +22,25 @@ def folder(tmp_path: Path, sqlite_template: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder)},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            **canaries.SETTINGS,
+            "DATA_DIR": str(folder),
+        },
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+    makes_key = arguments[:2] in {("keys", "create"), ("keys", "rotate")}
+    place = canaries.Place.MAKING if makes_key else canaries.Place.ANSWER
+    canaries.search(place, ran.stdout, " ".join(arguments))
+    canaries.search(canaries.Place.LOG, ran.stderr, " ".join(arguments))
+    canaries.search_sqlite(folder)
+    return ran
 
 
 def test_key_is_made_listed_rotated_and_revoked(folder: Path) -> None:
