@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 from typing_extensions import override
 
-from app.routers.problems import UnsupportedMediaType
+from app.routers.problems import PROBLEM_RESPONSES, UnsupportedMediaType
 from app.routers.rules import rule_of
 from app.services.voice import UPLOAD_BYTES_LIMIT
 
@@ -38,6 +38,10 @@ class _StrictRequest(Request):
 
 class StrictRoute(APIRoute):
     """Serves whom `rules` name, and takes the body that its endpoint declares, and no other."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        responses = {**PROBLEM_RESPONSES, **(options.pop("responses", None) or {})}
+        super().__init__(path, endpoint, responses=responses, **options)
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
