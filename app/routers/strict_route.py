@@ -39,9 +39,17 @@ class _StrictRequest(Request):
 class StrictRoute(APIRoute):
     """Serves whom `rules` name, and takes the body that its endpoint declares, and no other."""
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        responses = {**PROBLEM_RESPONSES, **(options.pop("responses", None) or {})}
-        super().__init__(path, endpoint, responses=responses, **options)
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        responses: dict[int | str, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Take FastAPI's arguments; the API's description says that any answer may be a problem."""
+        all_responses = {**PROBLEM_RESPONSES, **(responses or {})}
+        super().__init__(path, endpoint, responses=all_responses, **options)
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
