@@ -83,5 +83,6 @@ async def reporting(name: str, plan: Plan) -> AsyncGenerator[Report]:
         raise
     except Exception as error:  # noqa: BLE001  # a row that breaks off is a finding, too
         words = "".join(traceback.format_exception(error))
-        report.wrongs.append(f"broke off: {words[-1200:]}")
+        # What was raised, and what hypothesis did before.
+        report.wrongs.append(f"broke off: {words[-9000:]}")
     report.seconds = time.monotonic() - begun_at
