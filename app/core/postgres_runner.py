@@ -95,7 +95,7 @@ class PostgresRunner:
             await asyncio.gather(*(self._finish_alone(job) for job in batch))
 
     def _take_compatible(self) -> list[_Job]:
-        """Take jobs alike, of one workspace, that lock nothing twice, in the order of their locks."""
+        """Take jobs alike, of one workspace, none locked twice, in the order of their locks."""
         first = self._waiting[0]
         taken: list[_Job] = []
         left: list[_Job] = []
