@@ -88,7 +88,7 @@ class Database:
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._reading_sessions = async_sessionmaker(self._reading_engine, expire_on_commit=False)
         # SQLite has one writer at a time: waiting here is fair, waiting in SQLite is not.
-        self._writer = anyio.Lock() if self.is_sqlite else nullcontext()
+        self._writer = anyio.Lock(fast_acquire=True) if self.is_sqlite else nullcontext()
         # Each runner loads its driver, some two megabytes: only one of them is needed.
         dialect, dsn = self.engine.dialect, url.dsn
         self._sqlite = (
