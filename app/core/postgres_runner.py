@@ -48,9 +48,7 @@ class _Job:
 class PostgresRunner:
     """Runs programs on at most `size` connections."""
 
-    def __init__(
-        self, dsn: str | None, dialect: Dialect, size: int, confinement: Confinement
-    ) -> None:
+    def __init__(self, dsn: str, dialect: Dialect, size: int, confinement: Confinement) -> None:
         """Prepare; nothing is connected yet."""
         self._round_trips = RoundTrips(dialect)
         self._confinement = confinement
