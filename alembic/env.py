@@ -35,14 +35,14 @@ def _migrate(connection: Connection) -> None:
     )
     context.run_migrations()
     if on_postgres:
-        _protect_tables(connection)
+        _protect(connection, "protect_tables()")
+        _protect(connection, "protect_functions()")
 
 
-def _protect_tables(connection: Connection) -> None:
-    """Let the row policies cover tables that later migrations made."""
-    function = f"{SCHEMA}.protect_tables()"
-    if connection.scalar(text(f"SELECT to_regprocedure('{function}')")):
-        connection.execute(text(f"SELECT {function}"))
+def _protect(connection: Connection, function: str) -> None:
+    """Cover what later migrations made, and a role that was made later."""
+    if connection.scalar(text(f"SELECT to_regprocedure('{SCHEMA}.{function}')")):
+        connection.execute(text(f"SELECT {SCHEMA}.{function}"))
 
 
 def _without_schema(metadata: MetaData) -> MetaData:

@@ -1,5 +1,6 @@
 """The composition root: opens the database and the providers, and joins every part."""
 
+import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from app.services.local_service import Part
 
 logger = logging.getLogger(__name__)
+
+_ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 
 ADMIN_KEY_FILE = "admin.key"
 
@@ -84,7 +87,18 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
             background.start_soon(warn_of_shutdowns, client, models)
         async with serving(settings, database, providers) as state:
             logger.info("Database: %s", database.url)
+            _spare_the_collector()
             yield state
+
+
+def _spare_the_collector() -> None:
+    """Let the garbage collector leave alone what stays, and look at the rest less often.
+
+    It was a tenth of a turn's CPU, and a full collection took 70 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS, 20, 50)
 
 
 @asynccontextmanager
