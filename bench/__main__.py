@@ -258,7 +258,7 @@ def _say(what: str) -> None:
 def main() -> int:
     """Run the bench; what it finds is never an error."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure what a turn costs.")
-    parser.add_argument("--quick", action="store_true", help="about 30 seconds, and rougher")
+    parser.add_argument("--quick", action="store_true", help="about a minute, and rougher")
     options = parser.parse_args()
     effort = _QUICK if options.quick else _FULL
     port = free_port()
