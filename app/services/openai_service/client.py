@@ -1,6 +1,7 @@
 """The connections to one provider, and the border where aiohttp's errors become ours."""
 
 import asyncio
+import io
 import logging
 import re
 import socket
@@ -15,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError, Response, WirePool
+from app.services.openai_service.wire import NotHttpError, Response, Upload, WirePool
 from app.services.ports import (
     ProviderError,
     ProviderRejected,
@@ -80,8 +81,7 @@ class OpenAIClient:
             headers["Authorization"] = f"Bearer {self._api_key}"
         proxy = _proxy_for(self._base_url)
         if proxy is None and self._base_url.user is None:
-            json = {"Content-Type": "application/json"}
-            self._wire = WirePool(self._base_url, headers | json, self._connect_timeout_seconds)
+            self._wire = WirePool(self._base_url, headers, self._connect_timeout_seconds)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
@@ -109,7 +109,7 @@ class OpenAIClient:
     async def post(
         self,
         path: str,
-        body: bytes | aiohttp.FormData,
+        body: bytes | Upload,
         *,
         setting: str,
         patience_seconds: float = 0,
@@ -134,15 +134,19 @@ class OpenAIClient:
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
-    async def _send(self, url: URL, body: bytes | aiohttp.FormData) -> "Response | _Upload":
+    async def _send(self, url: URL, body: bytes | Upload) -> "Response | _Slow":
         session = self._open_session()
-        if self._wire and isinstance(body, bytes):
+        if self._wire:
             return await self._wire.post(url, body)
-        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else None
+        upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
         response = await session.post(
-            url, data=body, headers=headers, allow_redirects=False, middlewares=()
+            url,
+            data=io.BytesIO(b"".join(upload.pieces)),
+            headers={"Content-Type": upload.content_type},
+            allow_redirects=False,
+            middlewares=(),
         )
-        return _Upload(response)
+        return _Slow(response)
 
     async def get(self, path: str, *, setting: str) -> "Answer":
         """Ask for `path`; as `post`."""
@@ -154,7 +158,7 @@ class OpenAIClient:
                 )
         except _TRANSPORT_ERRORS as error:
             _raise_before_answer(error)
-        response = _Upload(found)
+        response = _Slow(found)
         if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
             return Answer(response, deadline, self.chunk_timeout_seconds)
         error_body = await _read_error_body(response)
@@ -198,7 +202,7 @@ class OpenAIClient:
         logger.debug("The provider answered HTTP %d (%s)", status, named or "no error named")
 
 
-class _Upload:
+class _Slow:
     """The response to what aiohttp sent, as `wire.Response` is."""
 
     __slots__ = ("_response", "headers", "status")
@@ -223,7 +227,7 @@ class Answer:
     __slots__ = ("_chunk_timeout_seconds", "_deadline", "_end", "_loop", "_response")
 
     def __init__(
-        self, response: Response | _Upload, deadline: float, chunk_timeout_seconds: float
+        self, response: Response | _Slow, deadline: float, chunk_timeout_seconds: float
     ) -> None:
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -317,7 +321,7 @@ def _raise_before_answer(error: Exception) -> NoReturn:
     raise ProviderUnavailable(sentence) from None
 
 
-async def _read_error_body(response: Response | _Upload) -> bytes:
+async def _read_error_body(response: Response | _Slow) -> bytes:
     """Read a little of it; the status alone is enough where that fails."""
     body = bytearray()
     try:
