@@ -26,7 +26,7 @@ from app.routers.access import Access
 from app.routers.cors import allow_origins
 from app.routers.drain import draining_on_signals
 from app.routers.envelope import Envelope
-from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
+from app.routers.problems import install_problem_handlers
 from app.routers.short_way import ShortWay
 from app.state import State, open_state
 
@@ -35,6 +35,20 @@ _DESCRIPTION = """
 Agents that talk, in text and by voice. Every error is a problem document (RFC 9457); lists are
 JSON arrays with the next page in the `Link` header.
 """
+
+_ENDPOINTS = (
+    agents,
+    sessions,
+    tokens,
+    messages,
+    turns,
+    usage,
+    keys,
+    workspaces,
+    audit,
+    health,
+    docs,
+)
 
 
 def create_app(
@@ -60,7 +74,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=PROBLEM_RESPONSES,
+        # As they are: `include_router` would build each again, at the first request.
+        routes=[route for module in _ENDPOINTS for route in module.router.routes],
     )
     _describe_keys(app)
     install_problem_handlers(app)
@@ -69,20 +84,6 @@ def create_app(
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins)
     app.add_middleware(Envelope)  # the last is the outermost
-    for router in (
-        agents,
-        sessions,
-        tokens,
-        messages,
-        turns,
-        usage,
-        keys,
-        workspaces,
-        audit,
-        health,
-        docs,
-    ):
-        app.include_router(router.router)
     docs.mount_assets(app)
     return app
 

@@ -64,7 +64,7 @@ class Report:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         verdict = f"{len(self.wrongs)} WRONG" if self.wrongs else "ok"
         lines = [f"{self.name}: {verdict} in {self.seconds:.0f} s: {figures}"]
-        lines += [f"  - {wrong[:1500]}" for wrong in self.wrongs[:_SHOWN_WRONGS]]
+        lines += [f"  - {wrong[:9000]}" for wrong in self.wrongs[:_SHOWN_WRONGS]]
         if len(self.wrongs) > _SHOWN_WRONGS:
             lines.append(f"  and {len(self.wrongs) - _SHOWN_WRONGS} more")
         if self.wrongs:
