@@ -45,7 +45,7 @@ except SystemExit:
 """
 
 AT_FIRST_USE = {
-    "aiohttp",  # uploads, WebSockets, proxies
+    "aiohttp",  # WebSockets, proxies
     "alembic",  # a database at another revision
     "av",
     "cryptography",  # Supabase

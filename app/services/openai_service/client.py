@@ -14,12 +14,11 @@ from anyio import to_thread
 from yarl import URL
 
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError, Response, WirePool
+from app.services.openai_service.wire import NotHttpError, Response, Upload, WirePool
 from app.services.ports import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
-    Recording,
     UpstreamIncomplete,
 )
 
@@ -100,27 +99,16 @@ class OpenAIClient:
         if self._full is not None:
             await self._full.close()
 
-    async def post(self, path: str, body: bytes, *, setting: str) -> "Answer":
-        """Send `body`, which is JSON, and return an answer of status 2xx.
-
-        `setting` is the variable that chose the model; errors name it. The answer is a context
-        manager, and leaving it early breaks the connection off. Raises `ProviderError`.
-        """
-        return await self._ask(self._post(self._url(path), body), setting)
-
-    async def upload(
-        self,
-        path: str,
-        recording: Recording,
-        fields: Mapping[str, str],
-        *,
-        setting: str,
-        patience_seconds: float,
+    async def post(
+        self, path: str, body: bytes | Upload, *, setting: str, patience_seconds: float = 0
     ) -> "Answer":
-        """As `post`, for a form; `patience_seconds` are added to the time for the first byte."""
-        return await self._ask(
-            self._upload(self._url(path), recording, fields), setting, patience_seconds
-        )
+        """Send `body`, which is JSON where it is bytes, and return an answer of status 2xx.
+
+        `setting` is the variable that chose the model; errors name it. `patience_seconds` are
+        added to the time for the first byte. The answer is a context manager, and leaving it
+        early breaks the connection off. Raises `ProviderError`.
+        """
+        return await self._ask(self._post(self._url(path), body), setting, patience_seconds)
 
     async def get(self, path: str, *, setting: str) -> "Answer":
         """Ask for `path`; as `post`."""
@@ -159,19 +147,13 @@ class OpenAIClient:
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
-    async def _post(self, url: URL, body: bytes) -> "Response | FullResponse":
+    async def _post(self, url: URL, body: bytes | Upload) -> "Response | FullResponse":
         http = self._wire or await self._full_http()
         return await http.post(url, body)
 
     async def _get(self, url: URL) -> "Response | FullResponse":
         http = self._wire or await self._full_http()
         return await http.get(url)
-
-    async def _upload(
-        self, url: URL, recording: Recording, fields: Mapping[str, str]
-    ) -> "FullResponse":
-        http = await self._full_http()
-        return await http.upload(url, recording, fields)
 
     async def _full_http(self) -> "FullHttp":
         """Return what does the rest of HTTP, loaded beside the event loop at the first need."""

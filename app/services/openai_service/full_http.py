@@ -1,4 +1,4 @@
-"""The whole of HTTP, by aiohttp: uploads, WebSockets, proxies and credentials in the URL.
+"""The whole of HTTP, by aiohttp: WebSockets, proxies and credentials in the URL.
 
 aiohttp's errors become those that `wire` raises in the same case. Imported at the first need, since
 aiohttp takes 8 MB and a fifth of a second.
@@ -16,29 +16,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError
-from app.services.ports import (
-    AudioFormat,
-    ProviderRejected,
-    ProviderUnavailable,
-    Recording,
-    UpstreamIncomplete,
-)
+from app.services.openai_service.wire import NotHttpError, Upload
+from app.services.ports import ProviderRejected, ProviderUnavailable, UpstreamIncomplete
 
 logger = logging.getLogger(__name__)
 
 _CONNECTION_LIMIT = 1000
 _MAX_MESSAGE_BYTES = 8 << 20
 _REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
-
-_CONTENT_TYPES = {
-    AudioFormat.WAV: "audio/wav",
-    AudioFormat.MP3: "audio/mpeg",
-    AudioFormat.MP4: "audio/mp4",
-    AudioFormat.WEBM: "audio/webm",
-    AudioFormat.OGG: "audio/ogg",
-    AudioFormat.FLAC: "audio/flac",
-}
 
 
 class FullHttp:
@@ -66,24 +51,11 @@ class FullHttp:
         """Ask for `url`; raises as `WirePool.post` does, and `ProviderError`."""
         return await self._send("GET", url)
 
-    async def post(self, url: URL, body: bytes) -> "FullResponse":
-        """Send JSON; raises as `get` does."""
-        return await self._send("POST", url, body, {"Content-Type": "application/json"})
-
-    async def upload(
-        self, url: URL, recording: Recording, fields: Mapping[str, str]
-    ) -> "FullResponse":
-        """Send a form with a file in it; raises as `get` does."""
-        form = aiohttp.FormData()
-        form.add_field(
-            "file",
-            io.BytesIO(recording.data),
-            filename=f"audio.{recording.format}",
-            content_type=_CONTENT_TYPES[recording.format],
-        )
-        for name, value in fields.items():
-            form.add_field(name, value)
-        return await self._send("POST", url, form)
+    async def post(self, url: URL, body: bytes | Upload) -> "FullResponse":
+        """Send JSON or an upload; raises as `get` does."""
+        upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
+        data = io.BytesIO(b"".join(upload.pieces))
+        return await self._send("POST", url, data, {"Content-Type": upload.content_type})
 
     async def open_websocket(self, url: URL, *, setting: str) -> "WebSocket":
         """Connect; errors of the provider name `setting`. Raises as `get` does."""
@@ -102,7 +74,7 @@ class FullHttp:
         self,
         method: str,
         url: URL,
-        body: bytes | aiohttp.FormData | None = None,
+        body: io.BytesIO | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> "FullResponse":
         try:

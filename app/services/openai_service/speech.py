@@ -1,5 +1,6 @@
 """Speech to text by `POST /audio/transcriptions`, text to speech by `POST /audio/speech`."""
 
+import secrets
 from collections.abc import AsyncGenerator
 
 import orjson
@@ -9,7 +10,9 @@ from app.services.openai_service.failures import failure_of_error
 from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.sse import EventReader
+from app.services.openai_service.wire import Upload
 from app.services.ports import (
+    AudioFormat,
     OnWords,
     Recording,
     Transcript,
@@ -24,6 +27,15 @@ _UPLOAD_BYTES_PER_SECOND = 128 << 10
 _SLOWEST_TRANSCRIBER = 0.1
 """Seconds of work for a second of sound, above which a provider is taken for dead."""
 _ISO_639_1_LENGTH = 2
+
+_CONTENT_TYPES = {
+    AudioFormat.WAV: "audio/wav",
+    AudioFormat.MP3: "audio/mpeg",
+    AudioFormat.MP4: "audio/mp4",
+    AudioFormat.WEBM: "audio/webm",
+    AudioFormat.OGG: "audio/ogg",
+    AudioFormat.FLAC: "audio/flac",
+}
 
 
 class OpenAITranscriber:
@@ -54,12 +66,9 @@ class OpenAITranscriber:
             len(recording.data) / _UPLOAD_BYTES_PER_SECOND
             + recording.duration_seconds * _SLOWEST_TRANSCRIBER
         )
-        with await self._client.upload(
-            "audio/transcriptions",
-            recording,
-            fields,
-            setting=_STT_SETTING,
-            patience_seconds=patience_seconds,
+        form = _form(recording, fields)
+        with await self._client.post(
+            "audio/transcriptions", form, setting=_STT_SETTING, patience_seconds=patience_seconds
         ) as answer:
             if on_words and answer.media_type == "text/event-stream":
                 return await _read_stream(answer, on_words)
@@ -99,6 +108,21 @@ class OpenAISpeaker:
                     yield samples
             if samples := pcm.end():
                 yield samples
+
+
+def _form(recording: Recording, fields: dict[str, str]) -> Upload:
+    """Return the recording and `fields` as multipart/form-data (RFC 7578)."""
+    boundary = secrets.token_hex(16)
+    disposition = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    head = [f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    head.append(
+        f'{disposition}"file"; filename="audio.{recording.format}"\r\n'
+        f"Content-Type: {_CONTENT_TYPES[recording.format]}\r\n\r\n"
+    )
+    return Upload(
+        f"multipart/form-data; boundary={boundary}",
+        ("".join(head).encode(), recording.data, f"\r\n--{boundary}--\r\n".encode()),
+    )
 
 
 async def _read_stream(answer: Answer, on_words: OnWords) -> Transcript:

@@ -247,7 +247,7 @@ def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accep
             content="",
             status=MessageStatus.IN_PROGRESS,
         ),
-        event_store.forgetting(record),
+        *event_store.forgetting(record),
     ]
     again = yield from load_record(TurnRow(*rows[0]), history=live)
     yield from budgets.reserve(message.account, again.reservation)

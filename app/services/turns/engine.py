@@ -29,6 +29,7 @@ from app.services.turns.errors import (
     TurnInterrupted,
     TurnLost,
     error_of_code,
+    shutting_down,
 )
 from app.services.turns.live import LiveTurn
 from app.services.turns.personas import Personas
@@ -173,6 +174,10 @@ class TurnEngine:
         """Tell whether this server runs the turn in `live`; a queued one may become another's."""
         is_ours = self._turns.get(live.record.id) is live
         return is_ours and live.record.status is TurnStatus.IN_PROGRESS
+
+    def holds(self, live: LiveTurn) -> bool:
+        """Tell whether the turn runs here, or waits here for another."""
+        return live.record.id in self._turns
 
     def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
         """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
@@ -346,7 +351,7 @@ class TurnEngine:
         except (StorageUnavailable, TurnLost):
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
-            self._end(live, live.failed(_shutting_down()))
+            self._end(live, live.failed(shutting_down()))
 
     async def _settled_elsewhere(self, live: LiveTurn) -> None:
         """Wait for the end of a turn that is queued, or that another server runs."""
@@ -373,7 +378,7 @@ class TurnEngine:
                 tasks.cancel_scope.cancel()
                 for live in list(self._turns.values()):
                     if live.record.status is TurnStatus.QUEUED:  # stays queued for who comes next
-                        self._end(live, live.failed(_shutting_down()))
+                        self._end(live, live.failed(shutting_down()))
         finally:
             self._stopped.set()
 
@@ -391,9 +396,3 @@ class TurnEngine:
         else:
             error = TurnInterrupted("The server stopped twice during this turn; send it again.")
             await self._settle(live, live.failed(error))
-
-
-def _shutting_down() -> TurnInterrupted:
-    return TurnInterrupted(
-        "The server is shutting down; the turn goes on when it is back.", retry_after_seconds=1
-    )
