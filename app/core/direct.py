@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Dialect, Float, Integer, Numeric, Select, bindparam
+from sqlalchemy import Dialect, Float, Integer, Numeric, Select, UpdateBase, bindparam
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql import ClauseElement
 
@@ -30,6 +30,8 @@ class Compiled:
     """Name, value where it is fixed, and how it is written, in the order of the SQL."""
     columns: tuple[Convert | None, ...]
     """How the columns of a row are read."""
+    changes: str | None = None
+    """The table that it changes."""
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return the values of the SQL's places, as the driver takes them."""
@@ -89,6 +91,7 @@ class Direct:
         )
         fixed: dict[str, Any] = dict(sql.params)
         result_columns: Sequence[Any] = sql._result_columns or ()  # noqa: SLF001  # no public name
+        is_change = isinstance(statement, UpdateBase)
         compiled = Compiled(
             sql=sql.string,
             parameters=tuple(
@@ -96,6 +99,7 @@ class Direct:
                 for name in sql.positiontup
             ),
             columns=tuple(_reader(column.type, dialect) for column in result_columns),
+            changes=str(statement.table) if is_change else None,
         )
         if numbered and compiled.columns:
             compiled = replace(compiled, columns=compiled.columns[:-1])

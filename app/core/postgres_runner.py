@@ -14,8 +14,9 @@ from typing import Any
 
 from sqlalchemy import Dialect
 
-from app.core.direct import Direct, Locks, Program, Rows, Statement
+from app.core.direct import Locks, Program, Rows, Statement
 from app.core.postgres_pool import Lease, PostgresPool, asyncpg
+from app.core.round_trips import RoundTrip, RoundTrips
 from app.core.tenancy import Confinement
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class PostgresRunner:
         self, dsn: str | None, dialect: Dialect, size: int, confinement: Confinement
     ) -> None:
         """Prepare; nothing is connected yet."""
-        self._dialect = dialect
+        self._round_trips = RoundTrips(dialect)
         self._confinement = confinement
         self._pool = PostgresPool(dsn, size)
         self._waiting: list[_Job] = []
@@ -147,12 +148,12 @@ class PostgresRunner:
         programs = [job.make() for job in batch]
         asking = {number: next(program) for number, program in enumerate(programs)}
         while asking:
-            first = [statement for statement, _ in next(iter(asking.values()))]
-            alike = [
-                number
-                for number, statements in asking.items()
-                if [statement for statement, _ in statements] == first
-            ]
+            trips_of = {
+                number: self._round_trips.plan(asked, numbered=True)
+                for number, asked in asking.items()
+            }
+            first = next(iter(trips_of.values()))
+            alike = [number for number, trips in trips_of.items() if trips is first]
             asked = [asking.pop(number) for number in alike]
             found = await self._ask_together(connection, first, asked)
             for number, rows in zip(alike, found, strict=True):
@@ -165,22 +166,18 @@ class PostgresRunner:
     async def _ask_together(
         self,
         connection: Any,  # noqa: ANN401  # asyncpg's
-        statements: Sequence[Direct],
+        trips: Sequence[RoundTrip],
         asked: Sequence[Sequence[Statement]],
     ) -> list[list[Rows]]:
         """Run each statement for all who ask it, and return the rows of each of them."""
-        found: list[list[Rows]] = [[] for _ in asked]
-        for place, statement in enumerate(statements):
-            compiled = statement.compiled(self._dialect, numbered=True)
-            arguments = [
-                compiled.values({**ask[place][1], "number_": number})
-                for number, ask in enumerate(asked)
-            ]
+        found: list[list[Rows]] = [[[] for _ in statements] for statements in asked]
+        for trip in trips:
+            arguments = [trip.values(statements, number) for number, statements in enumerate(asked)]
             rows_of: list[list[Any]] = [[] for _ in asked]
-            for row in await connection.fetchmany(compiled.sql, arguments):
+            for row in await connection.fetchmany(trip.sql, arguments):
                 rows_of[row[-1]].append(row)
             for rows, its_rows in zip(found, rows_of, strict=True):
-                rows.append(compiled.read(its_rows))
+                trip.read(its_rows, rows)
         return found
 
     async def _run_alone(self, make: Callable[[], Program[Any]], begin: str) -> Any:  # noqa: ANN401
@@ -205,11 +202,10 @@ class PostgresRunner:
         try:
             statements = next(program)
             while True:
-                found: list[Rows] = []
-                for statement, parameters in statements:
-                    compiled = statement.compiled(self._dialect)
-                    rows = await connection.fetch(compiled.sql, *compiled.values(parameters))
-                    found.append(compiled.read(rows))
+                found: list[Rows] = [[] for _ in statements]
+                for trip in self._round_trips.plan(statements):
+                    rows = await connection.fetch(trip.sql, *trip.values(statements))
+                    trip.read(rows, found)
                 statements = program.send(found)
         except StopIteration as end:
             return end.value

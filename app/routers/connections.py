@@ -5,6 +5,7 @@ send nothing, or a header a minute, for ever. The time for bodies is `strict_rou
 """
 
 import asyncio
+from typing import Any, cast
 
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -23,6 +24,41 @@ _HEADERS_TOO_LARGE = (
 )
 
 
+class _JoinedWrites:
+    """A transport whose writes of one turn of the event loop go out as one.
+
+    uvicorn writes a response's head and body apart, and each write is a system call: the dearest
+    thing that a short answer does.
+    """
+
+    __slots__ = ("_loop", "_pieces", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send soon."""
+        if not self._pieces:
+            self._loop.call_soon(self._send)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever transports have
+        return getattr(self._transport, name)
+
+    def _send(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._transport.write(data)
+
+
 class PatientProtocol(HttpToolsProtocol):
     """uvicorn's protocol, whose patience with slow peers has an end."""
 
@@ -35,7 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _JoinedWrites(transport, self.loop)))
         self._expect_within(_HEADERS_SECONDS)
 
     @override

@@ -40,18 +40,28 @@ async def _request_key(
 ) -> RequestKey | None:
     if key is None:
         return None
+    if not request.headers.get("content-type", "").startswith("multipart/"):
+        return request_key(caller, key, request.url.path, await request.body())
+    # Boundaries differ from try to try; what counts is the fields and the file's bytes.
+    parts: list[bytes] = []
+    for name, value in sorted((await request.form()).multi_items(), key=lambda pair: pair[0]):
+        data = await value.read() if isinstance(value, UploadFile) else value.encode()
+        if isinstance(value, UploadFile):
+            await value.seek(0)
+        parts += (f"{name} {len(data)}\n".encode(), data)
+    return request_key(caller, key, request.url.path, *parts)
+
+
+def request_key(caller: Caller, key: str, path: str, *body: bytes) -> RequestKey:
+    """Return a POST's key with the fingerprint of what it asks for.
+
+    Raises `IdempotencyKeyInvalid`.
+    """
     if not (1 <= len(key) <= _LONGEST_KEY and all("!" <= character <= "~" for character in key)):
         raise IdempotencyKeyInvalid("Idempotency-Key takes 1 to 255 visible ASCII characters.")
-    digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        # Boundaries differ from try to try; what counts is the fields and the file's bytes.
-        for name, value in sorted((await request.form()).multi_items(), key=lambda pair: pair[0]):
-            data = await value.read() if isinstance(value, UploadFile) else value.encode()
-            if isinstance(value, UploadFile):
-                await value.seek(0)
-            digest.update(f"{name} {len(data)}\n".encode() + data)
-    else:
-        digest.update(await request.body())
+    digest = hashlib.sha256(f"POST {path}\n".encode())
+    for part in body:
+        digest.update(part)
     return RequestKey(_of_caller(caller, key), digest.digest())
 
 

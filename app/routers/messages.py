@@ -8,15 +8,17 @@ import anyio
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import Response
 
+from app.core.database import Database
 from app.core.security import Caller as CallerIdentity
 from app.routers.deps import Caller, Data, Turns, Voice
 from app.routers.idempotency import REPLAYED, Key
 from app.routers.sound import sound_response
-from app.routers.streams import SSE_CONTENT, EventStream, until_left, wants_events
+from app.routers.streams import SSE_CONTENT, EventStream, OnDisconnect, until_left, wants_events
 from app.routers.strict_route import StrictRoute
-from app.schemas.chat import OnBusy, OnDisconnect, ReplyRead, TextMessageCreate
+from app.schemas.chat import OnBusy, ReplyRead, TextMessageCreate
+from app.schemas.chat import OnDisconnect as WhenLeft
 from app.services import turns as turn_words
-from app.services.turns import LiveTurn, TurnEngine, TurnOptions
+from app.services.turns import LiveTurn, RequestKey, TurnEngine, TurnOptions
 
 router = APIRouter(prefix="/messages", tags=["messages"], route_class=StrictRoute)
 
@@ -36,15 +38,34 @@ async def send_text(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     With `Accept: text/event-stream` the turn is streamed as it happens. Both sides are stored,
     and the turn goes on if the client leaves: `GET /turns/{id}` tells its end.
     """
-    options = TurnOptions(turn_words.OnBusy(body.on_busy.value), key)
-    live = await turns.start(caller, body.session_id, body.content, None, options)
-    headers = {REPLAYED: "true"} if live.is_replayed else {}
+    live = await start_text(turns, caller, body, key)
     left = _when_left(turns, caller, live, body.on_disconnect)
     if wants_events(request):
-        return EventStream(
-            engine=turns, database=data, live=live, on_disconnect=left, headers=headers
-        )
-    reply = await _unless_left(request, left, lambda: turns.result(live))
+        return text_events(turns, data, live, left)
+    await _unless_left(request, left, lambda: turns.result(live))
+    return await text_reply(turns, live)
+
+
+async def start_text(
+    turns: TurnEngine, caller: CallerIdentity, body: TextMessageCreate, key: RequestKey | None
+) -> LiveTurn:
+    """Accept a text turn. Raises what `TurnEngine.start` does."""
+    options = TurnOptions(turn_words.OnBusy(body.on_busy.value), key)
+    return await turns.start(caller, body.session_id, body.content, None, options)
+
+
+def text_events(
+    turns: TurnEngine, data: Database, live: LiveTurn, left: OnDisconnect | None = None
+) -> Response:
+    """Answer with the turn's events."""
+    headers = {REPLAYED: "true"} if live.is_replayed else {}
+    return EventStream(engine=turns, database=data, live=live, on_disconnect=left, headers=headers)
+
+
+async def text_reply(turns: TurnEngine, live: LiveTurn) -> Response:
+    """Answer with the turn's reply, once it is settled. Raises the error that it ended with."""
+    reply = await turns.result(live)
+    headers = {REPLAYED: "true"} if live.is_replayed else {}
     shaped = ReplyRead.model_validate(reply).model_dump_json()
     return Response(shaped, headers=headers, media_type="application/json")
 
@@ -69,7 +90,7 @@ async def send_voice(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
     caller: Caller,
     key: Key,
     on_busy: Annotated[OnBusy, Form()] = OnBusy.ENQUEUE,
-    on_disconnect: Annotated[OnDisconnect, Form()] = OnDisconnect.CONTINUE,
+    on_disconnect: Annotated[WhenLeft, Form()] = WhenLeft.CONTINUE,
 ) -> Response:
     """Send a recording and hear the agent's answer as MP3.
 
@@ -94,10 +115,10 @@ async def send_voice(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
 
 
 def _when_left(
-    turns: TurnEngine, caller: CallerIdentity, live: LiveTurn, choice: OnDisconnect
-) -> Callable[[], Awaitable[None]] | None:
+    turns: TurnEngine, caller: CallerIdentity, live: LiveTurn, choice: WhenLeft
+) -> OnDisconnect | None:
     """Return what is to be done when the client leaves, if anything."""
-    if choice is OnDisconnect.CONTINUE:
+    if choice is WhenLeft.CONTINUE:
         return None
 
     async def cancel() -> None:
@@ -108,7 +129,7 @@ def _when_left(
 
 async def _unless_left(
     request: Request,
-    left: Callable[[], Awaitable[None]] | None,
+    left: OnDisconnect | None,
     work: Callable[[], Awaitable[T]],
 ) -> T:
     """Await `work`, and call `left` if the client goes away before it is done."""

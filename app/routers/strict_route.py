@@ -20,10 +20,10 @@ from app.routers.problems import UnsupportedMediaType
 from app.routers.rules import rule_of
 from app.services.voice import UPLOAD_BYTES_LIMIT
 
-_JSON_BYTES = 1024 * 1024
+JSON_BYTES = 1024 * 1024
 _FORM_BYTES = UPLOAD_BYTES_LIMIT + 64 * 1024
 """An upload with its other fields and the lines between them."""
-_BODY_GRACE_SECONDS = 10.0
+BODY_GRACE_SECONDS = 10.0
 _BODY_BYTES_PER_SECOND = 4096
 """What a body must come to, on average, once the grace is over."""
 _BODY_SECONDS = 300.0
@@ -57,7 +57,7 @@ class StrictRoute(APIRoute):
         is_form = isinstance(self.body_field.field_info, Form)
         wanted = "multipart/form-data" if is_form else "application/json"
         is_required = self.body_field.field_info.is_required()
-        limit_bytes = _FORM_BYTES if is_form else _JSON_BYTES
+        limit_bytes = _FORM_BYTES if is_form else JSON_BYTES
 
         async def handle_strictly(request: Request) -> Response:
             if not is_required and not _has_body(request):
@@ -93,7 +93,7 @@ def _bounded(limit_bytes: int, receive: Receive) -> Receive:
         if is_complete:  # what comes now is that the client leaves
             return await receive()
         earned_seconds = received_bytes / _BODY_BYTES_PER_SECOND
-        give_up_at = began_at + min(_BODY_SECONDS, _BODY_GRACE_SECONDS + earned_seconds)
+        give_up_at = began_at + min(_BODY_SECONDS, BODY_GRACE_SECONDS + earned_seconds)
         message = None
         with anyio.move_on_at(give_up_at):
             message = await receive()

@@ -67,7 +67,8 @@ async def test_token_that_says_something_wrong_is_refused(
 async def test_token_of_another_time_is_refused(
     client: httpx2.AsyncClient, issuer: Issuer, claim: str, seconds: int
 ) -> None:
-    token = issuer.token(**{claim: int(time.time()) + seconds})
+    claims: dict[str, Any] = {claim: int(time.time()) + seconds}
+    token = issuer.token(**claims)
     assert await status(client, token) == HTTPStatus.UNAUTHORIZED
 
 
