@@ -32,8 +32,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def processes(site: Site) -> Cells:
     """Text turns on PostgreSQL by one process, two workers of one server, and two servers."""
     cells = [
-        ["a process may use", "servers", "turns/s", "x", f">= {_RATIO_LIMIT}", "server CPU-ms a turn", "x",
-         "cores: servers", "database", "provider", "client", "most of one worker's turns"],
+        ["a process may use", "servers", "turns/s", "x", f">= {_RATIO_LIMIT}",
+         "server CPU-ms a turn", "x", "cores: servers", "database", "provider", "client",
+         "most of one worker's turns"],
     ]  # fmt: skip
     for share in (_SHARE, None):
         once = once_ms = 0.0

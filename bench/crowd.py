@@ -25,6 +25,7 @@ _GIVE_UP_SECONDS = 90.0
 _SETTLE_SECONDS = 2.0
 _FOLLOWERS = 5000
 _FOLLOWED_TURNS = 50
+_AT_ONCE = 50
 _FOLLOWED_MODEL = "tokens-2-every-60000-ms"
 _IDLE_SECONDS = 5.0
 _GAP_LIMIT_MS, _STREAM_LIMIT_KB, _FOLLOWER_LIMIT_KB = 500, 80, 40
@@ -171,8 +172,11 @@ async def _follow_all(server: Server, ids: Sequence[str]) -> tuple[float, float]
     turns = [orjson.loads(each.split(b"data: ")[1].split(b"\n")[0])["turn_id"] for each in created]
     await asyncio.sleep(_SETTLE_SECONDS)
     before_mb = memory_mb(server.pid)
-    for number in range(_FOLLOWERS):
-        await begin(get(f"/turns/{turns[number % len(turns)]}/events"), b"turn.created")
+    for number in range(0, _FOLLOWERS, _AT_ONCE):
+        some = [turns[each % len(turns)] for each in range(number, number + _AT_ONCE)]
+        await asyncio.gather(
+            *(begin(get(f"/turns/{each}/events"), b"turn.created") for each in some)
+        )
     await asyncio.sleep(_SETTLE_SECONDS)
     after_mb, before = memory_mb(server.pid), cpu_seconds(server.pid)
     await asyncio.sleep(_IDLE_SECONDS)
