@@ -14,12 +14,13 @@ from pathlib import Path
 
 import orjson
 
-from bench import report
+from bench import report, starts
 from bench.drawing import draw
 from bench.load import Job, Result
 from bench.processes import ROOT, Server, free_port, memory_mb
 from bench.report import Row
 from bench.sessions import TURNS_PER_SESSION, ServerSessions, make_floor_sessions
+from bench.starts import Start
 from tests.postgres import PostgresServer
 
 _CONNECTIONS = 16
@@ -62,7 +63,7 @@ class Effort:
     give_up_seconds: float
 
 
-_FULL = Effort((_TEXT, _STREAM, _PACED), 80, 200, 800, 3, 10)
+_FULL = Effort((_TEXT, _STREAM, _PACED), 80, 200, 800, 5, 10)
 _QUICK = Effort((_TEXT, _STREAM), 32, 24, 200, 1, 4)
 
 
@@ -73,8 +74,10 @@ class Findings:
     rows: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
     provider: list[Result] = field(default_factory=list[Result])
     """Of requests that went to it directly."""
+    starts: dict[str, Start] = field(default_factory=dict[str, Start])
+    """Medians; the floors' first."""
     process: dict[str, float] = field(default_factory=dict[str, float])
-    """Start, memory and command line, by their names in `budget.json`."""
+    """What else is measured of processes, by its name in `budget.json`."""
 
     def add(self, kind: Kind, row: Row) -> None:
         """Add a row, or its runs to the row that the target has."""
@@ -105,10 +108,11 @@ class Bench:
         self._postgres.create_database(_SERVER_DATABASE)
         port, url = free_port(), self._postgres.url(_FLOOR_DATABASE)
         arguments = ["bench.floor", str(port), url, str(self._provider.port)]
+        on_postgres = {"DATABASE_URL": self._postgres.url(_SERVER_DATABASE)}
         with Server(arguments, port, self._folder / "floor", {}) as floor:
+            self._measure_starts(url, on_postgres)
             self._measure_floor(floor, sessions)
-            url = self._postgres.url(_SERVER_DATABASE)
-            self._measure_server("Postgres", "postgres", {"DATABASE_URL": url})
+            self._measure_server("Postgres", "postgres", on_postgres)
             self._measure_server("SQLite", "sqlite", {})
             self._measure_floor(floor, sessions)
         _say("provider alone")
@@ -120,6 +124,36 @@ class Bench:
         _say("command line")
         self.findings.process["cli_help_seconds"] = _help_seconds()
 
+    def _measure_starts(self, floor_database: str, on_postgres: Mapping[str, str]) -> None:
+        """Start every server several times; ours once before, for its migrations."""
+        databases: dict[str, Mapping[str, str]] = {"postgres": on_postgres, "sqlite": {}}
+        for key, database in databases.items():
+            with self._server(self._folder / key, database) as server:
+                self.findings.process[f"first_start_{key}_seconds"] = server.start_seconds
+        provider_port = str(self._provider.port)
+
+        def floor() -> Server:
+            port = free_port()
+            arguments = ["bench.floor", str(port), floor_database, provider_port]
+            return Server(arguments, port, self._folder / "floor-starts", {})
+
+        def framework() -> Server:
+            port = free_port()
+            return Server(
+                ["bench.framework", str(port)], port, self._folder / "framework-starts", {}
+            )
+
+        _say("starts")
+        self.findings.starts = starts.measure(
+            {
+                "floor": floor,
+                "FastAPI and uvicorn": framework,
+                "server, Postgres": lambda: self._server(self._folder / "postgres", on_postgres),
+                "server, SQLite": lambda: self._server(self._folder / "sqlite", {}),
+            },
+            self._effort.starts,
+        )
+
     def _measure_floor(self, server: Server, sessions: Sequence[str]) -> None:
         warm_up = sessions[: self._effort.warm_up_turns]
         for kind in self._effort.kinds:
@@ -129,20 +163,7 @@ class Bench:
             self.findings.add(kind, Row("", "floor", [result]))
 
     def _measure_server(self, name: str, key: str, database: Mapping[str, str]) -> None:
-        folder = self._folder / key
-        _say(f"server on {name}: starts")
-        with self._server(folder, database) as server:
-            self.findings.process[f"first_start_{key}_seconds"] = server.start_seconds
-        starts: list[float] = []
-        for _ in range(self._effort.starts - 1):
-            with self._server(folder, database) as server:
-                starts.append(server.start_seconds)
-        with self._server(folder, database) as server:
-            self.findings.process |= {
-                f"start_{key}_seconds": min([*starts, server.start_seconds]),
-                f"start_{key}_cpu_seconds": server.start_cpu_seconds,
-                f"idle_memory_{key}_mb": memory_mb(server.pid),
-            }
+        with self._server(self._folder / key, database) as server:
             for kind in self._effort.kinds:
                 _say(f"server on {name}: {kind.name}")
                 warm_up, sessions = self._server_sessions(server, kind)
@@ -219,11 +240,10 @@ def _help_seconds() -> float:
 
 def _measured(findings: Findings) -> dict[str, float]:
     """Return every measure that a budget may name; of two databases, the worse."""
-    process = findings.process
-    measured = dict(process)
-    for name in ("idle_memory_{}_mb", "start_{}_seconds"):
-        worst = max(process[name.format(key)] for key in ("postgres", "sqlite"))
-        measured[name.replace("_{}", "")] = worst
+    measured = dict(findings.process)
+    ours = [start for name, start in findings.starts.items() if name.startswith("server")]
+    measured["idle_memory_mb"] = max(start.idle_memory_mb for start in ours)
+    measured["start_seconds"] = max(start.seconds for start in ours)
     for rows in findings.rows.values():
         floor_ms = rows[0].cpu_ms(report.SERVER)
         for row in rows[1:]:
@@ -237,6 +257,7 @@ def _print(findings: Findings) -> None:
     parts = [
         report.turns_table(findings.rows),
         report.helpers_line(findings.rows, findings.provider[0]),
+        report.starts_table(findings.starts),
         report.table([["process", "measured"], *process]),
         report.budget_table(_measured(findings)),
     ]

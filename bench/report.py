@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 
 from bench.load import Result
+from bench.starts import Start
 
 _BUDGET = Path(__file__).parent / "budget.json"
 
@@ -73,6 +74,19 @@ def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
                 f"{row.turns / row.seconds:.0f}",
                 f"{database_ms:.2f}" if database_ms else "",
             ])  # fmt: skip
+    return table(cells)
+
+
+def starts_table(starts: Mapping[str, Start]) -> str:
+    """Return how soon each server is ready, and what it takes at rest; medians."""
+    cells = [["start", "to ready, s", "CPU, s", "idle memory, MB"]]
+    for name, start in starts.items():
+        cells.append([
+            name,
+            f"{start.seconds:.2f}",
+            f"{start.cpu_seconds:.2f}",
+            f"{start.idle_memory_mb:.0f}",
+        ])  # fmt: skip
     return table(cells)
 
 

@@ -1,4 +1,4 @@
-"""What `docs/scaling.md` says of the schema: keys begin with the workspace, but for three tables."""
+"""What `docs/scaling.md` says of the schema: keys begin with the workspace, but of three tables."""
 
 from sqlalchemy import ForeignKeyConstraint, Table, UniqueConstraint
 

@@ -1,9 +1,7 @@
 """Speech to text by `POST /audio/transcriptions`, text to speech by `POST /audio/speech`."""
 
-import io
 from collections.abc import AsyncGenerator
 
-import aiohttp
 import orjson
 
 from app.services.openai_service.client import Answer, OpenAIClient
@@ -12,7 +10,6 @@ from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.sse import EventReader
 from app.services.ports import (
-    AudioFormat,
     OnWords,
     Recording,
     Transcript,
@@ -27,15 +24,6 @@ _UPLOAD_BYTES_PER_SECOND = 128 << 10
 _SLOWEST_TRANSCRIBER = 0.1
 """Seconds of work for a second of sound, above which a provider is taken for dead."""
 _ISO_639_1_LENGTH = 2
-
-_CONTENT_TYPES = {
-    AudioFormat.WAV: "audio/wav",
-    AudioFormat.MP3: "audio/mpeg",
-    AudioFormat.MP4: "audio/mp4",
-    AudioFormat.WEBM: "audio/webm",
-    AudioFormat.OGG: "audio/ogg",
-    AudioFormat.FLAC: "audio/flac",
-}
 
 
 class OpenAITranscriber:
@@ -57,25 +45,21 @@ class OpenAITranscriber:
         OpenAI's transcribing models stream, Whisper does not; a server that knows nothing of it
         answers as a whole.
         """
-        form = aiohttp.FormData()
-        form.add_field(
-            "file",
-            io.BytesIO(recording.data),
-            filename=f"audio.{recording.format}",
-            content_type=_CONTENT_TYPES[recording.format],
-        )
-        form.add_field("model", self._model)
-        form.add_field("response_format", "json")
+        fields = {"model": self._model, "response_format": "json"}
         if on_words and "transcribe" in self._model:
-            form.add_field("stream", "true")
+            fields["stream"] = "true"
         if language:
-            form.add_field("language", language)
+            fields["language"] = language
         patience_seconds = (
             len(recording.data) / _UPLOAD_BYTES_PER_SECOND
             + recording.duration_seconds * _SLOWEST_TRANSCRIBER
         )
-        with await self._client.post(
-            "audio/transcriptions", form, setting=_STT_SETTING, patience_seconds=patience_seconds
+        with await self._client.upload(
+            "audio/transcriptions",
+            recording,
+            fields,
+            setting=_STT_SETTING,
+            patience_seconds=patience_seconds,
         ) as answer:
             if on_words and answer.media_type == "text/event-stream":
                 return await _read_stream(answer, on_words)

@@ -1,4 +1,7 @@
-"""A turn while this server accepts, runs or follows it."""
+"""A turn while this server accepts, runs or follows it.
+
+Its events and lock are asyncio's: each of anyio's asks first which event loop it is on.
+"""
 
 import asyncio
 import math
@@ -23,7 +26,7 @@ class EventLog:
 
     def __init__(self, after: int = 0) -> None:
         self.events: list[TurnEvent] = []
-        self.changed = anyio.Event()
+        self._changed: asyncio.Event | None = None
         self._last_number = after
         self._stored_count = 0
         self._pending_text: list[str] = []
@@ -76,10 +79,18 @@ class EventLog:
         self._last_number = event.number
         self.wake()
 
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next change; made only where somebody waits for it."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
+
     def wake(self) -> None:
         """Let every follower look again."""
-        self.changed.set()
-        self.changed = anyio.Event()
+        if self._changed:
+            self._changed.set()
+            self._changed = None
 
     def after(self, number: int) -> list[TurnEvent]:
         """Return the events above `number`."""
@@ -109,9 +120,9 @@ class LiveTurn:
     log: EventLog = field(default_factory=EventLog)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Cancelling it ends the turn as cancelled."""
-    settled: anyio.Event = field(default_factory=anyio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
-    storing: anyio.Lock = field(default_factory=anyio.Lock)
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while events are stored, so that a checkpoint and the end do not store one twice."""
     seen_unstored: bool = False
     played_ms: int | None = None

@@ -17,6 +17,8 @@ from app.services.turns.records import Persona, Receipt, TurnRecord
 from app.services.turns.statements import PERSONA_COLUMNS, lost, turn_events, turns
 from app.services.usage import Reservation
 
+_COLUMNS = len(HistoryMessage._fields)
+
 
 class TurnRow(NamedTuple):
     """A row of `TURN_COLUMNS`."""
@@ -154,5 +156,5 @@ def history_of(record: TurnRecord) -> Statement:
 
 
 def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:
-    """Return the rows of `history_of`, oldest first."""
-    return tuple(map(HistoryMessage._make, reversed(rows)))
+    """Return the rows of `history_of`, oldest first; what else a row may hold is passed over."""
+    return tuple(HistoryMessage(*row[:_COLUMNS]) for row in reversed(rows))

@@ -3,7 +3,6 @@
 from typing import Protocol, cast
 
 import anyio
-import lameenc
 from anyio import to_thread
 
 _QUALITY = 7
@@ -38,6 +37,8 @@ class Mp3Encoder:
     """
 
     def __init__(self, sample_rate_hz: int, bit_rate_kbps: int = 64) -> None:
+        import lameenc  # with the other packages of voice turns, at the first of them
+
         encoder = cast("_Lame", lameenc.Encoder())  # pyright: ignore[reportUnknownMemberType]
         encoder.silence()
         encoder.set_channels(1)
