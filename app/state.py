@@ -91,6 +91,20 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
             yield state
 
 
+async def prepare(settings: Settings) -> None:
+    """Do what is done once for several workers: development's migrations, and the admin key.
+
+    Raises `StartRefused`.
+    """
+    configure_logging(settings.log_level)
+    database = Database.from_settings(settings)
+    try:
+        await _prepare_tables(settings, database)
+    finally:
+        await database.dispose()
+    _ = _admin_key(settings)
+
+
 def _spare_the_collector() -> None:
     """Let the garbage collector leave alone what stays, and look at the rest less often.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from bench import report, starts
+from bench.drawing import draw
 from bench.load import Job, Result
 from bench.processes import ROOT, Server, free_port, memory_mb
 from bench.report import Row
@@ -30,6 +31,8 @@ _LIMITS = {
     "LIMIT_USD_PER_DAY": "1000000",
 }
 """Never reached, but checked at their cost."""
+_PROVIDER_ROUNDS = 100
+_CHART = ROOT / "docs" / "performance.svg"
 _FLOOR_DATABASE, _SERVER_DATABASE = "floor", "server"
 
 
@@ -69,6 +72,8 @@ class Findings:
     """What came out so far."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
+    provider: list[Result] = field(default_factory=list[Result])
+    """Of requests that went to it directly."""
     starts: dict[str, Start] = field(default_factory=dict[str, Start])
     """Medians; the floors' first."""
     process: dict[str, float] = field(default_factory=dict[str, float])
@@ -110,6 +115,12 @@ class Bench:
             self._measure_server("Postgres", "postgres", on_postgres)
             self._measure_server("SQLite", "sqlite", {})
             self._measure_floor(floor, sessions)
+        _say("provider alone")
+        some = sessions[: self._effort.warm_up_turns]
+        alone = self._load(
+            _TEXT, self._provider, some, _PROVIDER_ROUNDS, model=_TEXT.model, marker="[DONE]"
+        )
+        self.findings.provider.append(alone)
         _say("command line")
         self.findings.process["cli_help_seconds"] = _help_seconds()
 
@@ -181,7 +192,7 @@ class Bench:
         }
         return Server(["app.cli", "serve"], port, folder, settings)
 
-    def _load(
+    def _load(  # noqa: PLR0913  # a job's fields
         self,
         kind: Kind,
         server: Server,
@@ -189,6 +200,7 @@ class Bench:
         rounds: int,
         *,
         model: str | None = None,
+        marker: str | None = None,
     ) -> Result:
         watched = {report.SERVER: server.pid, report.PROVIDER: self._provider.pid}
         if self._postgres.pid:
@@ -202,6 +214,7 @@ class Bench:
             give_up_seconds=self._effort.give_up_seconds,
             watched_pids=watched,
             model=model,
+            marker=marker,
         )
         done = subprocess.run(
             [sys.executable, "-m", "bench.load"],
@@ -243,7 +256,7 @@ def _print(findings: Findings) -> None:
     process = [[name, f"{value:.2f}"] for name, value in sorted(findings.process.items())]
     parts = [
         report.turns_table(findings.rows),
-        report.helpers_line(findings.rows),
+        report.helpers_line(findings.rows, findings.provider[0]),
         report.starts_table(findings.starts),
         report.table([["process", "measured"], *process]),
         report.budget_table(_measured(findings)),
@@ -269,6 +282,9 @@ def main() -> int:
             bench = Bench(effort, folder, postgres, provider)
             bench.run()
     _print(bench.findings)
+    if not options.quick:  # which is too rough to be shown
+        _CHART.write_text(draw(bench.findings.rows))
+        _say(f"drew {_CHART.relative_to(ROOT)}")
     return 0
 
 

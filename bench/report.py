@@ -90,8 +90,11 @@ def starts_table(starts: Mapping[str, Start]) -> str:
     return table(cells)
 
 
-def helpers_line(kinds: Mapping[str, Sequence[Row]]) -> str:
-    """Return how far the provider and the load generator were from being the limit."""
+def helpers_line(kinds: Mapping[str, Sequence[Row]], alone: Result) -> str:
+    """Return how far the provider and the load generator were from being the limit.
+
+    `alone` is the provider's result without a server before it.
+    """
     rows = [row for rows in kinds.values() for row in rows]
     provider = max(row.busy_share(PROVIDER) for row in rows)
     cost_ms = max(row.cpu_ms(PROVIDER) for row in rows)
@@ -100,7 +103,10 @@ def helpers_line(kinds: Mapping[str, Sequence[Row]]) -> str:
     return (
         f"The provider was idle for at least {1 - provider:.0%} of a core's time "
         f"({cost_ms:.2f} CPU-ms a turn at most), the load generator for {1 - load:.0%}; "
-        f"{failures} turns failed."
+        f"{failures} turns failed. Asked directly, the provider gave "
+        f"{alone.turns / alone.seconds:.0f} answers/s at "
+        f"{alone.cpu_seconds[PROVIDER] * 1000 / max(1, alone.turns):.3f} CPU-ms; the highest rate "
+        f"of turns was {max(row.turns / row.seconds for row in rows):.0f}/s."
     )
 
 
