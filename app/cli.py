@@ -22,6 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="run the server")
     serve.add_argument("--host", help="where to listen (HOST, by default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="which port (PORT, by default 8000)")
+    serve.add_argument(
+        "--workers",
+        type=int,
+        choices=range(1, 257),
+        metavar="N",
+        help="how many processes share the port (WORKERS, by default 1)",
+    )
     commands.add_parser("migrate", help="bring the database to this version's revision")
     commands.add_parser("needs-engine", help="tell with the exit status whether it is embedded")
     _add_admin_commands(commands)
@@ -32,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return admin_cli.run(options)
         case "serve":
-            return _serve(options.host, options.port)
+            return _serve(options.host, options.port, options.workers)
         case "migrate":
             return _migrate()
         case _:
@@ -64,7 +71,7 @@ def _add_admin_commands(commands: Any) -> None:  # noqa: ANN401  # argparse has 
     actions.add_parser("list", help="print the workspaces")
 
 
-def _serve(host: str | None, port: int | None) -> int:
+def _serve(host: str | None, port: int | None, workers: int | None) -> int:
     import uvicorn
 
     from app.core.config import load_settings
@@ -73,26 +80,36 @@ def _serve(host: str | None, port: int | None) -> int:
     from app.state import fetch_weights
 
     settings = load_settings()
+    shown_host = host or settings.host
+    shown_port = settings.port if port is None else port
+    count = settings.workers if workers is None else workers
+    options: dict[str, Any] = {
+        "host": shown_host,
+        "port": shown_port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 75,
+        "http": PatientProtocol,
+        "workers": 1,  # else uvicorn reads WEB_CONCURRENCY
+    }
+    starting = f"Starting on http://{_browsable(shown_host)}:{shown_port} ...\n"
     try:
+        if count > 1:
+            from app import workers as several
+
+            several.require_several(settings)
+            _allow_many_connections()
+            sys.stderr.write(starting)
+            return several.serve(settings, count, options)
         fetch_weights(settings)
     except StartRefused as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
     _allow_many_connections()
-    shown_host = host or settings.host
-    shown_port = settings.port if port is None else port
-    sys.stderr.write(f"Starting on http://{_browsable(shown_host)}:{shown_port} ...\n")
-    uvicorn.run(
-        "app.main:app",
-        host=shown_host,
-        port=shown_port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        http=PatientProtocol,
-    )
+    sys.stderr.write(starting)
+    uvicorn.run("app.main:app", **options)
     return 0
 
 

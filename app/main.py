@@ -1,6 +1,5 @@
 """The application: `uvicorn app.main:app`."""
 
-import gc
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -26,16 +25,29 @@ from app.routers.access import Access
 from app.routers.cors import allow_origins
 from app.routers.drain import draining_on_signals
 from app.routers.envelope import Envelope
-from app.routers.problems import PROBLEM_RESPONSES, install_problem_handlers
+from app.routers.problems import install_problem_handlers
 from app.routers.short_way import ShortWay
 from app.routers.statuses import describe_errors
 from app.state import State, open_state
 
-_ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 _DESCRIPTION = """
 Agents that talk, in text and by voice. Every error is a problem document (RFC 9457); lists are
 JSON arrays with the next page in the `Link` header.
 """
+
+_ENDPOINTS = (
+    agents,
+    sessions,
+    tokens,
+    messages,
+    turns,
+    usage,
+    keys,
+    workspaces,
+    audit,
+    health,
+    docs,
+)
 
 
 def create_app(
@@ -50,7 +62,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         async with open_state(settings) as state:
-            _spare_the_collector()
             with draining_on_signals(state["turns"].drain):
                 yield {**state}
 
@@ -61,7 +72,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=PROBLEM_RESPONSES,
+        # As they are: `include_router` would build each again, at the first request.
+        routes=[route for module in _ENDPOINTS for route in module.router.routes],
     )
     _describe_keys_and_errors(app)
     install_problem_handlers(app)
@@ -70,32 +82,8 @@ def create_app(
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins)
     app.add_middleware(Envelope)  # the last is the outermost
-    for router in (
-        agents,
-        sessions,
-        tokens,
-        messages,
-        turns,
-        usage,
-        keys,
-        workspaces,
-        audit,
-        health,
-        docs,
-    ):
-        app.include_router(router.router)
     docs.mount_assets(app)
     return app
-
-
-def _spare_the_collector() -> None:
-    """Let the garbage collector leave alone what stays, and look at the rest less often.
-
-    It was a tenth of a turn's CPU: few of our objects go in circles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS, 20, 50)
 
 
 def _describe_keys_and_errors(app: FastAPI) -> None:

@@ -34,7 +34,9 @@ class Job:
     watched_pids: dict[str, int]
     """Processes whose CPU is noted over the run, by a name for each."""
     model: str | None = None
-    """For the floor, which knows no agents."""
+    """For the floor and the provider, which know no agents."""
+    marker: str | None = None
+    """What a good answer holds, where it is not a turn's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class _Load:
         self._job = job
         self._requests = self._make_requests()
         self._give_up_at = math.inf
-        self._completed = b"turn.completed" if job.streams else b'"status":"completed"'
+        marker = "turn.completed" if job.streams else '"status":"completed"'
+        self._completed = (job.marker or marker).encode()
         self.latencies_ms: list[float] = []
         self.failures = 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 
 from bench.load import Result
+from bench.starts import Start
 
 _BUDGET = Path(__file__).parent / "budget.json"
 
@@ -76,8 +77,24 @@ def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
     return table(cells)
 
 
-def helpers_line(kinds: Mapping[str, Sequence[Row]]) -> str:
-    """Return how far the provider and the load generator were from being the limit."""
+def starts_table(starts: Mapping[str, Start]) -> str:
+    """Return how soon each server is ready, and what it takes at rest; medians."""
+    cells = [["start", "to ready, s", "CPU, s", "idle memory, MB"]]
+    for name, start in starts.items():
+        cells.append([
+            name,
+            f"{start.seconds:.2f}",
+            f"{start.cpu_seconds:.2f}",
+            f"{start.idle_memory_mb:.0f}",
+        ])  # fmt: skip
+    return table(cells)
+
+
+def helpers_line(kinds: Mapping[str, Sequence[Row]], alone: Result) -> str:
+    """Return how far the provider and the load generator were from being the limit.
+
+    `alone` is the provider's result without a server before it.
+    """
     rows = [row for rows in kinds.values() for row in rows]
     provider = max(row.busy_share(PROVIDER) for row in rows)
     cost_ms = max(row.cpu_ms(PROVIDER) for row in rows)
@@ -86,7 +103,10 @@ def helpers_line(kinds: Mapping[str, Sequence[Row]]) -> str:
     return (
         f"The provider was idle for at least {1 - provider:.0%} of a core's time "
         f"({cost_ms:.2f} CPU-ms a turn at most), the load generator for {1 - load:.0%}; "
-        f"{failures} turns failed."
+        f"{failures} turns failed. Asked directly, the provider gave "
+        f"{alone.turns / alone.seconds:.0f} answers/s at "
+        f"{alone.cpu_seconds[PROVIDER] * 1000 / max(1, alone.turns):.3f} CPU-ms; the highest rate "
+        f"of turns was {max(row.turns / row.seconds for row in rows):.0f}/s."
     )
 
 

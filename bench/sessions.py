@@ -29,24 +29,32 @@ class ServerSessions:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
-    def make(self, model: str, count: int) -> list[str]:
-        """Return `count` sessions whose agent's model is `model`, as forks of one conversation."""
+    def make(self, model: str, count: int, then: str | None = None) -> list[str]:
+        """Return `count` sessions whose agent's model is `model`, as forks of one conversation.
+
+        Their own turns are answered by the model `then`, where it is another one.
+        """
         agent = self._post("/agents", {"name": "Ada", "model": model, "system_prompt": _PROMPT})
         original = self._post("/sessions", {"agent_id": agent["id"]})
         for _ in range(_FIRST_TURNS):
             body = {"session_id": original["id"], "content": _QUESTION}
             self._post("/messages/text", body)
+        if then:
+            self._request("PUT", f"/agents/{agent['id']}", {"model": then})
         forks = [self._post(f"/sessions/{original['id']}/fork", {})["id"] for _ in range(count)]
         self._connection.close()
         return forks
 
     def _post(self, path: str, body: object) -> Any:  # noqa: ANN401  # JSON
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: object) -> Any:  # noqa: ANN401  # JSON
         headers = {"Content-Type": "application/json"}
-        self._connection.request("POST", path, orjson.dumps(body), headers)
+        self._connection.request(method, path, orjson.dumps(body), headers)
         response = self._connection.getresponse()
         answer = response.read()
         if response.status // 100 != 2:  # noqa: PLR2004  # 2xx
-            raise PreparationFailed(f"POST {path}: {response.status} {answer.decode()}")
+            raise PreparationFailed(f"{method} {path}: {response.status} {answer.decode()}")
         return orjson.loads(answer)
 
 

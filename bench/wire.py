@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import httptools
+import orjson
 import uvloop
+
+T = TypeVar("T")
 
 
 class ServerConnection(asyncio.Protocol):
@@ -139,10 +142,21 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(body), body)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run until `main` ends, on uvloop."""
+def get(path: str) -> bytes:
+    """Return the bytes of a request without a body."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+def text_turn(session_id: str, *, streams: bool = False) -> bytes:
+    """Return the bytes of a request for a turn."""
+    body = orjson.dumps({"session_id": session_id, "content": "What happened then?"})
+    return post("/messages/text", body, *(["Accept: text/event-stream"] if streams else []))
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run until `main` ends, on uvloop, and return its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
 def _ignore(_piece: bytes) -> None:

@@ -1,6 +1,7 @@
 """The database underneath: migrations, the gate, commits, outages, and one process per file."""
 
 import os
+import re
 import sys
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from app.core.database_url import DatabaseUrl
 from app.core.migrations import upgrade
 from app.core.schema_gate import REVISION, DatabaseNotMigrated, SchemaGate, current_revision
 from app.core.single_process import DatabaseInUse, sole_owner
+from app.models import Base
 from tests.canaries import SAID
 from tests.conftest import IsolatedSettings, Postgres
 
@@ -39,6 +41,31 @@ def test_newest_migration_is_the_one_that_the_program_needs() -> None:
 
 async def test_models_and_migrations_agree(settings: Settings) -> None:
     await anyio.to_thread.run_sync(command.check, alembic_config(settings))
+
+
+async def test_partial_indexes_are_of_the_rows_that_the_models_say(database: Database) -> None:
+    said = {
+        str(index.name): index.info["where"]
+        for table in Base.metadata.tables.values()
+        for index in table.indexes
+        if index.info
+    }
+    predicates = (
+        "SELECT name, substr(sql, instr(sql, ' WHERE ')) FROM sqlite_master"
+        " WHERE type = 'index' AND sql LIKE '% WHERE %'"
+        if database.is_sqlite
+        else "SELECT relname, pg_get_expr(indpred, indrelid)"
+        " FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indpred IS NOT NULL"
+        " AND relnamespace = 'agent_platform'::regnamespace"
+    )
+    async with database.reading() as db:
+        found = {str(name): str(where) for name, where in await db.execute(text(predicates))}
+
+    def statuses(by_name: dict[str, str]) -> dict[str, set[str]]:
+        return {name: set(re.findall(r"'(\w+)'", where)) for name, where in by_name.items()}
+
+    assert statuses(found) == statuses(said)
+    assert len(said) == 3
 
 
 async def test_migrations_can_be_undone_and_done_again(settings: Settings) -> None:

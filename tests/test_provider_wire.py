@@ -8,7 +8,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from yarl import URL
 
-from app.services.openai_service.wire import NotHttpError, WirePool
+from app.services.openai_service.wire import NotHttpError, Upload, WirePool
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +19,8 @@ class Scripted:
     def __init__(self) -> None:
         self.answers: list[bytes] = []
         self.hangs_up = False
+        self.reads_bytes = 1
+        """How much of a request it takes before it answers."""
         self.connections = 0
         self.requests: list[bytes] = []
 
@@ -26,10 +28,13 @@ class Scripted:
         self.connections += 1
         async with stream:
             while self.answers:
+                request = b""
                 try:
-                    self.requests.append(await stream.receive())
+                    while len(request.partition(b"\r\n\r\n")[2]) < self.reads_bytes:
+                        request += await stream.receive()
                 except anyio.EndOfStream:
                     return
+                self.requests.append(request)
                 await stream.send(self.answers.pop(0))
                 if self.hangs_up:
                     return
@@ -57,8 +62,8 @@ async def pool(url: URL) -> AsyncIterator[WirePool]:
     pool.close()
 
 
-async def answer(pool: WirePool, url: URL) -> tuple[int, bytes]:
-    response = await pool.post(url, b"{}")
+async def answer(pool: WirePool, url: URL, request: bytes | Upload = b"{}") -> tuple[int, bytes]:
+    response = await pool.post(url, request)
     body = b""
     while piece := await response.read_any():
         body += piece
@@ -144,3 +149,34 @@ async def test_body_that_breaks_off_is_a_connection_error(
 
     with pytest.raises(ConnectionError):
         await answer(pool, url)
+
+
+LARGE = Upload("audio/wav", (b"a" * 3_000_000, b"b" * 100, b"c" * 3_000_000))
+
+
+async def test_large_upload_arrives_whole_and_its_connection_is_kept(
+    server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [OK, OK]
+    server.reads_bytes = 6_000_100
+
+    assert [await answer(pool, url, LARGE) for _ in range(2)] == [(200, b"hi")] * 2
+
+    assert server.connections == 1
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert b"Content-Type: audio/wav" in head.split(b"\r\n")
+    assert b"Content-Length: 6000100" in head.split(b"\r\n")
+    assert body == b"".join(LARGE.pieces)
+
+
+async def test_answer_before_the_end_of_an_upload_is_read_and_its_connection_is_not_kept(
+    server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [OK, OK]
+
+    assert await answer(pool, url, LARGE) == (200, b"hi")
+    server.reads_bytes = 2
+    assert await answer(pool, url) == (200, b"hi")
+
+    assert server.connections == 2
+    assert server.requests[1].endswith(b"\r\n\r\n{}")

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     app_env: AppEnv = AppEnv.DEVELOPMENT
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
     data_dir: Path = Path("data")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     admin_api_key: SecretStr | None = Field(default=None, min_length=16)

@@ -5,15 +5,16 @@
 wait on a provider while a connection is checked out. Nothing else commits.
 """
 
-import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
-from typing import Annotated, Any, ParamSpec, TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import anyio
 import orjson
 from fastapi import Depends
-from sqlalchemy import URL, Connection, event, exc, text
+from pydantic import SecretStr
+from sqlalchemy import URL, Connection, Dialect, event, exc, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -28,9 +29,11 @@ from app.core.config import Settings
 from app.core.database_url import DatabaseUrl
 from app.core.direct import SCHEMA, Locks, Program
 from app.core.errors import AppError, ErrorKind
-from app.core.postgres_runner import PostgresRunner
-from app.core.sqlite_runner import SqliteRunner, prepare_sqlite
 from app.core.tenancy import ROLE_IS_THERE, Confinement
+
+if TYPE_CHECKING:
+    from app.core.postgres_runner import PostgresRunner
+    from app.core.sqlite_runner import SqliteRunner
 
 __all__ = ["SCHEMA", "Database", "StorageUnavailable", "get_database", "get_db", "get_reading_db"]
 
@@ -41,12 +44,12 @@ _POOL_WAIT_SECONDS = 5
 _UNAVAILABLE_SQLSTATES = ("08", "53", "57P", "25006", "58")
 """Connection lost, out of resources, shut down by an operator, read-only standby, disk."""
 _UNAVAILABLE_SQLITE = (
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_READONLY",
+    "SQLITE_IOERR",
+    "SQLITE_FULL",
+    "SQLITE_CANTOPEN",
 )
 
 
@@ -85,13 +88,15 @@ class Database:
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._reading_sessions = async_sessionmaker(self._reading_engine, expire_on_commit=False)
         # SQLite has one writer at a time: waiting here is fair, waiting in SQLite is not.
-        self._writer = anyio.Lock() if self.is_sqlite else nullcontext()
-        dialect = self.engine.dialect
+        self._writer = anyio.Lock(fast_acquire=True) if self.is_sqlite else nullcontext()
+        # Each runner loads its driver, some two megabytes: only one of them is needed.
+        dialect, dsn = self.engine.dialect, url.dsn
         self._sqlite = (
-            SqliteRunner(url.sqlite_path, dialect, self._writer) if url.sqlite_path else None
+            _sqlite_runner(url.sqlite_path, dialect, self._writer) if url.sqlite_path else None
         )
-        dsn = url.dsn.get_secret_value() if url.dsn else None
-        self._postgres = PostgresRunner(dsn, dialect, for_turns, self._confinement)
+        self._postgres = (
+            _postgres_runner(dsn, dialect, for_turns, self._confinement) if dsn else None
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Database":
@@ -155,9 +160,10 @@ class Database:
         with anyio.CancelScope(shield=True), _storage_errors():
             if self._sqlite:
                 return await self._sqlite.run(make())
-            await self._know_role()
-            return await self._postgres.run(make, locks)
-        raise AssertionError("nobody cancels the scope")
+            if self._postgres:
+                await self._know_role()
+                return await self._postgres.run(make, locks)
+        raise AssertionError("there is one database, and nobody cancels the scope")
 
     async def _know_role(self) -> None:
         """Look up, until it is there, whether transactions can take on the role of the policies."""
@@ -174,13 +180,14 @@ class Database:
     def checked_out(self) -> int:
         """Return how many connections are in use."""
         pool: Any = self.engine.pool
-        return pool.checkedout() + self._postgres.checked_out
+        return pool.checkedout() + (self._postgres.checked_out if self._postgres else 0)
 
     async def dispose(self) -> None:
         """Close every connection."""
         if self._sqlite:
             await self._sqlite.close()
-        await self._postgres.close()
+        if self._postgres:
+            await self._postgres.close()
         await self.engine.dispose()
 
 
@@ -223,11 +230,29 @@ def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
     return engine
 
 
+def _sqlite_runner(
+    path: Path, dialect: Dialect, writer: AbstractAsyncContextManager[object]
+) -> "SqliteRunner":
+    from app.core.sqlite_runner import SqliteRunner
+
+    return SqliteRunner(path, dialect, writer)
+
+
+def _postgres_runner(
+    dsn: SecretStr, dialect: Dialect, size: int, confinement: Confinement
+) -> "PostgresRunner":
+    from app.core.postgres_runner import PostgresRunner
+
+    return PostgresRunner(dsn.get_secret_value(), dialect, size, confinement)
+
+
 def _to_json(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
 def _prepare_sqlite(dbapi_connection: DBAPIConnection, _record: object) -> None:
+    from app.core.sqlite_runner import prepare_sqlite
+
     dbapi_connection.isolation_level = None  # we say BEGIN ourselves
     prepare_sqlite(dbapi_connection)
 
@@ -266,10 +291,10 @@ def _is_unavailable(error: BaseException) -> bool:
 
 def _is_unavailable_driver(error: BaseException) -> bool:
     state = getattr(error, "sqlstate", None)
-    sqlite_code = getattr(error, "sqlite_errorcode", None)
+    sqlite_name = getattr(error, "sqlite_errorname", None)
     return (
         (isinstance(state, str) and state.startswith(_UNAVAILABLE_SQLSTATES))
-        or (isinstance(sqlite_code, int) and sqlite_code & 0xFF in _UNAVAILABLE_SQLITE)
+        or (isinstance(sqlite_name, str) and sqlite_name.startswith(_UNAVAILABLE_SQLITE))
         or (type(error).__module__.startswith("asyncpg") and state is None)
     )
 

@@ -7,11 +7,23 @@ round trips than there are statements.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Dialect, Float, Integer, Numeric, Select, UpdateBase, bindparam
+from sqlalchemy import (
+    Dialect,
+    Float,
+    Integer,
+    Numeric,
+    Select,
+    TableClause,
+    UpdateBase,
+    bindparam,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql import ClauseElement
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 SCHEMA = "agent_platform"
 """The Postgres schema of every table; never `public`, which Supabase publishes. SQLite has none."""
@@ -120,6 +132,15 @@ def one(statement: Statement) -> Generator[Sequence[Statement], list[Rows], Rows
     """Yield a single statement; `yield from` it to have its rows."""
     (rows,) = yield [statement]
     return rows
+
+
+def upsert(dialect: Dialect, table: TableClause) -> "postgresql.Insert | sqlite.Insert":
+    """Return an INSERT that can say ON CONFLICT; the database that is not used is not loaded."""
+    if dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert
+    return insert(table)
 
 
 def _writer(kind: Any, dialect: Dialect) -> Convert | None:  # noqa: ANN401  # a column's type

@@ -35,14 +35,14 @@ class Lease:
 class PostgresPool:
     """At most `size` connections, opened as they are needed, the last used first."""
 
-    def __init__(self, dsn: str | None, size: int) -> None:
+    def __init__(self, dsn: str, size: int) -> None:
         """Prepare; nothing is connected yet."""
         self._dsn = dsn
         self._idle: list[Lease] = []
         self._free = asyncio.Semaphore(size)
         self._may_prepare: bool | None = None
         """A transaction pooler gives each transaction another server connection."""
-        if urlsplit(dsn or "").port == _SUPABASE_POOLER_PORT:
+        if urlsplit(dsn).port == _SUPABASE_POOLER_PORT:
             self._may_prepare = False
         self.checked_out = 0
         """How many connections are in use."""

@@ -40,15 +40,15 @@ class _Job:
     locks: Locks
     begin: str
     """Its transaction's first words, which say whose it is."""
+    kind: object
+    """The same for programs that come from one place in the code: they ask the same."""
     done: asyncio.Future[Any]
 
 
 class PostgresRunner:
     """Runs programs on at most `size` connections."""
 
-    def __init__(
-        self, dsn: str | None, dialect: Dialect, size: int, confinement: Confinement
-    ) -> None:
+    def __init__(self, dsn: str, dialect: Dialect, size: int, confinement: Confinement) -> None:
         """Prepare; nothing is connected yet."""
         self._round_trips = RoundTrips(dialect)
         self._confinement = confinement
@@ -71,7 +71,8 @@ class PostgresRunner:
         if not locks:
             return await self._run_alone(make, begin)
         loop = asyncio.get_running_loop()
-        job = _Job(make, locks, begin, loop.create_future())
+        kind = getattr(make, "__code__", make)
+        job = _Job(make, locks, begin, kind, loop.create_future())
         self._waiting.append(job)
         if len(self._lanes) < _LANES:
             lane = loop.create_task(self._work_off())
@@ -92,14 +93,14 @@ class PostgresRunner:
             await asyncio.gather(*(self._finish_alone(job) for job in batch))
 
     def _take_compatible(self) -> list[_Job]:
-        """Take jobs of a workspace that lock nothing twice, in the order of their locks."""
-        begin = self._waiting[0].begin
+        """Take jobs alike, of one workspace, none locked twice, in the order of their locks."""
+        first = self._waiting[0]
         taken: list[_Job] = []
         left: list[_Job] = []
         held: set[object] = set()
         for job in self._waiting:
-            fits = job.begin == begin and held.isdisjoint(job.locks)
-            if fits and len(taken) < _BATCH:
+            is_alike = job.kind is first.kind and job.begin == first.begin
+            if is_alike and held.isdisjoint(job.locks) and len(taken) < _BATCH:
                 taken.append(job)
                 held.update(job.locks)
             else:

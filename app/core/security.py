@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
@@ -148,6 +149,7 @@ def is_local_request(peer: str | None, headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback_peer(peer: str | None) -> bool:
     if peer == "testclient":  # what Starlette's in-process client calls itself
         return True
@@ -166,6 +168,7 @@ def _is_loopback_origin(origin: bytes | None) -> bool:
     return scheme in {"http", "https"} and _is_loopback_host(host)
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback_host(host: str) -> bool:
     if not host:
         return False

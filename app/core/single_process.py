@@ -1,6 +1,5 @@
 """One process per SQLite file: its queue of writers and its live turns are in memory."""
 
-import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ def sole_owner(database_path: Path) -> Generator[None]:
 
     SQLite's own lock of an empty file: it works alike on every system. Raises `DatabaseInUse`.
     """
+    import sqlite3  # not loaded where Postgres is the database
+
     database_path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = database_path.with_name(database_path.name + ".lock")
     with closing(sqlite3.connect(lock_path, timeout=0, isolation_level=None)) as lock:

@@ -6,15 +6,14 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import JSON, DateTime, Dialect, Enum, MetaData
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 from typing_extensions import override
 from uuid_utils.compat import uuid7
 
 from app.core.database import SCHEMA
 
-__all__ = ["Base", "Record", "UtcDateTime", "json_column", "new_id", "text_enum", "utc_now"]
+__all__ = ["Base", "Json", "Record", "UtcDateTime", "new_id", "text_enum", "utc_now"]
 
 
 def new_id() -> UUID:
@@ -48,9 +47,20 @@ def _values(enum: type[StrEnum]) -> list[str]:
     return [member.value for member in enum]
 
 
-def json_column() -> JSON:
-    """JSON that Postgres stores parsed. `None` is SQL's NULL."""
-    return JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+class Json(TypeDecorator[Any]):
+    """JSON that PostgreSQL stores parsed. `None` is SQL's NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    @override
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose PostgreSQL's own type, which is not loaded where SQLite is the database."""
+        if dialect.name != "postgresql":
+            return super().load_dialect_impl(dialect)
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return dialect.type_descriptor(JSONB(none_as_null=True))
 
 
 class Base(DeclarativeBase):

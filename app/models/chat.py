@@ -11,12 +11,11 @@ from sqlalchemy import (
     Index,
     String,
     UniqueConstraint,
-    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import SCHEMA
-from app.models.base import Base, Record, json_column, text_enum, utc_now
+from app.models.base import Base, Json, Record, text_enum, utc_now
 
 
 class Role(StrEnum):
@@ -130,7 +129,7 @@ class Session(Record):
     agent_id: Mapped[UUID]
     user_id: Mapped[str | None] = mapped_column(String(200))
     title: Mapped[str | None] = mapped_column(String(200))
-    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", json_column(), default=dict)
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", Json(), default=dict)
     last_seq: Mapped[int] = mapped_column(default=0)
     forked_from_session_id: Mapped[UUID | None]
     forked_from_seq: Mapped[int | None]
@@ -147,13 +146,14 @@ class Turn(Record):
             [f"{SCHEMA}.sessions.workspace_id", f"{SCHEMA}.sessions.id"],
             ondelete="CASCADE",
         ),
+        # `info` says which rows an index is of, and the migration makes it so: each of SQLAlchemy's
+        # `postgresql_where` and `sqlite_where` would load a dialect, of which only one is used.
         Index(
             "uq_turns_live",
             "workspace_id",
             "session_id",
             unique=True,
-            postgresql_where=text(LIVE),
-            sqlite_where=text(LIVE),
+            info={"where": LIVE},
         ),
         Index(None, "workspace_id", "session_id", "user_seq", unique=True),
         Index(
@@ -161,14 +161,12 @@ class Turn(Record):
             "workspace_id",
             "session_id",
             "user_seq",
-            postgresql_where=text(UNSETTLED),
-            sqlite_where=text(UNSETTLED),
+            info={"where": UNSETTLED},
         ),
         Index(
             "ix_turns_lease",
             "lease_expires_at",
-            postgresql_where=text(LIVE),
-            sqlite_where=text(LIVE),
+            info={"where": LIVE},
         ),
         Index(None, "workspace_id", "created_at"),
     )
@@ -202,7 +200,7 @@ class Turn(Record):
     completion_tokens: Mapped[int | None]
     speech_in_seconds: Mapped[float | None]
     speech_out_characters: Mapped[int | None]
-    timings: Mapped[dict[str, Any] | None] = mapped_column(json_column())
+    timings: Mapped[dict[str, Any] | None] = mapped_column(Json())
     agent_id: Mapped[UUID | None]
     key_id: Mapped[str | None] = mapped_column(String(64))
     """The key that paid; `None` for the admin key and for this machine's own requests."""

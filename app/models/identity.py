@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKeyConstraint, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import SCHEMA
-from app.models.base import Base, Record, json_column, new_id, utc_now
+from app.models.base import Base, Json, Record, new_id, utc_now
 
 
 class Workspace(Base):
@@ -33,7 +33,7 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(8), primary_key=True)
     workspace_id: Mapped[UUID]
     name: Mapped[str] = mapped_column(String(200))
-    scopes: Mapped[list[str]] = mapped_column(json_column())
+    scopes: Mapped[list[str]] = mapped_column(Json())
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     """SHA-256 of the whole key."""
     previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
@@ -85,5 +85,5 @@ class AuditEntry(Record):
     actor: Mapped[str] = mapped_column(String(256))
     action: Mapped[str] = mapped_column(String(64))
     target_id: Mapped[str] = mapped_column(String(64))
-    details: Mapped[dict[str, Any]] = mapped_column(json_column(), default=dict)
+    details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
     """Names of what was changed, never what was said."""

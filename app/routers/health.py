@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from app.core.schema_gate import SchemaGate
+from app.routers.problems import PROBLEM_RESPONSES
 from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
 
-router = APIRouter(prefix="/health", tags=["system"])
+router = APIRouter(prefix="/health", tags=["system"], responses=PROBLEM_RESPONSES)
 
 
 class Health(BaseModel):

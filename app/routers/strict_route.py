@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 from typing_extensions import override
 
-from app.routers.problems import UnsupportedMediaType
+from app.routers.problems import PROBLEM_RESPONSES, UnsupportedMediaType
 from app.routers.rules import rule_of
 from app.services.voice import UPLOAD_BYTES_LIMIT
 
@@ -38,6 +38,18 @@ class _StrictRequest(Request):
 
 class StrictRoute(APIRoute):
     """Serves whom `rules` name, and takes the body that its endpoint declares, and no other."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        responses: dict[int | str, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Take FastAPI's arguments; the API's description says that any answer may be a problem."""
+        all_responses = {**PROBLEM_RESPONSES, **(responses or {})}
+        super().__init__(path, endpoint, responses=all_responses, **options)
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -19,16 +19,15 @@ START_SECONDS = 60
 
 
 class ServerProcess:
-    """Runs `agent-platform serve` in `folder`, with these settings and the planted secrets.
+    """Runs `agent-platform serve` with its data in `folder`, these settings and planted secrets."""
 
-    One that `is_bare` has nothing but its port and these settings; its data is in `folder/data`.
-    """
+    _is_bare = False
 
-    def __init__(self, folder: Path, *, is_bare: bool = False, **settings: str) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
-        self.data_dir = folder / "data" if is_bare else folder
+        self.data_dir = folder / "data" if self._is_bare else folder
         self.log_path = folder / "server.log"
         inherited = {
             name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}
@@ -37,7 +36,7 @@ class ServerProcess:
             **inherited,
             "PYTHONPATH": str(ROOT),
             "PORT": str(self.port),
-            **({} if is_bare else {"DATA_DIR": str(folder), **canaries.SETTINGS}),
+            **({} if self._is_bare else {"DATA_DIR": str(folder), **canaries.SETTINGS}),
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -105,6 +104,12 @@ class ServerProcess:
     def client(self) -> httpx2.Client:
         transport = canaries.WatchedTransport()
         return httpx2.Client(base_url=self.url, timeout=120, transport=transport)
+
+
+class BareServerProcess(ServerProcess):
+    """Has nothing set but its port and these settings; its data is in `folder/data`."""
+
+    _is_bare = True
 
 
 def open_session(client: httpx2.Client, **agent: object) -> str:

@@ -62,7 +62,7 @@ def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
     provider.transcription.text = SPOKEN
     shown: list[str] = []
 
-    with ServerProcess(tmp_path, is_bare=False, **settings) as server, server.client() as client:
+    with ServerProcess(tmp_path, **settings) as server, server.client() as client:
 
         def ask(method: str, path: str, **rest: object) -> httpx2.Response:
             response = client.request(method, path, **rest)  # type: ignore[arg-type]  # all ours

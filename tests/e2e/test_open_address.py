@@ -11,7 +11,7 @@ import pytest
 
 from tests import canaries
 from tests.conftest import AUDIO
-from tests.e2e.server import ServerProcess
+from tests.e2e.server import BareServerProcess, ServerProcess
 from tests.identity.test_matrix import ROWS
 from tests.provider import Provider
 
@@ -39,9 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """`HOST=0.0.0.0`, and where models are: without a provider it would need the embedded ones."""
     with (
         Provider() as provider,
-        ServerProcess(
+        BareServerProcess(
             tmp_path_factory.mktemp("open"),
-            is_bare=True,
             HOST="0.0.0.0",
             OPENAI_BASE_URL=provider.base_url,
             TTS_MODEL="tts-test",

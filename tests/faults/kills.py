@@ -47,15 +47,19 @@ async def _kills(name: str, plan: Plan, *, postgres: bool, rounds: int) -> Repor
     ):
         talk(broken.provider, seconds_per_word=0.004)
         (server,) = broken.servers
+        is_due = False
         async with load(book, CLIENTS) as talking:
             for number, point in enumerate(points, start=1):
                 await _until(point, book, broken, rng)
                 if number == rounds:
                     talking.stop()
                 await run_sync(server.kill)
-                await _start(server, "" if number == rounds else points[number], rng)
-                if number % SAMPLED_ROUNDS == 0:
+                following = "" if number == rounds else points[number]
+                await _start(server, following, rng)
+                is_due = is_due or number % SAMPLED_ROUNDS == 0
+                if is_due and following not in COMMITS:  # such a server dies in the middle of it
                     report.add(await sample(book, broken), f"after round {number}: ")
+                    is_due = False
             restarted_at = time.monotonic()
             await _settled(broken, SETTLE_SECONDS, report)
             report.figures["settled_seconds"] = round(time.monotonic() - restarted_at, 1)

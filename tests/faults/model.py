@@ -201,7 +201,7 @@ class Machine(RuleBasedStateMachine):
         answer = self.call("POST", f"/sessions/{conversation.id}/fork", json={"up_to_seq": up_to})
         assert answer.status_code == 201, answer.text
         kept = [
-            Turn(turn.question, turn.status, id=turn.id, content=turn.content)
+            Turn(turn.question, turn.status, content=turn.content)  # no turn of its own
             for turn in conversation.turns[: up_to // 2]
         ]
         self.sessions.append(Conversation(answer.json()["id"], answer.json()["title"], kept))
@@ -322,7 +322,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def each_turn_is_what_it_was_told_to_be(self) -> None:
         for conversation in self.sessions:
-            for turn in conversation.turns[-3:]:
+            for turn in (turn for turn in conversation.turns[-3:] if turn.id):
                 status = self.call("GET", f"/turns/{turn.id}").json()["status"]
                 assert status == turn.status, turn
 

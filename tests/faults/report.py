@@ -64,7 +64,7 @@ class Report:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         verdict = f"{len(self.wrongs)} WRONG" if self.wrongs else "ok"
         lines = [f"{self.name}: {verdict} in {self.seconds:.0f} s: {figures}"]
-        lines += [f"  - {wrong[:1500]}" for wrong in self.wrongs[:_SHOWN_WRONGS]]
+        lines += [f"  - {wrong[:9000]}" for wrong in self.wrongs[:_SHOWN_WRONGS]]
         if len(self.wrongs) > _SHOWN_WRONGS:
             lines.append(f"  and {len(self.wrongs) - _SHOWN_WRONGS} more")
         if self.wrongs:
@@ -83,5 +83,6 @@ async def reporting(name: str, plan: Plan) -> AsyncGenerator[Report]:
         raise
     except Exception as error:  # noqa: BLE001  # a row that breaks off is a finding, too
         words = "".join(traceback.format_exception(error))
-        report.wrongs.append(f"broke off: {words[-1200:]}")
+        # What was raised, and what hypothesis did before.
+        report.wrongs.append(f"broke off: {words[-9000:]}")
     report.seconds = time.monotonic() - begun_at

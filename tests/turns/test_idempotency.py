@@ -8,13 +8,14 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
+from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
-from app.models import Agent, Message, Session, Turn
+from app.models import Agent, Message, Session, Turn, TurnStatus
 from app.services.ports import ProviderRejected, ProviderUnavailable
-from app.state import State
+from app.state import Providers, State, serving
 from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
-from tests.sse import parse
+from tests.sse import parse, text_of
 from tests.turns.test_engine import Gate
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +26,12 @@ KEY = {"Idempotency-Key": "order-66"}
 async def count(database: Database, table: type[Any]) -> int:
     async with database.reading() as db:
         return await db.scalar(select(func.count()).select_from(table)) or 0
+
+
+async def queued(database: Database) -> list[str]:
+    async with database.reading() as db:
+        found = await db.scalars(select(Turn.id).where(Turn.status == TurnStatus.QUEUED))
+        return list(map(str, found))
 
 
 async def send(
@@ -106,10 +113,60 @@ async def test_turn_that_failed_retryably_is_run_again_as_the_same_turn(
     assert turn["attempt"] == 2
     assert turn["error"] is None
     events = await client.get(f"/turns/{turn['id']}/events")
-    kinds = [event.type for event in parse(events.text.splitlines())]
+    shown = parse(events.text.splitlines())
+    kinds = [event.type for event in shown]
+    assert (shown[0].id or 0) > 10_000
     assert kinds.count("turn.created") == 1
     assert "turn.failed" not in kinds
     assert kinds[-1] == "turn.completed"
+
+
+async def test_client_that_saw_an_attempt_fail_is_shown_all_of_the_next(
+    settings: Settings,
+    providers: Providers,
+    client: httpx2.AsyncClient,
+    session_id: str,
+    chat_model: FakeChatModel,
+    database: Database,
+) -> None:
+    async def be_away() -> None:
+        raise ProviderUnavailable("Not now.", retry_after_seconds=99)
+
+    chat_model.while_thinking = be_away
+    seen = parse((await send(client, session_id, accept="text/event-stream")).text.splitlines())
+    last, turn_id = seen[-1].id or 0, seen[0].data["turn_id"]
+    chat_model.while_thinking = None
+    # The session is busy when the turn is sent again, so that it waits, and runs there.
+    gate = Gate()
+    other_model = FakeChatModel()
+    other_model.while_thinking = gate
+    again: list[httpx2.Response] = []
+
+    async def send_again() -> None:
+        again.append(await send(client, session_id, accept="text/event-stream"))
+
+    async with serving(settings, database, {**providers, "chat_model": other_model}) as other:
+        first = await other["turns"].start(ADMIN, UUID(session_id), "And?")
+        await gate.arrived.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(send_again)
+            with anyio.fail_after(10):
+                while turn_id not in await queued(database):
+                    await anyio.sleep(0.01)
+            gate.opened.set()
+            await first.settled.wait()
+    resumed = await client.get(f"/turns/{turn_id}/events", headers={"Last-Event-ID": str(last)})
+
+    assert seen[-1].type == "turn.failed"
+    events = parse(resumed.text.splitlines())
+    assert [e.type for e in events[:3]] == ["turn.created", "turn.queued", "turn.in_progress"]
+    assert events[2].data == {"attempt": 2}
+    assert text_of(events) == "Hello there!"
+    assert events[-1].type == "turn.completed"
+    first_number = 10_000 + last + 1
+    numbers = [event.id for event in events]
+    assert numbers == list(range(first_number, first_number + len(events)))
+    assert parse(again[0].text.splitlines()) == events
 
 
 async def test_turn_that_failed_for_good_fails_again_without_a_provider(

@@ -56,7 +56,10 @@ async def test_streams_are_alike(client: httpx2.AsyncClient, session_id: str) ->
     body = f'{{"session_id": "{session_id}", "content": "Hi"}}'.encode()
     streams = await both_ways(client, body, accept="text/event-stream")
 
-    kinds = [[event.type for event in parse(stream.text.splitlines())] for stream in streams]
+    kinds = [  # how many deltas there are is a matter of time
+        list(dict.fromkeys(event.type for event in parse(stream.text.splitlines())))
+        for stream in streams
+    ]
     assert kinds[0] == kinds[1]
     assert kinds[0][-1] == "turn.completed"
 

@@ -33,6 +33,15 @@ def decoded(mp3: bytes) -> tuple[int, np.ndarray]:
     return frames[0].sample_rate, np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
+def test_encoder_that_was_started_before_makes_the_same_stream() -> None:
+    pcm = tone(24_000, 1)
+    encoder = Mp3Encoder(24_000)
+
+    encoder.start()
+
+    assert encoder.encode(pcm) + encoder.finish() == mp3_of(pcm, 24_000, len(pcm))
+
+
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 def test_stream_plays_as_long_as_the_sound_and_one_encoder_delay(rate_hz: int) -> None:
     pcm = tone(rate_hz, 3)

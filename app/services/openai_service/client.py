@@ -1,37 +1,35 @@
-"""The connections to one provider, and the border where aiohttp's errors become ours."""
+"""The connections to one provider, and the border where HTTP's errors become ours."""
 
 import asyncio
 import logging
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from anyio import to_thread
 from yarl import URL
 
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError, Response, WirePool
+from app.services.openai_service.wire import NotHttpError, Response, Upload, WirePool
 from app.services.ports import (
     ProviderError,
-    ProviderRejected,
     ProviderTimeout,
     ProviderUnavailable,
     UpstreamIncomplete,
 )
 
+if TYPE_CHECKING:
+    from app.services.openai_service.full_http import FullHttp, FullResponse, WebSocket
+
 logger = logging.getLogger(__name__)
 
 _OPENAI_HOST = "api.openai.com"
-_CONNECTION_LIMIT = 1000
 _ERROR_BODY_BYTES = 2048
 _ERROR_BODY_SECONDS = 1.0
-_MAX_MESSAGE_BYTES = 8 << 20
-_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
 
 _ERROR_NAME = re.compile(rb'"(?:type|code)"\s*:\s*"([a-z_]{1,40})"')
 """What kind of error it is, in one word, as `rate_limit_exceeded`."""
@@ -64,8 +62,14 @@ class OpenAIClient:
         self._connect_timeout_seconds = connect_timeout_seconds
         self.first_byte_timeout_seconds = first_byte_timeout_seconds
         self.chunk_timeout_seconds = chunk_timeout_seconds
-        self._session: aiohttp.ClientSession | None = None
+        self._headers = {"User-Agent": "agent-platform", "Accept-Encoding": "identity"}
+        if self._api_key:
+            self._headers["Authorization"] = f"Bearer {self._api_key}"
+        self._is_open = False
+        self._proxy: str | None = None
         self._wire: WirePool | None = None
+        self._full: FullHttp | None = None
+        self._opening_full = asyncio.Lock()
         self._urls: dict[str, URL] = {}
 
     @property
@@ -75,23 +79,10 @@ class OpenAIClient:
 
     async def __aenter__(self) -> Self:
         """Open the pool; nothing is connected before the first request."""
-        headers = {"User-Agent": "agent-platform", "Accept-Encoding": "identity"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        proxy = _proxy_for(self._base_url)
-        if proxy is None and self._base_url.user is None:
-            json = {"Content-Type": "application/json"}
-            self._wire = WirePool(self._base_url, headers | json, self._connect_timeout_seconds)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_seconds),
-            proxy=proxy,  # trust_env would ask two threads in each request
-            middlewares=[_refuse_redirects],
-        )
+        self._proxy = _proxy_for(self._base_url)
+        if self._proxy is None and self._base_url.user is None:
+            self._wire = WirePool(self._base_url, self._headers, self._connect_timeout_seconds)
+        self._is_open = True
         return self
 
     async def __aexit__(
@@ -101,18 +92,15 @@ class OpenAIClient:
         traceback: TracebackType | None,
     ) -> None:
         """Close every connection."""
+        self._is_open = False
         if self._wire is not None:
             self._wire.close()
-        if self._session is not None:
-            await self._session.close()
+            self._wire = None
+        if self._full is not None:
+            await self._full.close()
 
     async def post(
-        self,
-        path: str,
-        body: bytes | aiohttp.FormData,
-        *,
-        setting: str,
-        patience_seconds: float = 0,
+        self, path: str, body: bytes | Upload, *, setting: str, patience_seconds: float = 0
     ) -> "Answer":
         """Send `body`, which is JSON where it is bytes, and return an answer of status 2xx.
 
@@ -120,12 +108,37 @@ class OpenAIClient:
         added to the time for the first byte. The answer is a context manager, and leaving it
         early breaks the connection off. Raises `ProviderError`.
         """
+        return await self._ask(self._post(self._url(path), body), setting, patience_seconds)
+
+    async def get(self, path: str, *, setting: str) -> "Answer":
+        """Ask for `path`; as `post`."""
+        return await self._ask(self._get(self._url(path)), setting)
+
+    async def open_websocket(
+        self, path: str, query: Mapping[str, str], *, setting: str
+    ) -> "WebSocket":
+        """Connect a WebSocket, which the caller closes. Raises `ProviderError`."""
+        url = self._url(path)
+        url = url.with_scheme({"http": "ws", "https": "wss"}[url.scheme]).update_query(query)
+        try:
+            async with asyncio.timeout(self.first_byte_timeout_seconds):
+                http = await self._full_http()
+                return await http.open_websocket(url, setting=setting)
+        except _TRANSPORT_ERRORS as error:
+            _raise_before_answer(error)
+
+    async def _ask(
+        self,
+        response_to_come: "Coroutine[Any, Any, Response | FullResponse]",
+        setting: str,
+        patience_seconds: float = 0,
+    ) -> "Answer":
         deadline = (
             asyncio.get_running_loop().time() + self.first_byte_timeout_seconds + patience_seconds
         )
         try:
             async with asyncio.timeout_at(deadline):
-                response = await self._send(self._url(path), body)
+                response = await response_to_come
         except _TRANSPORT_ERRORS as error:
             _raise_before_answer(error)
         if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
@@ -134,54 +147,23 @@ class OpenAIClient:
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
-    async def _send(self, url: URL, body: bytes | aiohttp.FormData) -> "Response | _Upload":
-        session = self._open_session()
-        if self._wire and isinstance(body, bytes):
-            return await self._wire.post(url, body)
-        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else None
-        response = await session.post(
-            url, data=body, headers=headers, allow_redirects=False, middlewares=()
-        )
-        return _Upload(response)
+    async def _post(self, url: URL, body: bytes | Upload) -> "Response | FullResponse":
+        http = self._wire or await self._full_http()
+        return await http.post(url, body)
 
-    async def get(self, path: str, *, setting: str) -> "Answer":
-        """Ask for `path`; as `post`."""
-        deadline = asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                found = await self._open_session().get(
-                    self._url(path), allow_redirects=False, middlewares=()
-                )
-        except _TRANSPORT_ERRORS as error:
-            _raise_before_answer(error)
-        response = _Upload(found)
-        if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
-            return Answer(response, deadline, self.chunk_timeout_seconds)
-        error_body = await _read_error_body(response)
-        raise failure_of_status(response.status, response.headers, error_body, setting=setting)
+    async def _get(self, url: URL) -> "Response | FullResponse":
+        http = self._wire or await self._full_http()
+        return await http.get(url)
 
-    async def open_websocket(
-        self, path: str, query: Mapping[str, str], *, setting: str
-    ) -> "aiohttp.ClientWebSocketResponse":
-        """Connect a WebSocket, which the caller closes. Raises `ProviderError`."""
-        url = self._url(path)
-        url = url.with_scheme({"http": "ws", "https": "wss"}[url.scheme]).update_query(query)
-        try:
-            async with asyncio.timeout(self.first_byte_timeout_seconds):
-                return await self._open_session().ws_connect(url, max_msg_size=_MAX_MESSAGE_BYTES)
-        except aiohttp.WSServerHandshakeError as error:
-            status, headers = error.status, error.headers or {}
-        except _TRANSPORT_ERRORS as error:
-            _raise_before_answer(error)
-        self._log_refusal(status, b"")
-        if status // 100 in {1, 2}:
-            raise UpstreamIncomplete("The AI provider does not speak WebSocket; check TTS_MODEL.")
-        raise failure_of_status(status, headers, b"", setting=setting)
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
+    async def _full_http(self) -> "FullHttp":
+        """Return what does the rest of HTTP, loaded beside the event loop at the first need."""
+        if not self._is_open:
             raise RuntimeError("OpenAIClient is used outside its `async with`.")
-        return self._session
+        async with self._opening_full:
+            if self._full is None:
+                full_http = await to_thread.run_sync(_load_full_http)
+                self._full = full_http(self._headers, self._proxy, self._connect_timeout_seconds)
+        return self._full
 
     def _url(self, path: str) -> URL:
         """Keep the base URL's query: some gateways want their version there."""
@@ -198,32 +180,13 @@ class OpenAIClient:
         logger.debug("The provider answered HTTP %d (%s)", status, named or "no error named")
 
 
-class _Upload:
-    """The response to what aiohttp sent, as `wire.Response` is."""
-
-    __slots__ = ("_response", "headers", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers = response.headers
-
-    async def read_any(self) -> bytes:
-        """Return what has come; `b""` is the end. Raises aiohttp's errors."""
-        return await self._response.content.readany()
-
-    def close(self) -> None:
-        """Drop the connection; one that was read to its end is in the pool already."""
-        self._response.close()
-
-
 class Answer:
     """An answer of status 2xx whose body is still to come. Leaving it early breaks it off."""
 
     __slots__ = ("_chunk_timeout_seconds", "_deadline", "_end", "_loop", "_response")
 
     def __init__(
-        self, response: Response | _Upload, deadline: float, chunk_timeout_seconds: float
+        self, response: "Response | FullResponse", deadline: float, chunk_timeout_seconds: float
     ) -> None:
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -288,10 +251,16 @@ class Answer:
             return
 
 
-_BROKEN_OFF = (aiohttp.ClientError, HttpProcessingError, NotHttpError, OSError, RuntimeError)
-"""aiohttp raises `RuntimeError` to readers of a connection that is gone."""
-_TRANSPORT_ERRORS = (aiohttp.ClientError, NotHttpError, OSError)
+_TRANSPORT_ERRORS = (NotHttpError, OSError)
 """`OSError` includes `TimeoutError`."""
+_BROKEN_OFF = (*_TRANSPORT_ERRORS, RuntimeError)
+"""A transport that is gone raises `RuntimeError`."""
+
+
+def _load_full_http() -> "type[FullHttp]":
+    from app.services.openai_service.full_http import FullHttp
+
+    return FullHttp
 
 
 def _raise_before_answer(error: Exception) -> NoReturn:
@@ -300,46 +269,31 @@ def _raise_before_answer(error: Exception) -> NoReturn:
     match error:
         case TimeoutError():
             raise ProviderTimeout("The AI provider did not answer in time.") from None
-        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+        case socket.gaierror():
             sentence = "The AI provider's host name is not known; check OPENAI_BASE_URL."
-        case aiohttp.ClientSSLError() | ssl.SSLError():
+        case ssl.SSLError():
             sentence = "No safe connection to the AI provider; check its certificate."
-        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            sentence = "The proxy to the AI provider does not serve; check HTTPS_PROXY."
-        case aiohttp.ClientConnectorError():
-            sentence = "The AI provider cannot be reached; check OPENAI_BASE_URL."
-        case aiohttp.InvalidURL():
-            raise ProviderRejected("OPENAI_BASE_URL is no address of a server.") from None
-        case aiohttp.ClientResponseError() | NotHttpError():
+        case NotHttpError():
             raise UpstreamIncomplete("The AI provider's answer is not HTTP.") from None
-        case _:
+        case ConnectionResetError() | ConnectionAbortedError() | BrokenPipeError():
             sentence = "The AI provider closed the connection before it answered."
+        case _:
+            sentence = "The AI provider cannot be reached; check OPENAI_BASE_URL."
     raise ProviderUnavailable(sentence) from None
 
 
-async def _read_error_body(response: Response | _Upload) -> bytes:
+async def _read_error_body(response: "Response | FullResponse") -> bytes:
     """Read a little of it; the status alone is enough where that fails."""
     body = bytearray()
     try:
         async with asyncio.timeout(_ERROR_BODY_SECONDS):
             while len(body) < _ERROR_BODY_BYTES and (piece := await response.read_any()):
                 body += piece
-    except (TimeoutError, *_BROKEN_OFF):
+    except _BROKEN_OFF:
         pass
     finally:
         response.close()
     return bytes(body[:_ERROR_BODY_BYTES])
-
-
-async def _refuse_redirects(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Keep a WebSocket at the host that was configured: aiohttp would follow."""
-    response = await handler(request)
-    if response.status in _REDIRECTS:
-        response.close()
-        raise failure_of_status(response.status, {}, b"", setting="OPENAI_BASE_URL")
-    return response
 
 
 def _proxy_for(url: URL) -> str | None:

@@ -11,9 +11,8 @@ import re
 from asyncio import timeout
 from collections import Counter
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 import orjson
 
 from app.services.openai_service.client import OpenAIClient
@@ -22,6 +21,9 @@ from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.speech import MAX_CHARACTERS, OpenAISpeaker
 from app.services.ports import ProviderTimeout, Speaker, UpstreamIncomplete
+
+if TYPE_CHECKING:
+    from app.services.openai_service.full_http import WebSocket
 
 logger = logging.getLogger(__name__)
 
@@ -180,25 +182,27 @@ def _response(text: str) -> dict[str, Any]:
     }
 
 
-async def _send(websocket: aiohttp.ClientWebSocketResponse, event: dict[str, Any]) -> None:
+async def _send(websocket: "WebSocket", event: dict[str, Any]) -> None:
     try:
-        await websocket.send_str(orjson.dumps(event).decode())
-    except (aiohttp.ClientError, OSError):
+        await websocket.send(orjson.dumps(event).decode())
+    except OSError:
         raise UpstreamIncomplete("The AI provider closed the session.") from None
 
 
-async def _receive(websocket: aiohttp.ClientWebSocketResponse, seconds: float) -> Any:  # noqa: ANN401  # JSON
+async def _receive(websocket: "WebSocket", seconds: float) -> Any:  # noqa: ANN401  # JSON
     try:
         async with timeout(seconds):
             message = await websocket.receive()
     except TimeoutError:
         raise ProviderTimeout("The AI provider fell silent while it spoke.") from None
-    if message.type is not aiohttp.WSMsgType.TEXT:
-        raise UpstreamIncomplete("The AI provider closed the session before it had read all.")
-    return parse_json(message.data.encode())
+    except ConnectionError:
+        raise UpstreamIncomplete(
+            "The AI provider closed the session before it had read all."
+        ) from None
+    return parse_json(message.encode())
 
 
-async def _close(websocket: aiohttp.ClientWebSocketResponse) -> None:
+async def _close(websocket: "WebSocket") -> None:
     """Say goodbye and leave: a provider in full flow would talk on before it answered."""
     try:
         async with timeout(_CLOSE_SECONDS):

@@ -1,9 +1,8 @@
 """Speech to text by `POST /audio/transcriptions`, text to speech by `POST /audio/speech`."""
 
-import io
+import secrets
 from collections.abc import AsyncGenerator
 
-import aiohttp
 import orjson
 
 from app.services.openai_service.client import Answer, OpenAIClient
@@ -11,6 +10,7 @@ from app.services.openai_service.failures import failure_of_error
 from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.sse import EventReader
+from app.services.openai_service.wire import Upload
 from app.services.ports import (
     AudioFormat,
     OnWords,
@@ -57,23 +57,16 @@ class OpenAITranscriber:
         OpenAI's transcribing models stream, Whisper does not; a server that knows nothing of it
         answers as a whole.
         """
-        form = aiohttp.FormData()
-        form.add_field(
-            "file",
-            io.BytesIO(recording.data),
-            filename=f"audio.{recording.format}",
-            content_type=_CONTENT_TYPES[recording.format],
-        )
-        form.add_field("model", self._model)
-        form.add_field("response_format", "json")
+        fields = {"model": self._model, "response_format": "json"}
         if on_words and "transcribe" in self._model:
-            form.add_field("stream", "true")
+            fields["stream"] = "true"
         if language:
-            form.add_field("language", language)
+            fields["language"] = language
         patience_seconds = (
             len(recording.data) / _UPLOAD_BYTES_PER_SECOND
             + recording.duration_seconds * _SLOWEST_TRANSCRIBER
         )
+        form = _form(recording, fields)
         with await self._client.post(
             "audio/transcriptions", form, setting=_STT_SETTING, patience_seconds=patience_seconds
         ) as answer:
@@ -115,6 +108,21 @@ class OpenAISpeaker:
                     yield samples
             if samples := pcm.end():
                 yield samples
+
+
+def _form(recording: Recording, fields: dict[str, str]) -> Upload:
+    """Return the recording and `fields` as multipart/form-data (RFC 7578)."""
+    boundary = secrets.token_hex(16)
+    disposition = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    head = [f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    head.append(
+        f'{disposition}"file"; filename="audio.{recording.format}"\r\n'
+        f"Content-Type: {_CONTENT_TYPES[recording.format]}\r\n\r\n"
+    )
+    return Upload(
+        f"multipart/form-data; boundary={boundary}",
+        ("".join(head).encode(), recording.data, f"\r\n--{boundary}--\r\n".encode()),
+    )
 
 
 async def _read_stream(answer: Answer, on_words: OnWords) -> Transcript:

@@ -1,12 +1,14 @@
-"""HTTP/1.1 for JSON requests to one server: warm connections, a parser in C, and little else.
+"""HTTP/1.1 for requests to one server: warm connections, a parser in C, and little else.
 
-aiohttp's overhead was as much as the rest of the way to the provider; it is still used for uploads,
+aiohttp's overhead was as much as the rest of the way to the provider; it is still used for
 WebSockets and behind proxies. Timeouts are the caller's.
 """
 
 import asyncio
 import ssl
 import zlib
+from dataclasses import dataclass
+from functools import cache
 from socket import SOCK_STREAM
 from typing import Any
 
@@ -14,6 +16,7 @@ import httptools
 from aiohappyeyeballs import (
     start_connection,  # pyright: ignore[reportUnknownVariableType]  # of a bare tuple
 )
+from anyio import to_thread
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -22,12 +25,23 @@ _MAX_CONNECTIONS = 1000
 _MAX_HEADER_BYTES = 64 << 10
 _BUFFER_BYTES = 256 << 10
 """Above this a server that writes faster than we read has to wait."""
+_SENT_AT_ONCE_BYTES = 256 << 10
+"""What is larger goes in pieces, as fast as the server takes them."""
+_PIECE_BYTES = 64 << 10
 _CONTINUE = range(100, 200)
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class NotHttpError(Exception):
     """What came is no HTTP response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is not JSON; `pieces` follow each other."""
+
+    content_type: str
+    pieces: tuple[bytes, ...]
 
 
 class Response:
@@ -62,10 +76,16 @@ class Response:
 
     def close(self) -> None:
         """Keep the connection where the body has ended, or else break it off."""
-        if self._connection.is_complete and self._connection.may_be_kept:
+        if self._connection.may_be_kept:
             self._pool.take_back(self._connection)
         else:
             self._pool.drop(self._connection)
+
+
+@cache
+def _load_trust() -> ssl.SSLContext:
+    """Load the certificates that the system trusts: 2 MB and a twentieth of a second."""
+    return ssl.create_default_context()
 
 
 class WirePool:
@@ -75,25 +95,33 @@ class WirePool:
         """Prepare; nothing is connected yet."""
         self._host = base_url.raw_host or ""
         self._port = base_url.port or 443
-        self._ssl = ssl.create_default_context() if base_url.scheme == "https" else None
+        self._is_https = base_url.scheme == "https"
         self._connect_seconds = connect_seconds
         host = base_url.host_port_subcomponent or ""
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        self._head = f"HTTP/1.1\r\nHost: {host}\r\n{''.join(lines)}Content-Length: ".encode(
-            "latin-1"
-        )
+        self._head = f"HTTP/1.1\r\nHost: {host}\r\n{''.join(lines)}".encode("latin-1")
         self._idle: list[_Connection] = []
         self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
 
-    async def post(self, url: URL, body: bytes) -> Response:
-        """Send `body` and return the response, once its head is here.
+    async def post(self, url: URL, body: bytes | Upload) -> Response:
+        """Send `body`, JSON or an upload, and return the response, once its head is here.
 
         A kept connection that turns out to be closed is replaced. Raises `OSError` (`TimeoutError`
         where no connection is made in time, `ssl.SSLError`, `socket.gaierror`) and `NotHttpError`.
         """
-        request = b"POST %s %s%d\r\n\r\n%s" % (
-            url.raw_path_qs.encode("ascii"), self._head, len(body), body,
+        upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
+        head = b"POST %s %sContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
+            url.raw_path_qs.encode("ascii"), self._head, upload.content_type.encode("latin-1"),
+            sum(map(len, upload.pieces)),
         )  # fmt: skip
+        return await self._send((head, *upload.pieces))
+
+    async def get(self, url: URL) -> Response:
+        """Ask for `url`; as `post`."""
+        head = b"GET %s %s\r\n" % (url.raw_path_qs.encode("ascii"), self._head)
+        return await self._send((head,))
+
+    async def _send(self, request: tuple[bytes, ...]) -> Response:
         await self._free.acquire()
         try:
             connection = self._kept()
@@ -146,14 +174,15 @@ class WirePool:
     async def _connect(self) -> "_Connection":
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._connect_seconds):
+            trust = await to_thread.run_sync(_load_trust) if self._is_https else None
             found: Any = await loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
             socket: Any = await start_connection(found, happy_eyeballs_delay=0.25)
             try:
                 _, connection = await loop.create_connection(
                     _Connection,
                     sock=socket,
-                    ssl=self._ssl,
-                    server_hostname=self._host if self._ssl else None,
+                    ssl=trust,
+                    server_hostname=self._host if trust else None,
                 )
             except BaseException:
                 socket.close()
@@ -168,7 +197,6 @@ class _Connection(asyncio.Protocol):
         self.status = 0
         self.headers: CIMultiDict[str] = CIMultiDict()
         self.is_complete = False
-        self.may_be_kept = False
         self.has_answered = False
         """True once a byte of the response is here."""
         self.idle_since = 0.0
@@ -178,6 +206,9 @@ class _Connection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._buffer_bytes = 0
         self._is_paused = False
+        self._may_write = True
+        self._is_sent = False
+        self._keeps_alive = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -186,20 +217,42 @@ class _Connection(asyncio.Protocol):
         """True while the server keeps the connection open and says nothing unasked."""
         return self._error is None and self._transport is not None
 
-    async def send(self, request: bytes) -> None:
-        """Send a request, and wait for the response's head."""
+    @property
+    def may_be_kept(self) -> bool:
+        """True once request and response are over, and the server waits for another."""
+        is_over = self.is_complete and self._is_sent and self._keeps_alive
+        return is_over and not (self._transport and self._transport.get_write_buffer_size())
+
+    async def send(self, request: tuple[bytes, ...]) -> None:
+        """Send a request, and wait for the response's head.
+
+        What answers before it has everything is sent no more.
+        """
         self.status = 0
         self.headers = CIMultiDict()
-        self.is_complete = self.may_be_kept = self.has_answered = False
+        self.is_complete = self.has_answered = self._is_sent = self._keeps_alive = False
         self._header_bytes = 0
         self._buffer.clear()
         self._buffer_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         if self._transport is None or self._error:
             raise self._error or ConnectionResetError("the connection is closed")
-        self._transport.write(request)
+        await self._write(request)
         while not self.status:
             await self._wait()
+
+    async def _write(self, request: tuple[bytes, ...]) -> None:
+        is_small = sum(map(len, request)) <= _SENT_AT_ONCE_BYTES
+        for piece in (b"".join(request),) if is_small else request:
+            view = memoryview(piece)
+            step = _SENT_AT_ONCE_BYTES if is_small else _PIECE_BYTES
+            for start in range(0, len(view), step):
+                while not self._may_write and not self.status:
+                    await self._wait()
+                if self.status or self._transport is None:
+                    return
+                self._transport.write(view[start : start + step])
+        self._is_sent = True
 
     async def read_any(self) -> bytes:
         if isinstance(self._error, NotHttpError):  # then what came before it is no answer either
@@ -241,6 +294,15 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     # What asyncio calls.
+
+    def pause_writing(self) -> None:
+        """Wait: the server takes less than we send."""
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._may_write = True
+        self._wake()
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # asyncio's own is narrower
         """Take the transport."""
@@ -307,5 +369,5 @@ class _Connection(asyncio.Protocol):
         """End the response."""
         if self.status:
             self.is_complete = True
-            self.may_be_kept = self._parser.should_keep_alive()
+            self._keeps_alive = self._parser.should_keep_alive()
             self._wake()

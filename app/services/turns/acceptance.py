@@ -32,6 +32,7 @@ from app.services.turns.loading import (
     lock_session,
     read_history,
 )
+from app.services.turns.personas import PersonaKey, Personas
 from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import LEASE, in_session, is_attempt, is_turn, lease_end, turns
@@ -39,6 +40,7 @@ from app.services.usage import NOBODYS_ACCOUNT, Account, budgets
 
 QUEUE_LIMIT = 8
 """Turns that may wait in one session."""
+_NO_PLACES: tuple[Any, ...] = (0, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ class Accepted:
     interrupt_id: UUID | None = None
 
 
-def accept(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program[Accepted]:
+def accept(
+    message: NewMessage, options: TurnOptions, owner_id: UUID, personas: Personas
+) -> Program[Accepted]:
     """Store the user's message, the assistant's place and the turn, live or queued.
 
     A key that was used before leads to its turn, which is run again where it failed retryably.
@@ -77,26 +81,26 @@ def accept(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program
         turn_id = yield from keys.claim(message.workspace_id, options.key)
         if turn_id:
             return (yield from _replay(message, turn_id, owner_id))
-    accepted = yield from _accept_new(message, options, owner_id)
+    accepted = yield from _accept_new(message, options, owner_id, personas)
     if options.key:
         yield [keys.pointing_to_turn(accepted.record, options.key)]
     return accepted
 
 
-def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Program[Accepted]:
+def _accept_new(
+    message: NewMessage, options: TurnOptions, owner_id: UUID, personas: Personas
+) -> Program[Accepted]:
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
     places = yield from one(hot.TAKE_PLACES(now=now, **session))
-    last_seq, agent_id, user_id = places[0] if places else (0, None, None)
+    last_seq, agent_id, user_id, version, archived_at = places[0] if places else _NO_PLACES
     if not places or message.user_id not in {None, user_id}:
         raise SessionNotFound("There is no such session.")
-    found, history = yield [
-        hot.PERSONA_AND_WAITING(agent_id_=agent_id, **session),
-        hot.HISTORY(user_seq_=last_seq - 1, **session),
-    ]
-    archived_at, waiting, *persona = found[0]
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
+    history = yield from one(hot.HISTORY_AND_WAITING(user_seq_=last_seq - 1, **session))
+    waiting = history[0][-1] if history else 0  # each turn has its messages
+    persona = yield from _persona((message.workspace_id, agent_id, version), personas)
     interrupt_id = None
     if waiting:
         interrupt_id = yield from _make_room(message, options.on_busy)
@@ -111,7 +115,7 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
         message_id=new_id(),
         user_seq=last_seq - 1,
         created_at=now,
-        persona=Persona(*persona),
+        persona=persona,
         history=(*read_history(history), _question(message, last_seq - 1)),
         was_queued=bool(waiting),
     )
@@ -132,6 +136,19 @@ def _accept_new(message: NewMessage, options: TurnOptions, owner_id: UUID) -> Pr
     said = hot.INSERT_MESSAGES(**_stored_messages(record, message.content))
     yield from budgets.reserve(message.account, record.reservation, [inserted, said])
     return Accepted(record, interrupt_id=interrupt_id)
+
+
+def _persona(key: PersonaKey, personas: Personas) -> Program[Persona]:
+    known = personas.get(key)
+    if known:
+        return known
+    workspace_id, agent_id, version = key
+    (row,) = yield from one(
+        hot.PERSONA(workspace_id_=workspace_id, agent_id_=agent_id, version_=version)
+    )
+    persona = Persona(*row)
+    personas.keep(key, persona)
+    return persona
 
 
 def _question(message: NewMessage, seq: int) -> HistoryMessage:
@@ -230,7 +247,7 @@ def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accep
             content="",
             status=MessageStatus.IN_PROGRESS,
         ),
-        event_store.forgetting(record),
+        *event_store.forgetting(record),
     ]
     again = yield from load_record(TurnRow(*rows[0]), history=live)
     yield from budgets.reserve(message.account, again.reservation)

@@ -42,7 +42,9 @@ async def answer(
     `bring_voice` makes the stages of a voice turn that came without them.
     """
     try:
-        with live.scope, anyio.fail_after(_DEADLINE_SECONDS[live.record.modality]):
+        deadline = anyio.current_time() + _DEADLINE_SECONDS[live.record.modality]
+        live.scope.deadline = deadline
+        with live.scope:
             if live.record.modality is Modality.VOICE:
                 await bring_voice(live)
                 return await _answer_by_voice(live, chat_model, database)
@@ -50,11 +52,11 @@ async def answer(
             return live.completed()
     except AppError as error:
         return live.failed(error)
-    except TimeoutError:
-        return live.failed(TurnTimeout("The turn was not finished in time."))
     except Exception:  # whatever it is, the turn must end
         logger.exception("turn %s failed", live.record.id)
         return live.failed(InternalError("The server failed to answer; its log says why."))
+    if anyio.current_time() >= deadline:
+        return live.failed(TurnTimeout("The turn was not finished in time."))
     return live.cancelled()
 
 

@@ -83,7 +83,9 @@ class Ending:
         played_ms: int | None,
     ) -> Program[TurnRecord | None]:
         if record.modality is Modality.VOICE:
-            yield from self._audio.settle(record, live.voice, outcome.content, played_ms)
+            yield from self._audio.settle(
+                record, live.voice, outcome.content, played_ms, live.stored_pieces
+            )
         return (
             yield from settlement.settle(record, outcome, live.progress, events, self._owner_id)
         )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from app.core.database import Database, StorageUnavailable
 from app.core.direct import Program
@@ -29,8 +29,10 @@ from app.services.turns.errors import (
     TurnInterrupted,
     TurnLost,
     error_of_code,
+    shutting_down,
 )
 from app.services.turns.live import LiveTurn
+from app.services.turns.personas import Personas
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
 from app.services.turns.upkeep import Upkeep
 from app.services.turns.voice_stages import VoiceMaker, VoiceStages
@@ -67,6 +69,7 @@ class TurnEngine:
         self._audio = audio
         self._accounts = accounts
         self._owner_id = new_id()
+        self._personas = Personas()
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
         self._watch = Watch(database)
@@ -75,6 +78,7 @@ class TurnEngine:
         self._ending = Ending(database, audio, self._owner_id, self._draining)
         self._emptied = anyio.Event()
         """Set when the last turn ends while draining."""
+        self._stopped = anyio.Event()
 
     @property
     def is_draining(self) -> bool:
@@ -99,16 +103,15 @@ class TurnEngine:
             self._audio,
         )
         async with anyio.create_task_group() as background:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                upkeep.start(background)
-                background.start_soon(self._watch.run)
-                background.start_soon(self._cut_off_when_draining, tasks)
-                try:
-                    yield
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await self._drain_and_cut_off(tasks)
+            await background.start(self._run_turns)
+            upkeep.start(background)
+            background.start_soon(self._watch.run)
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    self.drain()
+                    await self._stopped.wait()
             background.cancel_scope.cancel()
 
     async def start(
@@ -171,6 +174,10 @@ class TurnEngine:
         """Tell whether this server runs the turn in `live`; a queued one may become another's."""
         is_ours = self._turns.get(live.record.id) is live
         return is_ours and live.record.status is TurnStatus.IN_PROGRESS
+
+    def holds(self, live: LiveTurn) -> bool:
+        """Tell whether the turn runs here, or waits here for another."""
+        return live.record.id in self._turns
 
     def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
         """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
@@ -265,7 +272,7 @@ class TurnEngine:
     def _accepting(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> Program[Accepted]:
-        accepted = yield from acceptance.accept(message, options, self._owner_id)
+        accepted = yield from acceptance.accept(message, options, self._owner_id, self._personas)
         if voice and not accepted.is_replayed:
             yield from self._audio.keep_recording(accepted.record, voice)
         return accepted
@@ -344,7 +351,7 @@ class TurnEngine:
         except (StorageUnavailable, TurnLost):
             logger.warning("turn %s could not be released; its lease will run out", live.record.id)
         finally:
-            self._end(live, live.failed(_shutting_down()))
+            self._end(live, live.failed(shutting_down()))
 
     async def _settled_elsewhere(self, live: LiveTurn) -> None:
         """Wait for the end of a turn that is queued, or that another server runs."""
@@ -358,19 +365,22 @@ class TurnEngine:
                 if not live.settled.is_set():
                     await changed.wait()
 
-    async def _cut_off_when_draining(self, tasks: TaskGroup) -> None:
-        await self._draining.wait()
-        await self._drain_and_cut_off(tasks)
-
-    async def _drain_and_cut_off(self, tasks: TaskGroup) -> None:
-        self.drain()
-        with anyio.move_on_after(_DRAIN_SECONDS):
-            if self._turns:
-                await self._emptied.wait()
-        tasks.cancel_scope.cancel()
-        for live in list(self._turns.values()):
-            if live.record.status is TurnStatus.QUEUED:  # stays queued for whoever comes next
-                self._end(live, live.failed(_shutting_down()))
+    async def _run_turns(self, *, task_status: TaskStatus[None]) -> None:
+        """Hold the tasks of turns, in a task of its own: cutting them off ends nothing else."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                task_status.started()
+                await self._draining.wait()
+                with anyio.move_on_after(_DRAIN_SECONDS):
+                    if self._turns:
+                        await self._emptied.wait()
+                tasks.cancel_scope.cancel()
+                for live in list(self._turns.values()):
+                    if live.record.status is TurnStatus.QUEUED:  # stays queued for who comes next
+                        self._end(live, live.failed(shutting_down()))
+        finally:
+            self._stopped.set()
 
     async def recover(self, record: TurnRecord, recoveries: int) -> None:
         """Run a turn that was taken over from another server, or from before a long sleep."""
@@ -386,9 +396,3 @@ class TurnEngine:
         else:
             error = TurnInterrupted("The server stopped twice during this turn; send it again.")
             await self._settle(live, live.failed(error))
-
-
-def _shutting_down() -> TurnInterrupted:
-    return TurnInterrupted(
-        "The server is shutting down; the turn goes on when it is back.", retry_after_seconds=1
-    )

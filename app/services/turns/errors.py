@@ -103,3 +103,10 @@ def _leaves(error: type[AppError]) -> Iterator[type[AppError]]:
     for child in error.__subclasses__():
         yield child
         yield from _leaves(child)
+
+
+def shutting_down() -> TurnInterrupted:
+    """Return the error of a turn that shutdown cut off."""
+    return TurnInterrupted(
+        "The server is shutting down; the turn goes on when it is back.", retry_after_seconds=1
+    )

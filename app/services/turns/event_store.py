@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Delete, Dialect, bindparam, delete, select
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Dialect,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.direct import Direct, Program, Statement
@@ -12,7 +22,7 @@ from app.models import TurnEventBatch, utc_now
 from app.services.turns import hot
 from app.services.turns.events import TurnEvent, pack, unpack
 from app.services.turns.records import TurnRecord
-from app.services.turns.statements import idempotency_keys, turn_events
+from app.services.turns.statements import idempotency_keys, named, turn_events
 
 KEPT = timedelta(hours=24)
 """How long events and idempotency keys are kept."""
@@ -50,9 +60,13 @@ async def read(
     return [event for batch in batches for event in unpack(batch) if event.number > after]
 
 
-def forgetting(record: TurnRecord) -> Statement:
-    """Return what drops the events of an attempt that failed, before the next one."""
-    return _FORGET(workspace_id_=record.workspace_id, turn_id_=record.id)
+def forgetting(record: TurnRecord) -> Sequence[Statement]:
+    """Return what drops the events of an attempt that failed, before the next one.
+
+    Their last number stays, for the next attempt to go on above it.
+    """
+    turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+    return _FORGET(**turn, last_=record.numbers_after), _EMPTY(**turn, events=b"")
 
 
 def prune() -> Program[None]:
@@ -61,11 +75,19 @@ def prune() -> Program[None]:
     yield [_PRUNE_EVENTS(before_=before), _PRUNE_KEYS(before_=before)]
 
 
-def _forget(_dialect: Dialect) -> Delete:
-    return delete(turn_events).where(
+def _is_of_turn() -> ColumnElement[bool]:
+    return and_(
         turn_events.c.workspace_id == bindparam("workspace_id_"),
         turn_events.c.turn_id == bindparam("turn_id_"),
     )
+
+
+def _forget(_dialect: Dialect) -> Delete:
+    return delete(turn_events).where(_is_of_turn(), turn_events.c.last_number < bindparam("last_"))
+
+
+def _empty(_dialect: Dialect) -> Update:
+    return update(turn_events).where(_is_of_turn()).values(**named("events"))
 
 
 def _prune_events(_dialect: Dialect) -> Delete:
@@ -77,5 +99,6 @@ def _prune_keys(_dialect: Dialect) -> Delete:
 
 
 _FORGET = Direct(_forget)
+_EMPTY = Direct(_empty)
 _PRUNE_EVENTS = Direct(_prune_events)
 _PRUNE_KEYS = Direct(_prune_keys)

@@ -6,9 +6,9 @@ from enum import StrEnum
 
 import orjson
 
-AFTER_TAKEOVER = 10_000
-"""A server that takes a turn over goes on this far above the last stored number: what the old one
-showed and could not store has lower numbers, so that nobody who comes back misses anything."""
+AFTER_ATTEMPT = 10_000
+"""Each attempt begins this far above the last stored number: what the one before showed, stored or
+not, has lower numbers, so that nobody who comes back misses anything."""
 
 
 class EventType(StrEnum):
@@ -57,7 +57,7 @@ def pack(events: Iterable[TurnEvent]) -> bytes:
 
 def unpack(lines: bytes) -> Sequence[TurnEvent]:
     """Read what `pack` wrote."""
-    return [_unpack_line(line) for line in lines.split(b"\n")]
+    return [_unpack_line(line) for line in lines.split(b"\n") if line]
 
 
 def _unpack_line(line: bytes) -> TurnEvent:

@@ -24,10 +24,11 @@ from sqlalchemy import (
 from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct
-from app.models import LIVE, UNSETTLED, Agent, AgentVersion, MessageStatus, Role
+from app.models import LIVE, UNSETTLED, AgentVersion, MessageStatus, Role
 from app.services.turns.prompt import LOADED_MESSAGES
 from app.services.turns.statements import (
     PERSONA_COLUMNS,
+    agents,
     is_attempt,
     is_message,
     lease_end,
@@ -73,12 +74,25 @@ def _change_session() -> Update:
 
 
 def _take_places(_dialect: Dialect) -> Update:
-    """Lock the session and take two numbers."""
+    """Lock the session and take two numbers; tell its agent's newest version."""
     return (
         _change_session()
         .values(last_seq=sessions.c.last_seq + 2)
-        .returning(sessions.c.last_seq, sessions.c.agent_id, sessions.c.user_id)
+        .returning(
+            sessions.c.last_seq,
+            sessions.c.agent_id,
+            sessions.c.user_id,
+            _of_agent(agents.c.version),
+            _of_agent(agents.c.archived_at),
+        )
     )
+
+
+def _of_agent(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    its_agent = and_(
+        agents.c.workspace_id == bindparam("workspace_id_"), agents.c.id == sessions.c.agent_id
+    )
+    return select(column).where(its_agent).correlate(sessions).scalar_subquery()
 
 
 def _lock_session(_dialect: Dialect) -> Update:
@@ -86,18 +100,12 @@ def _lock_session(_dialect: Dialect) -> Update:
     return _change_session().returning(sessions.c.id)
 
 
-def _persona_and_waiting(_dialect: Dialect) -> ClauseElement:
-    """Load the agent at its newest version, and how many turns of the session are unsettled."""
-    newest = and_(
-        AgentVersion.workspace_id == Agent.workspace_id,
-        AgentVersion.agent_id == Agent.id,
-        AgentVersion.version == Agent.version,
-    )
-    return (
-        select(Agent.archived_at, _unsettled().label("waiting"), *PERSONA_COLUMNS)
-        .join(AgentVersion, newest)
-        .where(Agent.workspace_id == bindparam("workspace_id_"))
-        .where(Agent.id == bindparam("agent_id_"))
+def _persona(_dialect: Dialect) -> ClauseElement:
+    """Load an agent's version."""
+    return select(*PERSONA_COLUMNS).where(
+        AgentVersion.workspace_id == bindparam("workspace_id_"),
+        AgentVersion.agent_id == bindparam("agent_id_"),
+        AgentVersion.version == bindparam("version_"),
     )
 
 
@@ -140,10 +148,20 @@ def _insert_messages(_dialect: Dialect) -> Insert:
 
 def _history(_dialect: Dialect) -> ClauseElement:
     """Load the newest messages up to the question, newest first."""
+    return _newest_messages()
+
+
+def _history_and_waiting(_dialect: Dialect) -> ClauseElement:
+    """Load the same, and beside each how many turns of the session are unsettled."""
+    # After the lock, in a statement of its own: on Postgres each sees what was committed before it.
+    return _newest_messages(_unsettled().label("waiting"))
+
+
+def _newest_messages(*more: ColumnElement[Any]) -> ClauseElement:
     heard = func.coalesce(messages.c.heard_content, messages.c.content)
     role, status = (type_coerce(messages.c[name], String) for name in ("role", "status"))
     return (
-        select(messages.c.seq, role, status, heard)
+        select(messages.c.seq, role, status, heard, *more)
         .where(
             messages.c.workspace_id == bindparam("workspace_id_"),
             messages.c.session_id == bindparam("session_id_"),
@@ -187,11 +205,12 @@ def _insert_events(_dialect: Dialect) -> Insert:
 
 TAKE_PLACES = Direct(_take_places)
 LOCK_SESSION = Direct(_lock_session)
-PERSONA_AND_WAITING = Direct(_persona_and_waiting)
+PERSONA = Direct(_persona)
 INSERT_LIVE_TURN = Direct(_insert_live_turn)
 INSERT_QUEUED_TURN = Direct(_insert_queued_turn)
 INSERT_MESSAGES = Direct(_insert_messages)
 HISTORY = Direct(_history)
+HISTORY_AND_WAITING = Direct(_history_and_waiting)
 SETTLE_TURN = Direct(_settle_turn)
 SETTLE_MESSAGE = Direct(_settle_message)
 HOLD_TURN = Direct(_hold_turn)

@@ -4,12 +4,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Dialect, Update, and_, bindparam, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.dml import ReturningInsert
 
-from app.core.direct import Direct, Program, Statement, one
+from app.core.direct import Direct, Program, Statement, one, upsert
 from app.models import IdempotencyKey, utc_now
 from app.services.turns.errors import IdempotencyKeyReused
 from app.services.turns.records import RequestKey, TurnRecord
@@ -87,9 +86,8 @@ def _is_key() -> ColumnElement[bool]:
 
 
 def _claim(dialect: Dialect) -> ReturningInsert[Any]:
-    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
     return (
-        insert(idempotency_keys)
+        upsert(dialect, idempotency_keys)
         .values(**named("workspace_id", "key", "fingerprint", "created_at"))
         .on_conflict_do_nothing()
         .returning(idempotency_keys.c.key)

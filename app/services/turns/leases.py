@@ -7,8 +7,9 @@ from sqlalchemy import ColumnElement, Dialect, Update, bindparam, select, text, 
 from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct, Program, one
-from app.models import LIVE, utc_now
+from app.models import LIVE, Modality, utc_now
 from app.services.crud import TurnNotFound
+from app.services.turns import audio_store
 from app.services.turns.loading import TURN_COLUMNS, TurnRow, load_record
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import LEASE, clock, is_attempt, is_turn, lease_end, turns
@@ -50,6 +51,8 @@ def claim_orphans(
         )
         row = TurnRow(*columns)
         record = yield from load_record(row)
+        if record.modality is Modality.VOICE:
+            yield [audio_store.forgetting(record)]
         claimed.append((record, row.recoveries))
     return claimed
 

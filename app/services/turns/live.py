@@ -1,9 +1,13 @@
-"""A turn while this server accepts, runs or follows it."""
+"""A turn while this server accepts, runs or follows it.
+
+Its events and lock are asyncio's: each of anyio's asks first which event loop it is on.
+"""
 
 import asyncio
 import math
 import time
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -11,9 +15,9 @@ import anyio
 from app.core.errors import AppError
 from app.models import MessageStatus, Role, TurnStatus
 from app.services.turns.errors import InternalError, TurnCancelled, is_retryable
-from app.services.turns.events import AFTER_TAKEOVER, EventType, TurnEvent, make_event
+from app.services.turns.events import AFTER_ATTEMPT, EventType, TurnEvent, make_event
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
-from app.services.turns.voice_stages import VoiceStages
+from app.services.turns.voice_stages import SpokenPiece, VoiceStages
 
 _COALESCED_SECONDS = 0.02
 
@@ -23,7 +27,7 @@ class EventLog:
 
     def __init__(self, after: int = 0) -> None:
         self.events: list[TurnEvent] = []
-        self.changed = anyio.Event()
+        self._changed: asyncio.Event | None = None
         self._last_number = after
         self._stored_count = 0
         self._pending_text: list[str] = []
@@ -76,10 +80,18 @@ class EventLog:
         self._last_number = event.number
         self.wake()
 
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next change; made only where somebody waits for it."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
+
     def wake(self) -> None:
         """Let every follower look again."""
-        self.changed.set()
-        self.changed = anyio.Event()
+        if self._changed:
+            self._changed.set()
+            self._changed = None
 
     def after(self, number: int) -> list[TurnEvent]:
         """Return the events above `number`."""
@@ -109,11 +121,13 @@ class LiveTurn:
     log: EventLog = field(default_factory=EventLog)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Cancelling it ends the turn as cancelled."""
-    settled: anyio.Event = field(default_factory=anyio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
-    storing: anyio.Lock = field(default_factory=anyio.Lock)
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while events are stored, so that a checkpoint and the end do not store one twice."""
     seen_unstored: bool = False
+    stored_pieces: int = 0
+    """How many pieces of the spoken answer are in the database."""
     played_ms: int | None = None
     """How much of the answer's sound was played when somebody cancelled."""
 
@@ -125,16 +139,30 @@ class LiveTurn:
     def take_over(self, record: TurnRecord) -> None:
         """Number what comes above everything that a dead server stored, or only showed."""
         self.record = record
-        self.announce()
-        # Above the attempts before this one, too, of which nothing may be stored.
-        shown = max(record.events_after, AFTER_TAKEOVER * (record.attempt - 2))
-        self.log.skip_to(shown + AFTER_TAKEOVER, is_stored=record.events_after > 0)
+        if self._is_unannounced:
+            self._emit_acceptance()
+        self.log.skip_to(self._first_number, is_stored=record.events_after > 0)
 
     def announce(self) -> None:
-        """Emit the events of acceptance, once."""
-        record = self.record
-        if self.log.next_number > 1 or record.events_after:
+        """Emit the events of acceptance, once; above those of an attempt that failed before."""
+        if not self._is_unannounced:
             return
+        if self.record.attempt > 1:
+            self.log.skip_to(self._first_number, is_stored=False)
+        self._emit_acceptance()
+
+    @property
+    def _first_number(self) -> int:
+        """Above the attempts before this one, too, of which nothing may be stored."""
+        shown = max(self.record.numbers_after, AFTER_ATTEMPT * (self.record.attempt - 2))
+        return shown + AFTER_ATTEMPT
+
+    @property
+    def _is_unannounced(self) -> bool:
+        return self.log.next_number == 1 and not self.record.events_after
+
+    def _emit_acceptance(self) -> None:
+        record = self.record
         created = {
             "turn_id": record.id,
             "session_id": record.session_id,
@@ -144,6 +172,10 @@ class LiveTurn:
         self.log.emit(EventType.CREATED, created)
         if record.was_queued:
             self.log.emit(EventType.QUEUED, {})
+
+    def unstored_pieces(self) -> Sequence[SpokenPiece]:
+        """Return what is spoken and not in the database yet."""
+        return self.voice.finished_pieces()[self.stored_pieces :] if self.voice else ()
 
     def say(self, delta: str) -> None:
         """Add to the answer."""

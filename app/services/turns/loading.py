@@ -17,6 +17,8 @@ from app.services.turns.records import Persona, Receipt, TurnRecord
 from app.services.turns.statements import PERSONA_COLUMNS, lost, turn_events, turns
 from app.services.usage import Reservation
 
+_COLUMNS = len(HistoryMessage._fields)
+
 
 class TurnRow(NamedTuple):
     """A row of `TURN_COLUMNS`."""
@@ -51,18 +53,20 @@ TURN_COLUMNS = tuple(turns.c[name] for name in TurnRow._fields)
 
 
 def _persona_and_last_number(_dialect: Dialect) -> ClauseElement:
-    last_number = (
-        select(func.max(turn_events.c.last_number))
-        .where(turn_events.c.workspace_id == bindparam("workspace_id_"))
-        .where(turn_events.c.turn_id == bindparam("turn_id_"))
-        .scalar_subquery()
+    stored = and_(
+        turn_events.c.workspace_id == bindparam("workspace_id_"),
+        turn_events.c.turn_id == bindparam("turn_id_"),
     )
+    number = func.max(turn_events.c.last_number)
+    last_number = select(number).where(stored).scalar_subquery()
+    # Without those of a failed attempt, whose last number alone was kept.
+    last_event = select(number).where(stored, turn_events.c.events != b"").scalar_subquery()
     its_agent = and_(
         Session.workspace_id == AgentVersion.workspace_id,
         Session.agent_id == AgentVersion.agent_id,
     )
     return (
-        select(last_number, *PERSONA_COLUMNS)
+        select(last_number, last_event, *PERSONA_COLUMNS)
         .join(Session, its_agent)
         .where(Session.workspace_id == bindparam("workspace_id_"))
         .where(Session.id == bindparam("session_id_"))
@@ -91,7 +95,7 @@ def hold(record: TurnRecord) -> Statement:
 
 def load_record(row: TurnRow, *, history: bool = True) -> Program[TurnRecord]:
     """Return the record of a row of `turns`, with the persona that it was accepted with."""
-    ((last_number, *persona),) = yield from one(
+    ((last_number, last_event, *persona),) = yield from one(
         _PERSONA_AND_LAST_NUMBER(
             workspace_id_=row.workspace_id,
             session_id_=row.session_id,
@@ -112,7 +116,8 @@ def load_record(row: TurnRow, *, history: bool = True) -> Program[TurnRecord]:
         created_at=row.created_at,
         persona=Persona(*persona),
         history=(),
-        events_after=last_number or 0,
+        events_after=last_event or 0,
+        numbers_after=last_number or 0,
         reservation=_reservation_of(row),
         earlier=_earlier_of(row),
     )
@@ -154,5 +159,5 @@ def history_of(record: TurnRecord) -> Statement:
 
 
 def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:
-    """Return the rows of `history_of`, oldest first."""
-    return tuple(map(HistoryMessage._make, reversed(rows)))
+    """Return the rows of `history_of`, oldest first; what else a row may hold is passed over."""
+    return tuple(HistoryMessage(*row[:_COLUMNS]) for row in reversed(rows))

@@ -64,6 +64,8 @@ class TurnRecord:
     """True where it had to wait for another turn."""
     events_after: int = 0
     """The number of the last event that a server before this one stored."""
+    numbers_after: int = 0
+    """The same, also where the event itself was dropped, to run a turn again that failed."""
     reservation: Reservation | None = None
     """What the account's budgets keep for it."""
     earlier: Receipt | None = None

@@ -41,11 +41,18 @@ def hear(record: TurnRecord, words: str) -> Program[None]:
         raise lost()  # and all of it is rolled back
 
 
-def checkpoint(record: TurnRecord, events: Sequence[TurnEvent]) -> Program[None]:
-    """Store what a running turn has come to. Raises `TurnLost`."""
+def checkpoint(
+    record: TurnRecord, events: Sequence[TurnEvent], sound: Sequence[Statement] = ()
+) -> Program[None]:
+    """Store what a running turn has come to; `sound` does it for what it has spoken.
+
+    Raises `TurnLost`.
+    """
     held, *_ = yield [hold(record), *event_store.appending(record, events, utc_now())]
     if not held:
         raise lost()
+    if sound:
+        yield sound
 
 
 def give_up(record: TurnRecord, events: Sequence[TurnEvent]) -> Program[None]:

@@ -5,7 +5,16 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Dialect, Table, and_, bindparam, func
 
-from app.models import AgentVersion, IdempotencyKey, Message, Session, Turn, TurnEventBatch
+from app.models import (
+    Agent,
+    AgentVersion,
+    AudioClip,
+    IdempotencyKey,
+    Message,
+    Session,
+    Turn,
+    TurnEventBatch,
+)
 from app.services.turns.errors import TurnLost
 
 LEASE_SECONDS = 6
@@ -13,8 +22,10 @@ LEASE = timedelta(seconds=LEASE_SECONDS)
 
 turns = cast("Table", Turn.__table__)
 messages = cast("Table", Message.__table__)
+agents = cast("Table", Agent.__table__)
 sessions = cast("Table", Session.__table__)
 turn_events = cast("Table", TurnEventBatch.__table__)
+audio_clips = cast("Table", AudioClip.__table__)
 idempotency_keys = cast("Table", IdempotencyKey.__table__)
 PERSONA_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AgentVersion.__table__.c.version,

@@ -1,7 +1,7 @@
 """What goes on beside the turns: checkpoints, leases, cancel requests, take-over, pruning."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from uuid import UUID
 
 import anyio
@@ -15,6 +15,7 @@ from app.services.turns.errors import TurnLost
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import LEASE_SECONDS
+from app.services.turns.voice_stages import SpokenPiece
 
 logger = logging.getLogger(__name__)
 
@@ -92,23 +93,31 @@ class Upkeep:
                 await self._checkpoint_one(live)
 
     async def _checkpoint_one(self, live: LiveTurn) -> None:
-        """Store the events that have waited for one round, or are large."""
-        unstored = live.log.unstored()
+        """Store the events that have waited for one round, or are large, and what was spoken."""
+        unstored, pieces = live.log.unstored(), self._pieces_for_others(live)
         is_due = live.seen_unstored or sum(len(e.data) for e in unstored) > _CHECKPOINT_BYTES
         live.seen_unstored = bool(unstored)
-        if not unstored or not is_due:
+        if not pieces and not (unstored and is_due):
             return
         async with live.storing:
-            unstored = live.log.unstored()
-            if not unstored or live.settled.is_set():
+            unstored, pieces = live.log.unstored(), self._pieces_for_others(live)
+            if live.settled.is_set() or not (unstored or pieces):
                 return
+            sound = self._audio.keeping(live.record, pieces)
             try:
-                await self._database.run(settlement.checkpoint, live.record, unstored)
+                await self._database.run(settlement.checkpoint, live.record, unstored, sound)
             except TurnLost:
                 live.scope.cancel()
                 return
             live.log.stored(len(unstored))
+            live.stored_pieces += len(pieces)
             live.seen_unstored = False
+
+    def _pieces_for_others(self, live: LiveTurn) -> Sequence[SpokenPiece]:
+        """Return what listeners on other servers have yet to hear, if there can be any."""
+        if self._database.is_sqlite or not self._audio.kept_days:
+            return ()
+        return live.unstored_pieces()
 
     async def _cancel_where_asked(self) -> None:
         if not self._turns:

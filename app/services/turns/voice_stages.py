@@ -70,6 +70,10 @@ class VoiceStages(Protocol):
         """How many characters were given to the speaker so far."""
         ...
 
+    def finished_pieces(self) -> Sequence[SpokenPiece]:
+        """Return what is spoken to its end; the last may grow by the end of the stream."""
+        ...
+
     def pieces(self) -> Sequence[SpokenPiece]:
         """Return what was spoken so far, the piece that broke off included."""
         ...

@@ -11,15 +11,15 @@ from sqlalchemy import func, select, tuple_
 from app.core.database import Database, StorageUnavailable
 from app.models import TurnStatus
 from app.services.turns.live import LiveTurn
-from app.services.turns.statements import turn_events, turns
+from app.services.turns.statements import audio_clips, turn_events, turns
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.15
 _ASKED_AT_ONCE = 500
 
-_Seen = tuple[TurnStatus, int | None]
-"""Status, and the number of the last stored event."""
+_Seen = tuple[TurnStatus, int | None, int | None]
+"""Status, the number of the last stored event, and the index of the last stored piece of sound."""
 
 
 class Watch:
@@ -69,13 +69,19 @@ class Watch:
             .where(turn_events.c.turn_id == turns.c.id)
             .scalar_subquery()
         )
-        query = select(turns.c.workspace_id, turns.c.id, turns.c.status, last_number).where(
-            tuple_(turns.c.workspace_id, turns.c.id).in_(keys)
+        last_index = (
+            select(func.max(audio_clips.c.index))
+            .where(audio_clips.c.workspace_id == turns.c.workspace_id)
+            .where(audio_clips.c.turn_id == turns.c.id)
+            .scalar_subquery()
         )
+        query = select(
+            turns.c.workspace_id, turns.c.id, turns.c.status, last_number, last_index
+        ).where(tuple_(turns.c.workspace_id, turns.c.id).in_(keys))
         found: dict[tuple[UUID, UUID], _Seen] = {}
         async with self._database.reading() as db:
-            for workspace_id, turn_id, status, number in await db.execute(query):
-                found[workspace_id, turn_id] = (status, number)
+            for workspace_id, turn_id, status, number, index in await db.execute(query):
+                found[workspace_id, turn_id] = (status, number, index)
         for key in keys:
             seen = found.get(key)  # none where it was deleted, which its followers must see
             if seen is not None and self._seen.get(key) == seen:

@@ -25,10 +25,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import Direct, Program, Statement
+from app.core.direct import Direct, Program, Statement, upsert
 from app.core.errors import AppError
 from app.core.limits import Quota
 from app.models import UNSETTLED, Budget, Turn, utc_now
@@ -52,8 +51,7 @@ def _reserve(dialect: Dialect) -> ClauseElement:
     A row of an older day begins anew; one of a newer day is of a server whose clock is ahead.
     """
     columns = _budgets.c
-    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    statement = insert(_budgets).values(
+    statement = upsert(dialect, _budgets).values(
         workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
         bucket=bindparam("bucket_", type_=columns.bucket.type),
         day=_day,

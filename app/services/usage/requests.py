@@ -12,11 +12,10 @@ from uuid import UUID
 
 import anyio
 from sqlalchemy import BigInteger, Dialect, Table, bindparam, case, delete, or_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database, StorageUnavailable
-from app.core.direct import Direct, Program, Rows
+from app.core.direct import Direct, Program, Rows, upsert
 from app.core.limits import Limits, Quota
 from app.core.security import Caller
 from app.models import RequestWindow
@@ -150,9 +149,8 @@ def _take_block(dialect: Dialect) -> ClauseElement:
         bindparam(name, type_=BigInteger()) for name in ("minute_", "block_", "limit_")
     )
     is_older = columns.minute < minute
-    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
     return (
-        insert(_windows)
+        upsert(dialect, _windows)
         .values(
             workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
             bucket=bindparam("caller_", type_=columns.bucket.type),

@@ -8,22 +8,30 @@ import io
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
 
 from app.core.errors import AppError
 from app.services.ports import AudioFormat
 from app.services.voice.errors import AudioUnreadable
+from app.services.voice.pcm_wav import PcmWav
 from app.services.voice.plain import plain_sound
-from app.services.voice.silero import SAMPLE_RATE_HZ, Floats
+from app.services.voice.resample import Resampler
+from app.services.voice.silero import Floats
 from app.services.voice.sniff import Sniffed
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioResampler, AudioStream, Packet
+    from av import AudioFrame, AudioStream, Packet
     from av.container import InputContainer
 
     SoundPacket = Packet[AudioStream]
 
-_BLOCK_SAMPLES = 16 * 512
+_HEAD_PACKETS = 512
+_HEAD_BYTES = 128 << 10
+"""Ten seconds of most recordings: enough to hear somebody, and little to keep."""
 _MAX_CHANNELS = 8
 _MIN_RATE_HZ = 4_000
 _MAX_RATE_HZ = 192_000
@@ -60,18 +68,40 @@ _PROBING = {AudioFormat.WAV: {"probesize": "4096"}}
 """FFmpeg looks for DTS in a WAV, which takes 6 ms; by itself it would look at 5 MB."""
 
 
-def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
-    """Return how long the first audio stream plays, in seconds, without decoding it.
+class Sound:
+    """The first audio stream of an open file."""
 
-    Counted from the packets, whatever a header promises; 0 where there is no packet.
-    Gives up soon after `limit_seconds`, so anything above means "longer". Raises
-    `AudioUnreadable`.
-    """
-    with _open(data, sniffed, cpu_seconds=_CPU_SECONDS_TO_MEASURE) as (container, stream):
-        first, last, total = 0.0, 0.0, 0.0
+    def __init__(self, data: bytes, sniffed: Sniffed, opened: "_Opened") -> None:
+        self._data = data
+        self._sniffed = sniffed
+        self._opened = opened
+        self._head: list[SoundPacket] = []
+        """The first packets, which need not be read twice."""
+        self._has_more = False
+
+    def measure(self, *, limit_seconds: float) -> float:
+        """Return how long it plays, in seconds, without decoding it.
+
+        Counted from the packets, whatever a header promises; 0 where there is no packet.
+        Gives up soon after `limit_seconds`, so anything above means "longer". Comes first, and
+        once. Raises `AudioUnreadable`.
+        """
+        with _readable():
+            seconds = self._measure(limit_seconds)
+            self._opened.memory.check()
+            return seconds
+
+    def _measure(self, limit_seconds: float) -> float:
+        container, stream = self._opened.container, self._opened.stream
+        first, last, total, kept_bytes = 0.0, 0.0, 0.0, 0
         unit = float(stream.time_base or 0)
+        codec = stream.codec_context
+        is_opus = codec.name == "opus"
+        least = codec.frame_size / codec.sample_rate  # whatever the container says
         for index, packet in enumerate(_packets(container, stream)):
-            seconds = max((packet.duration or 0) * unit, _least_seconds(packet, stream))
+            if is_opus:
+                least = _opus_seconds(bytes(packet))
+            seconds = max((packet.duration or 0) * unit, least)
             total += seconds
             if packet.pts is not None:
                 begin = packet.pts * unit
@@ -79,91 +109,145 @@ def measure(data: bytes, sniffed: Sniffed, *, limit_seconds: float) -> float:
                 last = max(last, begin + seconds)
             if total > limit_seconds or last - first > limit_seconds:
                 break
+            kept_bytes += packet.size
+            if index < _HEAD_PACKETS and kept_bytes <= _HEAD_BYTES:
+                self._head.append(packet)
+            else:
+                self._has_more = True
         counted = max(total, last - first)
         promised = (container.duration or 0) / 1_000_000
         # A promise that the count bears out leaves out what the encoder padded.
         return promised if 0 <= counted - promised <= _PADDING_SECONDS else counted
 
+    def blocks(self) -> Generator[Floats]:
+        """Yield it as 16 kHz mono in -1 to 1, half a second at a time, once it is measured.
 
-def decode(data: bytes, sniffed: Sniffed) -> Generator[Floats]:
-    """Yield the first audio stream as 16 kHz mono in -1 to 1, half a second at a time.
+        A file whose end is cut off or broken just ends sooner. Raises `AudioUnreadable`, at the
+        end too, where more packets were broken than sound.
+        """
+        with _readable():
+            mixer = _Mixer()
+            sound, broken, values = 0, 0, 0
+            for packet in self._packets():
+                frames = _frames(self._opened.stream, packet)
+                sound, broken = sound + len(frames), broken + (not frames)
+                for frame in frames:
+                    values += frame.samples * frame.layout.nb_channels
+                    yield from mixer.mix(frame)
+                if values > _MAX_VALUES:
+                    break
+            yield from mixer.finish()
+            if broken > sound:
+                raise AudioUnreadable("The sound in this file is broken.")
 
-    A file whose end is cut off or broken just ends sooner. Raises `AudioUnreadable`, at the
-    end too, where more packets were broken than sound.
-    """
-    with _open(data, sniffed, cpu_seconds=_CPU_SECONDS_TO_DECODE) as (container, stream):
-        mixer = _Mixer()
-        sound, broken, values = 0, 0, 0
-        for packet in _packets(container, stream):
-            frames = _frames(packet)
-            sound, broken = sound + len(frames), broken + (not frames)
-            for frame in frames:
-                values += frame.samples * frame.layout.nb_channels
-                yield from mixer.mix(frame)
-            if values > _MAX_VALUES:
-                break
-        yield from mixer.finish()
-        if broken > sound:
-            raise AudioUnreadable("The sound in this file is broken.")
-
-
-class _Mixer:
-    """Resamples to 16 kHz mono; a stream may change its rate and channels on the way."""
-
-    def __init__(self) -> None:
-        self._resampler: AudioResampler | None = None
-        self._kind: tuple[int, str, str] | None = None
-
-    def mix(self, frame: "AudioFrame") -> Iterator[Floats]:
-        from av import AudioResampler
-
-        _refuse_odd_sound(frame.sample_rate, frame.layout.nb_channels)
-        kind = frame.sample_rate, frame.layout.name, frame.format.name
-        if kind != self._kind:
-            yield from self.finish()
-            self._kind = kind
-            self._resampler = AudioResampler("flt", "mono", SAMPLE_RATE_HZ, _BLOCK_SAMPLES)
-        frame.pts = None
-        yield from self._blocks(frame)
-
-    def finish(self) -> Iterator[Floats]:
-        yield from self._blocks(None)
-        self._resampler = None
-
-    def _blocks(self, frame: "AudioFrame | None") -> Iterator[Floats]:
-        for block in self._resampler.resample(frame) if self._resampler else ():
-            yield block.to_ndarray().reshape(-1).astype("f4", copy=False)
+    def _packets(self) -> Iterator["SoundPacket"]:
+        yield from self._head
+        if self._has_more:
+            again = _open(self._data, self._sniffed, cpu_seconds=_CPU_SECONDS_TO_DECODE)
+            with again.container:
+                packets = _packets(again.container, again.stream)
+                yield from islice(packets, len(self._head), None)
+                again.memory.check()
 
 
 @contextmanager
-def _open(
-    data: bytes, sniffed: Sniffed, *, cpu_seconds: float
-) -> Generator[tuple["InputContainer", "AudioStream"]]:
-    """Open `data` and find its first audio stream; whatever FFmpeg raises is `AudioUnreadable`."""
-    memory = _Memory(plain_sound(data, sniffed), cpu_seconds)
-    try:
-        import av
+def open_sound(data: bytes, sniffed: Sniffed) -> Generator[Sound | PcmWav]:
+    """Open `data` while the block runs. Raises `AudioUnreadable`."""
+    plain = plain_sound(data, sniffed)
+    if sniffed.format is AudioFormat.WAV and (sound := PcmWav.of(plain)):
+        _refuse_odd_sound(sound.rate_hz, sound.channels)
+        yield sound
+        return
+    with _readable():
+        opened = _open(plain, sniffed, cpu_seconds=_CPU_SECONDS_TO_MEASURE)
+    with opened.container:
+        yield Sound(plain, sniffed, opened)
 
-        with av.open(
-            memory,
-            mode="r",
-            format=_DEMUXERS[sniffed.format],
-            container_options={
-                "codec_whitelist": _DECODERS[sniffed.format],
-                "format_whitelist": _DEMUXERS[sniffed.format],
-                "protocol_whitelist": "none",
-                "max_streams": "16",
-                **_PROBING.get(sniffed.format, {}),
-            },
-            metadata_errors="replace",
-            io_open=_refuse_to_open,
-        ) as container:
-            yield container, _first_audio_stream(container, _DECODERS[sniffed.format])
-            memory.check()
+
+class _Mixer:
+    """Mixes to 16 kHz mono; a stream may change its rate and channels on the way."""
+
+    def __init__(self) -> None:
+        self._resampler: Resampler | None = None
+        self._kind: tuple[int, str, str] | None = None
+
+    def mix(self, frame: "AudioFrame") -> Iterator[Floats]:
+        _refuse_odd_sound(frame.sample_rate, frame.layout.nb_channels)
+        kind = frame.sample_rate, frame.layout.name, frame.format.name
+        if self._resampler is None or kind != self._kind:
+            yield from self.finish()
+            self._kind = kind
+            self._resampler = Resampler(frame.sample_rate)
+        yield from self._resampler.feed(_mono(frame))
+
+    def finish(self) -> Iterator[Floats]:
+        if self._resampler:
+            yield from self._resampler.finish()
+        self._resampler = None
+
+
+def _mono(frame: "AudioFrame") -> Floats:
+    """Return the mean of the channels; full scale is 1."""
+    values = frame.to_ndarray()  # channels by samples, or all in one row by turns
+    channels = frame.layout.nb_channels
+    if values.dtype.kind == "f":
+        samples = values.astype(np.float32, copy=False)
+    else:
+        full_scale = np.float32(1 << (8 * values.dtype.itemsize - 1))
+        samples = values.astype(np.float32) / full_scale
+        if values.dtype.kind == "u":
+            samples -= 1
+    if channels == 1:
+        return samples.reshape(-1)
+    if frame.format.is_planar:
+        return samples.mean(axis=0)
+    return samples.reshape(-1, channels).mean(axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file in FFmpeg's hands."""
+
+    memory: "_Memory"
+    container: "InputContainer"
+    stream: "AudioStream"
+
+
+@contextmanager
+def _readable() -> Generator[None]:
+    """Turn whatever FFmpeg raises into `AudioUnreadable`."""
+    try:
+        yield
     except AppError:
         raise
-    except Exception as error:  # FFmpeg's binding raises a dozen kinds, ValueError included
+    except Exception as error:  # its binding raises a dozen kinds, ValueError included
         raise AudioUnreadable("This file cannot be read as sound.") from error
+
+
+def _open(plain: bytes, sniffed: Sniffed, *, cpu_seconds: float) -> _Opened:
+    """Open what `plain_sound` returned and find its first audio stream."""
+    import av
+
+    memory = _Memory(plain, cpu_seconds)
+    container = av.open(
+        memory,
+        mode="r",
+        format=_DEMUXERS[sniffed.format],
+        container_options={
+            "codec_whitelist": _DECODERS[sniffed.format],
+            "format_whitelist": _DEMUXERS[sniffed.format],
+            "protocol_whitelist": "none",
+            "max_streams": "16",
+            **_PROBING.get(sniffed.format, {}),
+        },
+        metadata_errors="replace",
+        io_open=_refuse_to_open,
+    )
+    try:
+        return _Opened(memory, container, _first_audio_stream(container, _DECODERS[sniffed.format]))
+    except BaseException:
+        container.close()
+        raise
 
 
 class _Memory(io.BytesIO):
@@ -228,22 +312,14 @@ def _packets(container: "InputContainer", stream: "AudioStream") -> Iterator["So
         return
 
 
-def _frames(packet: "SoundPacket") -> list["AudioFrame"]:
-    """Decode `packet`; empty where it is broken."""
+def _frames(stream: "AudioStream", packet: "SoundPacket") -> list["AudioFrame"]:
+    """Decode `packet`, of this opening of the file or another; empty where it is broken."""
     from av.error import FFmpegError
 
     try:
-        return packet.decode()
+        return stream.decode(packet)  # pyright: ignore[reportUnknownMemberType]  # of a bare Packet
     except FFmpegError:
         return []
-
-
-def _least_seconds(packet: "SoundPacket", stream: "AudioStream") -> float:
-    """Return how long `packet` must play whatever its container says, 0 where that is not known."""
-    codec = stream.codec_context
-    if codec.name == "opus":
-        return _opus_seconds(bytes(packet))
-    return codec.frame_size / codec.sample_rate
 
 
 def _opus_seconds(packet: bytes) -> float:

@@ -85,7 +85,7 @@ def _judge(data: bytes) -> Recording | AppError:
 
 
 def _inspect(data: bytes) -> Recording:
-    from app.services.voice.decode import decode, measure
+    from app.services.voice.decode import open_sound
 
     if not data:
         raise AudioEmpty("The upload is empty.")
@@ -95,13 +95,14 @@ def _inspect(data: bytes) -> Recording:
     if sniffed is None:
         raise AudioUnreadable("Send WAV, MP3, MP4, WebM, Ogg or FLAC.")
     limit_seconds = MAX_SECONDS + _GRACE_SECONDS
-    duration_seconds = measure(data, sniffed, limit_seconds=limit_seconds)
-    if duration_seconds > limit_seconds:
-        raise AudioTooLong("A recording may last 10 minutes at most.")
-    if duration_seconds == 0:
-        raise AudioEmpty("The recording holds no sound.")
-    if not _is_speech(decode(data, sniffed)):
-        raise NoSpeech("No speech was found in the recording.")
+    with open_sound(data, sniffed) as sound:
+        duration_seconds = sound.measure(limit_seconds=limit_seconds)
+        if duration_seconds > limit_seconds:
+            raise AudioTooLong("A recording may last 10 minutes at most.")
+        if duration_seconds == 0:
+            raise AudioEmpty("The recording holds no sound.")
+        if not _is_speech(sound.blocks()):
+            raise NoSpeech("No speech was found in the recording.")
     return Recording(data, sniffed.format, duration_seconds)
 
 

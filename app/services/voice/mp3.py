@@ -3,7 +3,6 @@
 from typing import Protocol, cast
 
 import anyio
-import lameenc
 from anyio import to_thread
 
 _QUALITY = 7
@@ -15,6 +14,10 @@ _INLINE_BYTES = 16_384
 _BLOCK_BYTES = 96_000
 _threads = anyio.CapacityLimiter(1)
 """LAME lets other Python go on, so one thread uses a second core and leaves the first free."""
+
+
+_starters = anyio.CapacityLimiter(1)
+"""Apart, for an answer that begins must not wait for others that go on."""
 
 
 class _Lame(Protocol):
@@ -38,6 +41,8 @@ class Mp3Encoder:
     """
 
     def __init__(self, sample_rate_hz: int, bit_rate_kbps: int = 64) -> None:
+        import lameenc  # with the other packages of voice turns, at the first of them
+
         encoder = cast("_Lame", lameenc.Encoder())  # pyright: ignore[reportUnknownMemberType]
         encoder.silence()
         encoder.set_channels(1)
@@ -47,6 +52,10 @@ class Mp3Encoder:
         encoder.set_quality(_QUALITY)
         self._encoder = encoder
         self._has_begun = False
+
+    def start(self) -> None:
+        """Do what the first `encode` would do first."""
+        self._encoder.encode(b"")
 
     def encode(self, pcm: bytes) -> bytes:
         """Return the frames that `pcm` completes, often none.
@@ -63,6 +72,15 @@ class Mp3Encoder:
     def finish(self) -> bytes:
         """Return the last frames, empty where there was no sound. Nothing may follow."""
         return bytes(self._encoder.flush()) if self._has_begun else b""
+
+
+async def started(encoder: Mp3Encoder) -> Mp3Encoder:
+    """Return `encoder` once LAME has made its tables, which takes longer than the first sound.
+
+    Done beside the event loop, and before there is any sound to wait for it.
+    """
+    await to_thread.run_sync(encoder.start, limiter=_starters)
+    return encoder
 
 
 async def encode(encoder: Mp3Encoder, pcm: bytes) -> bytes:

@@ -4,14 +4,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
-
-import sentencex
-
-_segment = cast(
-    "Callable[[str, str], list[str]]",
-    sentencex.segment,  # pyright: ignore  # noqa: PGH003  # it has no types
-)
 
 _FIRST_CLAUSE_CHARACTERS = 60
 _SHORTEST_CLAUSE_CHARACTERS = 20
@@ -114,7 +108,7 @@ class SentenceCutter:
         begin = max(0, candidate.end - _CONTEXT_CHARACTERS)
         before = _MARKDOWN.sub("", self._text[begin : candidate.end])
         after = _MARKDOWN.sub("", self._text[candidate.end :])
-        segments = _segment(self._language, before + after)
+        segments = _load_segment()(self._language, before + after)
         if len(segments) > 1 and segments[-1].strip() == after.strip():
             self._cut(candidate.end, pieces)
 
@@ -154,6 +148,17 @@ def _best_cut(text: str) -> int:
         if (text[end].isspace() or text[end - 1].isspace()) and text[:end].strip():
             return end
     return most
+
+
+@cache
+def _load_segment() -> Callable[[str, str], list[str]]:
+    """Load a megabyte that a server without voice turns never needs; it takes a millisecond."""
+    import sentencex
+
+    return cast(
+        "Callable[[str, str], list[str]]",
+        sentencex.segment,  # pyright: ignore  # noqa: PGH003  # it has no types
+    )
 
 
 def _may_end_sentence(text: str) -> bool:

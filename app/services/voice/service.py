@@ -4,8 +4,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import UUID
 
-import anyio
-
 from app.core.database import Database
 from app.core.errors import AppError
 from app.core.security import Caller
@@ -15,10 +13,8 @@ from app.services.turns import LiveTurn, TurnEngine, TurnOptions, audio_store
 from app.services.turns.errors import TurnCancelled
 from app.services.voice.errors import AudioNotStored
 from app.services.voice.guard import inspect
+from app.services.voice.listening import live_sound
 from app.services.voice.turn import VoiceTurn, VoiceTurns
-
-_FOLLOW_SECONDS = 0.2
-"""How often a turn that another server may run is looked up."""
 
 
 class VoiceAnswer:
@@ -131,7 +127,7 @@ class VoiceService:
         turn ended with.
         """
         turn, heard = answer.turn, False
-        async with aclosing(self._live_sound(turn)) as chunks:
+        async with aclosing(live_sound(self._turns, self._database, turn)) as chunks:
             async for chunk in chunks:
                 heard = True
                 yield chunk
@@ -153,25 +149,6 @@ class VoiceService:
                     yield chunk
         else:
             raise AudioNotStored("No sound of this turn is kept.")
-
-    async def _live_sound(self, turn: LiveTurn) -> AsyncGenerator[bytes]:
-        """Yield what is spoken here, until the turn is settled, wherever that happens."""
-        sent = 0
-        await self._turns.look_up(turn)
-        while True:
-            voice = turn.voice if isinstance(turn.voice, VoiceTurn) else None
-            changed = voice.changed if voice else turn.settled
-            while voice and sent < len(voice.mp3):
-                sent += 1
-                yield voice.mp3[sent - 1]
-            if turn.settled.is_set():
-                if voice:
-                    turn.reply()  # raises what the turn ended with
-                return
-            with anyio.move_on_after(_FOLLOW_SECONDS):
-                await changed.wait()
-                continue
-            await self._turns.look_up(turn)
 
     async def _say_again(self, turn: LiveTurn, voice: VoiceTurn) -> AsyncGenerator[bytes]:
         """Speak the answer of a turn that is settled, once more."""

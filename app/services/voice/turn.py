@@ -11,7 +11,7 @@ from app.services.ports import Recording, Speaker, Transcriber, Transcript
 from app.services.turns import Clip, Persona, SpokenPiece
 from app.services.turns.heard import whole_words
 from app.services.voice.errors import NoSpeech
-from app.services.voice.mp3 import Mp3Encoder, encode
+from app.services.voice.mp3 import Mp3Encoder, encode, started
 from app.services.voice.sentences import SentenceCutter
 from app.services.voice.speaking import Listener, Utterance, speak_in_order
 from app.services.voice.spoken import SpokenText
@@ -67,7 +67,7 @@ class VoiceTurn:
         mark: Callable[[str], None],
     ) -> None:
         """Fulfil `VoiceStages.speak`: sentences ahead of each other, into one MP3 stream."""
-        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
+        encoder = await started(Mp3Encoder(self.speaker.sample_rate_hz))
 
         def begin(utterance: Utterance) -> None:
             self._current = utterance
@@ -103,6 +103,10 @@ class VoiceTurn:
             await on_sound(bytes(2 * round(self.speaker.sample_rate_hz * _SILENCE_SECONDS)))
             self._finish_piece(silence)
         self._end_stream(encoder.finish())
+
+    def finished_pieces(self) -> Sequence[SpokenPiece]:
+        """Fulfil `VoiceStages.finished_pieces`."""
+        return self._finished
 
     def pieces(self) -> Sequence[SpokenPiece]:
         """Fulfil `VoiceStages.pieces`."""

@@ -1,0 +1,170 @@
+"""The whole of HTTP, by aiohttp: WebSockets, proxies and credentials in the URL.
+
+aiohttp's errors become those that `wire` raises in the same case. Imported at the first need, since
+aiohttp takes 8 MB and a fifth of a second.
+"""
+
+import io
+import logging
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import NoReturn
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from app.services.openai_service.failures import failure_of_status
+from app.services.openai_service.wire import NotHttpError, Upload
+from app.services.ports import ProviderRejected, ProviderUnavailable, UpstreamIncomplete
+
+logger = logging.getLogger(__name__)
+
+_CONNECTION_LIMIT = 1000
+_MAX_MESSAGE_BYTES = 8 << 20
+_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
+
+
+class FullHttp:
+    """A pool of connections; `headers` go with every request. Open it on the event loop."""
+
+    def __init__(
+        self, headers: Mapping[str, str], proxy: str | None, connect_seconds: float
+    ) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
+            proxy=proxy,  # trust_env would ask two threads in each request
+            middlewares=[_refuse_redirects],
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def get(self, url: URL) -> "FullResponse":
+        """Ask for `url`; raises as `WirePool.post` does, and `ProviderError`."""
+        return await self._send("GET", url)
+
+    async def post(self, url: URL, body: bytes | Upload) -> "FullResponse":
+        """Send JSON or an upload; raises as `get` does."""
+        upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
+        data = io.BytesIO(b"".join(upload.pieces))
+        return await self._send("POST", url, data, {"Content-Type": upload.content_type})
+
+    async def open_websocket(self, url: URL, *, setting: str) -> "WebSocket":
+        """Connect; errors of the provider name `setting`. Raises as `get` does."""
+        try:
+            return WebSocket(await self._session.ws_connect(url, max_msg_size=_MAX_MESSAGE_BYTES))
+        except aiohttp.WSServerHandshakeError as error:
+            status, headers = error.status, error.headers or {}
+        except aiohttp.ClientError as error:
+            _raise_plainly(error)
+        logger.debug("The provider answered HTTP %d to a WebSocket", status)
+        if status // 100 in {1, 2}:
+            raise UpstreamIncomplete("The AI provider does not speak WebSocket; check TTS_MODEL.")
+        raise failure_of_status(status, headers, b"", setting=setting)
+
+    async def _send(
+        self,
+        method: str,
+        url: URL,
+        body: io.BytesIO | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> "FullResponse":
+        try:
+            response = await self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False, middlewares=()
+            )
+        except aiohttp.ClientError as error:
+            _raise_plainly(error)
+        return FullResponse(response)
+
+
+class FullResponse:
+    """A response whose body is still to come, as `wire.Response` is."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+
+    async def read_any(self) -> bytes:
+        """Return what has come; `b""` is the end. Raises `ConnectionError` where it breaks off."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, HttpProcessingError, RuntimeError) as error:
+            # `RuntimeError` is for readers of a connection that is gone.
+            raise ConnectionResetError(type(error).__name__) from None
+
+    def close(self) -> None:
+        """Drop the connection; one that was read to its end is in the pool already."""
+        self._response.close()
+
+
+class WebSocket:
+    """An open WebSocket, of whose messages only text counts. Raises `ConnectionError`."""
+
+    __slots__ = ("_websocket",)
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        self._websocket = websocket
+
+    async def send(self, text: str) -> None:
+        """Send a message."""
+        try:
+            await self._websocket.send_str(text)
+        except aiohttp.ClientError as error:
+            raise ConnectionResetError(type(error).__name__) from None
+
+    async def receive(self) -> str:
+        """Wait for a message; anything but text counts as the end."""
+        message = await self._websocket.receive()
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            raise ConnectionResetError("the WebSocket was closed")
+        return message.data
+
+    async def close(self) -> None:
+        """Say goodbye, and wait for the other side to do so."""
+        await self._websocket.close()
+
+
+async def _refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keep a WebSocket at the host that was configured: aiohttp would follow."""
+    response = await handler(request)
+    if response.status in _REDIRECTS:
+        response.close()
+        raise failure_of_status(response.status, {}, b"", setting="OPENAI_BASE_URL")
+    return response
+
+
+def _raise_plainly(error: aiohttp.ClientError) -> NoReturn:
+    """Raise what `wire` would; without the cause, whose repr holds the request's headers."""
+    match error:
+        case aiohttp.ServerTimeoutError():
+            raise TimeoutError from None
+        case aiohttp.ClientConnectorDNSError():
+            raise socket.gaierror from None
+        case aiohttp.ClientSSLError():
+            raise ssl.SSLError from None
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            raise ProviderUnavailable(
+                "The proxy to the AI provider does not serve; check HTTPS_PROXY."
+            ) from None
+        case aiohttp.ClientConnectorError():
+            raise ConnectionRefusedError from None
+        case aiohttp.InvalidURL():
+            raise ProviderRejected("OPENAI_BASE_URL is no address of a server.") from None
+        case aiohttp.ClientResponseError():
+            raise NotHttpError("the response is not HTTP") from None
+        case _:
+            raise ConnectionResetError(type(error).__name__) from None

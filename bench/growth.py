@@ -1,0 +1,148 @@
+"""What a request costs in long sessions and in large databases, beside short and small ones.
+
+Everything that is compared is asked in turns, a block of each after the other, so that the
+machine's noise is in all of it alike.
+"""
+
+import base64
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+
+from bench.load import quantile
+from bench.processes import Server, cpu_seconds
+from bench.sessions import ServerSessions
+from bench.site import DATABASES, Site
+from bench.wire import ClientConnection, get, run, text_turn
+
+Cells = list[list[str]]
+
+_HISTORIES = (10, 1000, 100_000)
+_BLOCKS, _BLOCK = 16, 8
+_LARGE_SESSIONS, _LARGE_MESSAGES = 50_000, 20
+_HISTORY_LIMIT, _P95_LIMIT = 1.15, 2.0
+
+
+@dataclass(slots=True)
+class Case:
+    """Requests that are measured together, and what was seen of them."""
+
+    server: Server
+    requests: Sequence[bytes]
+    latencies_ms: list[float] = field(default_factory=list[float])
+    cpu_ms: list[float] = field(default_factory=list[float])
+    """For one request, as the mean of each block."""
+
+    def latency_ms(self, share: float) -> float:
+        """Return a quantile of the latencies."""
+        return quantile(sorted(self.latencies_ms), share)
+
+    def cost_ms(self) -> float:
+        """Return the server's CPU for a request: the median of the blocks."""
+        return statistics.median(self.cpu_ms)
+
+
+async def _alternate(cases: Sequence[Case]) -> None:
+    """Send each case's requests, a block at a time; the first block warms up."""
+    connections = [await ClientConnection.open(case.server.port) for case in cases]
+    sources = [cycle(case.requests) for case in cases]
+    for number in range(_BLOCKS + 1):
+        for case, connection, source in zip(cases, connections, sources, strict=True):
+            before = cpu_seconds(case.server.pid)
+            for request in islice(source, _BLOCK):
+                sent_at = time.perf_counter()
+                status = await connection.exchange(request, _ignore)
+                if status != 200:  # noqa: PLR2004  # OK
+                    raise RuntimeError(f"HTTP {status}")
+                if number:
+                    case.latencies_ms.append((time.perf_counter() - sent_at) * 1000)
+            if number:
+                case.cpu_ms.append((cpu_seconds(case.server.pid) - before) * 1000 / _BLOCK)
+    for connection in connections:
+        connection.close()
+
+
+def _kinds(ids: Sequence[str], messages: int) -> dict[str, list[bytes]]:
+    """Return requests for each kind of thing that is asked of sessions of so many messages."""
+    last = base64.urlsafe_b64encode(max(0, messages - 10).to_bytes(8, "big")).decode().rstrip("=")
+    return {
+        "text turn": [text_turn(each) for each in ids],
+        "stream": [text_turn(each, streams=True) for each in ids],
+        "first page of messages": [get(f"/sessions/{each}/messages?limit=10") for each in ids],
+        "last page of messages": [
+            get(f"/sessions/{each}/messages?limit=10&cursor={last}") for each in ids
+        ],
+        "list of sessions": [get("/sessions?limit=20")],
+    }
+
+
+def history(site: Site) -> Cells:
+    """Sessions of 10, 1,000 and 100,000 messages: CPU-ms and p50 beside those of the shortest."""
+    cells = [
+        ["database", "request", "messages", "CPU-ms", "x", "p50 ms", "x", f"<= {_HISTORY_LIMIT}"]
+    ]
+    for name in DATABASES:
+        place = site.place(name)
+        with site.server(place) as server:
+            like = ServerSessions(server.port).make("tokens-20", 1)[0]
+            filled = {count: place.fill(like, 8, count) for count in _HISTORIES}
+            kinds = {count: _kinds(ids, count) for count, ids in filled.items()}
+            for kind in kinds[_HISTORIES[0]]:
+                cases = {count: Case(server, kinds[count][kind]) for count in _HISTORIES}
+                run(_alternate(list(cases.values())))
+                labelled = {f"{count:,}": case for count, case in cases.items()}
+                cells += _compare(name, kind, labelled, _is_flat)
+    return cells
+
+
+def large(site: Site) -> Cells:
+    """A database of 1,000,000 messages in 50,000 sessions beside a small one: p95 of each kind."""
+    cells = [["database", "request", "size", "CPU-ms", "x", "p95 ms", "x", f"<= {_P95_LIMIT}"]]
+    for name in DATABASES:
+        with ExitStack() as stack:
+            kinds: dict[str, dict[str, list[bytes]]] = {}
+            servers: dict[str, Server] = {}
+            for size, sessions in (("small", 50), ("large", _LARGE_SESSIONS)):
+                place = site.place(name)
+                servers[size] = server = stack.enter_context(site.server(place))
+                like = ServerSessions(server.port).make("tokens-20", 1)[0]
+                ids = place.fill(like, sessions, _LARGE_MESSAGES)
+                kinds[size] = _kinds(ids[:: max(1, sessions // 200)], _LARGE_MESSAGES)
+            for kind in kinds["small"]:
+                cases = {size: Case(servers[size], kinds[size][kind]) for size in servers}
+                run(_alternate(list(cases.values())))
+                cells += _compare(name, kind, cases, _is_quick, share=0.95)
+    return cells
+
+
+def _compare(
+    database: str,
+    kind: str,
+    cases: Mapping[str, Case],
+    is_reached: Callable[[float, float], bool],
+    share: float = 0.5,
+) -> Cells:
+    first = next(iter(cases.values()))
+    cells: Cells = []
+    for label, case in cases.items():
+        costs = case.cost_ms() / first.cost_ms()
+        takes = case.latency_ms(share) / first.latency_ms(share)
+        verdict = "" if case is first else "yes" if is_reached(costs, takes) else "NO"
+        numbers = [case.cost_ms(), costs, case.latency_ms(share), takes]
+        cells.append([database, kind, label, *(f"{each:.2f}" for each in numbers), verdict])
+    return cells
+
+
+def _is_flat(costs: float, takes: float) -> bool:
+    return min(costs, takes) <= _HISTORY_LIMIT
+
+
+def _is_quick(_costs: float, takes: float) -> bool:
+    return takes <= _P95_LIMIT
+
+
+def _ignore(_piece: bytes) -> None:
+    pass

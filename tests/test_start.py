@@ -1,0 +1,117 @@
+"""What is loaded by a start, and what only by the first use: memory and time to start depend on it.
+
+Nothing here measures either: `make bench` does.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from app.core.config import Settings
+from tests.provider import Provider
+
+ROOT = Path(__file__).parent.parent
+
+SERVE = """
+import asyncio, sys
+from app import cli
+import uvicorn
+from app.main import app, load_settings
+from app.routers.connections import PatientProtocol
+from app.services.openai_service import OpenAIClient, warn_of_shutdowns
+from app.state import fetch_weights
+
+async def serve():
+    settings = load_settings()
+    fetch_weights(settings)
+    async with app.router.lifespan_context(app):
+        async with OpenAIClient(settings.openai_base_url, "key") as client:
+            await warn_of_shutdowns(client, {})
+
+asyncio.run(serve())
+print(*sys.modules)
+"""
+"""What `agent-platform serve` and `uvicorn app.main:app` import, open and ask by themselves."""
+
+HELP = """
+import sys
+before = set(sys.modules)
+from app.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("MODULES", *set(sys.modules) - before)
+"""
+
+AT_FIRST_USE = {
+    "aiohttp",  # WebSockets, proxies
+    "alembic",  # a database at another revision
+    "av",
+    "cryptography",  # Supabase
+    "jwt",
+    "lameenc",
+    "numpy",
+    "sentencex",
+    "app.services.local_service",
+    "app.services.openai_service.full_http",
+}
+DRIVERS = {
+    "sqlite": {"aiosqlite", "sqlite3", "sqlalchemy.dialects.sqlite"},
+    "postgres": {"asyncpg", "sqlalchemy.dialects.postgresql"},
+}
+
+
+def run(program: str, folder: Path, **settings: str) -> str:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), **settings},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_server_without_the_engine_loads_what_it_needs_and_one_databases_driver(
+    settings: Settings, tmp_path: Path
+) -> None:
+    own = "sqlite" if settings.parsed_database_url.is_sqlite else "postgres"
+    other = "postgres" if own == "sqlite" else "sqlite"
+    url = settings.database_url
+    database = {"DATABASE_URL": url.get_secret_value()} if url else {}
+
+    with Provider() as provider:
+        modules = run(
+            SERVE,
+            tmp_path,
+            **database,
+            DATA_DIR=str(settings.data_dir),
+            OPENAI_API_KEY="not-checked",
+            OPENAI_BASE_URL=provider.base_url,
+        )
+        assert "/v1/models" in {request.path for request in provider.requests}
+
+    loaded = set(modules.split())
+    assert DRIVERS[own] <= loaded
+    assert not loaded & (AT_FIRST_USE | DRIVERS[other])
+
+
+def test_the_command_lines_help_loads_nothing_but_python(tmp_path: Path) -> None:
+    _, _, modules = run(HELP, tmp_path).rpartition("MODULES")
+
+    others = {name.partition(".")[0] for name in modules.split()} - sys.stdlib_module_names
+    assert others == {"app"}
+
+
+def test_a_start_builds_each_route_once() -> None:
+    from app.main import app
+
+    assert {type(route).__name__ for route in app.routes} <= {
+        "APIRoute",
+        "Mount",
+        "Route",
+        "StrictRoute",
+    }

@@ -1,0 +1,148 @@
+"""A spoken answer is heard on any server while it is spoken on one."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx2
+import pytest
+
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.security import ADMIN
+from app.services.turns.errors import TurnInterrupted
+from app.services.voice import VoiceAnswer
+from app.state import Providers, State, serving
+from tests.fakes import FakeChatModel, FakeSpeaker
+from tests.turns.test_engine import Gate
+from tests.turns.test_recovery import abandon
+from tests.turns.test_voice_turns import ANSWER, turns_of, upload
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.postgres,
+    pytest.mark.parametrize("settings", ["postgres"], indirect=True),  # SQLite has one server
+]
+
+
+@pytest.fixture
+async def other(
+    settings: Settings, state: State, database: Database, providers: Providers
+) -> AsyncIterator[State]:
+    """A second server on the same database."""
+    assert not state["turns"].is_draining  # the first is there already
+    async with serving(settings, database, providers) as other:
+        yield other
+
+
+@pytest.fixture
+def gate(chat_model: FakeChatModel, speaker: FakeSpeaker) -> Gate:
+    """Holds every sentence but the first back."""
+    chat_model.answer = ANSWER
+    gate = Gate()
+
+    async def hold_the_others() -> None:
+        if len(speaker.said) > 1:
+            await gate()
+
+    speaker.while_speaking = hold_the_others
+    return gate
+
+
+async def begun_on(state: State, session_id: str, there: State) -> VoiceAnswer:
+    """Listen on `there` to what the session's turn on `state` has said so far."""
+    (turn_id,) = await turns_of(state, session_id)
+    answer = await there["voice"].listen(ADMIN, turn_id)
+    with anyio.fail_after(10):
+        await answer.first_sound()
+    return answer
+
+
+async def rest_of(answer: VoiceAnswer) -> bytes:
+    with anyio.fail_after(10):
+        return b"".join([chunk async for chunk in answer.mp3()])
+
+
+async def test_answer_is_heard_on_another_server_before_it_is_whole(
+    client: httpx2.AsyncClient,
+    state: State,
+    other: State,
+    gate: Gate,
+    session_id: str,
+    speech: bytes,
+) -> None:
+    sent: list[httpx2.Response] = []
+    heard: list[VoiceAnswer] = []
+    rest: list[bytes] = []
+
+    async def send() -> None:
+        sent.append(await upload(client, session_id, speech))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(send)
+        await gate.arrived.wait()
+        heard.append(await begun_on(state, session_id, other))
+        assert sent == []
+        gate.opened.set()
+        rest.append(await rest_of(heard[0]))
+
+    (mp3,) = rest
+    assert mp3 == sent[0].content
+    assert heard[0].whole is None
+    assert heard[0].transcript.text == "What time is it?"
+    again = await client.get(f"/turns/{heard[0].turn_id}/audio")
+    assert again.content == mp3
+
+
+async def test_answer_that_is_cancelled_ends_elsewhere_where_it_ended(
+    client: httpx2.AsyncClient,
+    state: State,
+    other: State,
+    gate: Gate,
+    session_id: str,
+    speech: bytes,
+) -> None:
+    async def listen() -> None:
+        await gate.arrived.wait()
+        answer = await begun_on(state, session_id, other)
+        await client.post(f"/turns/{answer.turn_id}/cancel")
+        heard.append(await rest_of(answer))
+
+    heard: list[bytes] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(upload, client, session_id, speech)
+        group.start_soon(listen)
+
+    (turn_id,) = await turns_of(state, session_id)
+    stored = await client.get(f"/turns/{turn_id}/audio")
+    assert stored.content == heard[0] != b""
+
+
+async def test_listener_elsewhere_is_cut_off_where_the_answer_is_spoken_anew(
+    client: httpx2.AsyncClient,
+    state: State,
+    other: State,
+    gate: Gate,
+    speaker: FakeSpeaker,
+    database: Database,
+    session_id: str,
+    speech: bytes,
+) -> None:
+    async def listen() -> None:
+        await gate.arrived.wait()
+        answer = await begun_on(state, session_id, other)
+        speaker.while_speaking = None
+        await abandon(database, answer.turn_id)
+        with pytest.raises(TurnInterrupted):
+            await rest_of(answer)
+        gate.opened.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(upload, client, session_id, speech)
+        group.start_soon(listen)
+
+    (turn_id,) = await turns_of(state, session_id)
+    with anyio.fail_after(10):
+        again = await other["voice"].listen(ADMIN, turn_id)
+        await again.first_sound()
+    stored = await client.get(f"/turns/{turn_id}/audio")
+    assert await rest_of(again) == stored.content
