@@ -26,6 +26,8 @@ class ErrorKind(StrEnum):
     """The request did not come in time."""
     UNSUPPORTED = "unsupported"
     """The type of the content is one we do not take."""
+    OUT_OF_RANGE = "out_of_range"
+    """There is no such part of what was asked for."""
     INVALID = "invalid"
     """Well-formed, but not acceptable."""
     TOO_MANY = "too_many"

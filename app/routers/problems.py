@@ -26,6 +26,7 @@ _STATUS = {
     ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorKind.TOO_SLOW: HTTPStatus.REQUEST_TIMEOUT,
     ErrorKind.UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ErrorKind.OUT_OF_RANGE: HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
     ErrorKind.INVALID: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorKind.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorKind.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -80,6 +81,17 @@ class UnsupportedMediaType(AppError):
     code = "unsupported-media-type"
 
 
+class RangeNotSatisfiable(AppError):
+    """There is no such range."""
+
+    kind = ErrorKind.OUT_OF_RANGE
+    code = "range-not-satisfiable"
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"The sound has {size_bytes} bytes.")
+        self.size_bytes = size_bytes
+
+
 class RequestInvalid(AppError):
     """The request is not valid."""
 
@@ -123,6 +135,8 @@ def problem_response(
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would retry a 409 by themselves
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if error.quota:
         headers |= quota_headers(error.quota)
     return Response(

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from app.models import Turn
+from app.routers.problems import RangeNotSatisfiable
 from app.routers.streams import OnDisconnect
 from app.routers.voice_headers import voice_headers
 from app.schemas.chat import ClipRead, RecordingRead, TurnAudio
@@ -56,6 +57,7 @@ def sound_response(
     """Return the sound; its first must have been waited for. `left` is for when the client leaves.
 
     Safari asks for a range of everything that it plays; what is not stored yet has none.
+    Raises `RangeNotSatisfiable`.
     """
     told = voice_headers(answer) | (headers or {})
     if answer.whole is None:
@@ -67,8 +69,7 @@ def sound_response(
         return Response(answer.whole, media_type=_MP3, headers=told)
     first, last = _bounds(wanted[1], wanted[2], size)
     if first > last:
-        told["Content-Range"] = f"bytes */{size}"
-        return Response(status_code=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers=told)
+        raise RangeNotSatisfiable(size)
     told["Content-Range"] = f"bytes {first}-{last}/{size}"
     body = answer.whole[first : last + 1]
     return Response(body, HTTPStatus.PARTIAL_CONTENT, headers=told, media_type=_MP3)

@@ -17,7 +17,7 @@ _FURTHER: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/sessions/{session_id}/fork"): (409,),
     ("post", "/messages/text"): _TURN,
     ("post", "/messages/voice"): _TURN,
-    ("get", "/turns/{turn_id}/audio"): _TURN,
+    ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
     ("post", "/keys/{key_id}/rotate"): (409,),
     ("get", "/health/ready"): (503,),
 }

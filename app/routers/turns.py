@@ -54,7 +54,10 @@ async def follow_turn(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
 @router.get(
     "/{turn_id}/audio",
     response_class=Response,
-    responses={200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer as MP3"}},
+    responses={
+        200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer as MP3"},
+        206: {"content": {"audio/mpeg": {}}, "description": "The range of it that was asked for"},
+    },
 )
 async def listen_to_turn(
     turn_id: UUID,
