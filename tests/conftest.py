@@ -21,8 +21,13 @@ from app.core.database import Database
 from app.core.migrations import upgrade
 from app.main import create_app
 from app.state import Providers, State, serving
+from tests import canaries
 from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
 from tests.postgres import PgBouncer, PostgresMissing, PostgresServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(canaries)
 
 
 class IsolatedSettings(Settings):
@@ -32,6 +37,7 @@ class IsolatedSettings(Settings):
 
 
 AUDIO = Path(__file__).parent / "audio"
+ADMIN_KEY = SecretStr(canaries.ADMIN_KEY)
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -82,14 +88,15 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
     if request.param == "sqlite":
         template: Path = request.getfixturevalue("sqlite_template")
         shutil.copy(template, tmp_path / "agent-platform.db")
-        yield IsolatedSettings(data_dir=tmp_path)
+        yield IsolatedSettings(data_dir=tmp_path, admin_api_key=ADMIN_KEY)
+        canaries.search_sqlite(tmp_path)
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     migrated: str = request.getfixturevalue("postgres_template")
     name = f"test_{uuid4().hex[:12]}"
     postgres.server.create_database(name, template=migrated)
     url = SecretStr(postgres.pooler.url(name))
-    yield IsolatedSettings(data_dir=tmp_path, database_url=url)
+    yield IsolatedSettings(data_dir=tmp_path, database_url=url, admin_api_key=ADMIN_KEY)
     postgres.server.drop_database(name)
 
 
@@ -152,7 +159,7 @@ async def client_of(
     async def app_with_state(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": dict[str, Any](state)}, receive, send)
 
-    transport = httpx2.ASGITransport(app_with_state, client=(peer, 50000))
+    transport = httpx2.ASGITransport(canaries.watched(app_with_state), client=(peer, 50000))
     async with httpx2.AsyncClient(transport=transport, base_url=base_url) as client:
         yield client
 

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
+from tests import canaries
 from tests.postgres_programs import PostgresMissing, find_pgbouncer, find_postgres
 
 __all__ = ["PgBouncer", "PostgresMissing", "PostgresServer", "ServerFailed"]
@@ -29,7 +31,12 @@ __all__ = ["PgBouncer", "PostgresMissing", "PostgresServer", "ServerFailed"]
 START_SECONDS = 30
 STOP_SECONDS = 10
 MEMORY_FOLDER_BYTES = 2**30
-PASSWORD = "not-checked"  # both servers trust every client on loopback
+PASSWORD = quote(canaries.DATABASE_PASSWORD, safe="")
+"""As a URL has it. Nobody checks it: both servers trust every client on loopback."""
+_DUMP = r"""
+SELECT format('COPY %s TO STDOUT', oid::regclass) FROM pg_class
+WHERE relnamespace = to_regnamespace('agent_platform') AND relkind = 'r' \gexec
+"""
 
 
 class ServerFailed(RuntimeError):
@@ -208,7 +215,8 @@ class PostgresServer(_Server):
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or "template1"}"')
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, if it is there, and end the connections to it."""
+        """Search and remove a database, if it is there, and end the connections to it."""
+        self.search(name)
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def execute(self, sql: str, database: str = "postgres") -> None:
@@ -216,9 +224,24 @@ class PostgresServer(_Server):
         psql = str(self.programs / "psql")
         self._run(psql, "--no-psqlrc", "-qv", "ON_ERROR_STOP=1", "-c", sql, self.url(database))
 
+    def search(self, database: str = "postgres") -> None:
+        """Look for planted secrets in every row of ours."""
+        if not canaries.is_on:
+            return
+        command = [self.programs / "psql", "--no-psqlrc", "-qAt", "-f", "-", self.url(database)]
+        environment = {"LC_ALL": "C", "PGOPTIONS": "-c bytea_output=escape"}
+        dump = subprocess.run(
+            command, input=_DUMP.encode(), capture_output=True, env=environment, check=False
+        )
+        canaries.search(canaries.Place.DATABASE, dump.stdout, "PostgreSQL")
+
     def close(self) -> None:
         """End it and remove its files, and the shared memory that a kill left behind."""
         if os.getpid() == self._owner_pid:
+            if self.pid is not None:
+                self.thaw()
+                self.search()
+                canaries.search(canaries.Place.LOG, self.log(), "PostgreSQL's log")
             self.stop()
             _remove_shared_memory(self.data / "postmaster.pid")
             super().close()

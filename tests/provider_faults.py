@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-PROVIDER_WORDS = "purple-monkey-dishwasher"
-"""In every error body: our own errors must never hold it."""
+from tests.canaries import PROVIDER_WORDS
+
+__all__ = ["PROVIDER_WORDS", "ChatStream", "Fault", "Planted", "Reply"]
 
 
 class Fault(StrEnum):

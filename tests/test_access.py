@@ -11,11 +11,10 @@ from pydantic import SecretStr, ValidationError
 from app.core.config import AppEnv, Settings
 from app.core.security import load_or_create_admin_key
 from app.state import State
+from tests.canaries import ADMIN_KEY as KEY
 from tests.conftest import IsolatedSettings, client_of
 
 pytestmark = pytest.mark.anyio
-
-KEY = "a-key-of-sixteen-characters-or-more"
 
 
 @pytest.fixture(params=["sqlite"])

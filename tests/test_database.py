@@ -23,6 +23,7 @@ from app.core.migrations import upgrade
 from app.core.schema_gate import REVISION, DatabaseNotMigrated, SchemaGate, current_revision
 from app.core.single_process import DatabaseInUse, sole_owner
 from app.models import Base
+from tests.canaries import SAID
 from tests.conftest import IsolatedSettings, Postgres
 
 pytestmark = pytest.mark.anyio
@@ -200,3 +201,33 @@ async def test_request_while_postgres_is_away_is_503_and_serves_again_after(
     with anyio.fail_after(10):
         while (await client.get("/agents")).status_code != HTTPStatus.OK:
             await anyio.sleep(0.1)
+
+
+_REFUSING = {
+    "sqlite": "CREATE TRIGGER refuse_{table} BEFORE {when} ON {table} "
+    "WHEN NEW.{column} LIKE 'refused%' BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    "postgresql": "ALTER TABLE agent_platform.{table} ADD CHECK ({column} NOT LIKE 'refused%')",
+}
+
+
+async def test_row_that_the_database_refuses_is_not_in_the_log(
+    client: httpx2.AsyncClient,
+    database: Database,
+    session_id: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A bug's traceback has what the driver says, and drivers quote what they were given."""
+    for table, column, when in (("messages", "content", "INSERT"), ("sessions", "title", "UPDATE")):
+        async with database.connection() as owner:
+            words = _REFUSING[owner.dialect.name]
+            await owner.execute(text(words.format(table=table, column=column, when=when)))
+    said = f"refused {SAID}-in-a-row"
+
+    answers = [
+        await client.post("/messages/text", json={"session_id": session_id, "content": said}),
+        await client.patch(f"/sessions/{session_id}", json={"title": said}),
+    ]
+
+    assert [answer.status_code for answer in answers] == [500, 500]
+    assert caplog.text.count("Traceback") >= 2
+    assert SAID not in caplog.text

@@ -43,12 +43,12 @@ from app.services.ports import (
     Transcript,
     UpstreamIncomplete,
 )
+from tests.canaries import PROVIDER_KEY as KEY
 from tests.provider import PROVIDER_WORDS, Fault, Provider
 from tests.provider_faults import spoil_speech
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-test-ThisIsTheKeyThatMustNotLeak123"
 TEXT = "Hello! How can I help you today?"
 HELLO = ChatRequest([PromptMessage(Role.USER, "Hello")])
 RECORDING = Recording(b"RIFF" + bytes(2000), AudioFormat.WAV, 0.1)

@@ -22,11 +22,11 @@ from app.services.ports import (
     ProviderUnavailable,
     UpstreamIncomplete,
 )
+from tests.canaries import PROVIDER_KEY as KEY
 from tests.provider import PROVIDER_WORDS, Fault, Provider
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-test-ThisIsTheKeyThatMustNotLeak123"
 MODEL = "gpt-realtime-2.1-mini"
 TEXT = "Good morning! It is 7 o'clock."
 

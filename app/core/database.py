@@ -210,6 +210,7 @@ def _postgres_engine(url: DatabaseUrl, pool_size: int) -> AsyncEngine:
         pool_recycle=1800,
         pool_use_lifo=True,
         connect_args=connect_args,
+        hide_parameters=True,  # in errors, which are logged
         json_serializer=_to_json,
         json_deserializer=orjson.loads,
     )
@@ -218,6 +219,7 @@ def _postgres_engine(url: DatabaseUrl, pool_size: int) -> AsyncEngine:
 def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(url.sqlite_path)),
+        hide_parameters=True,  # in errors, which are logged
         json_serializer=_to_json,
         json_deserializer=orjson.loads,
         execution_options={"schema_translate_map": {SCHEMA: None}},

@@ -12,28 +12,34 @@ from typing import Self
 
 import httpx2
 
+from tests import canaries
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 
 
 class ServerProcess:
-    """Runs `agent-platform serve` with these settings and no others."""
+    """Runs `agent-platform serve` in `folder`, with these settings and the planted secrets.
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+    One that `is_bare` has nothing but its port and these settings; its data is in `folder/data`.
+    """
+
+    def __init__(self, folder: Path, *, is_bare: bool = False, **settings: str) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log_path = data_dir / "server.log"
+        self.folder = folder
+        self.data_dir = folder / "data" if is_bare else folder
+        self.log_path = folder / "server.log"
         inherited = {
             name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}
         }
         self._environment = {
             **inherited,
             "PYTHONPATH": str(ROOT),
-            "DATA_DIR": str(data_dir),
             "PORT": str(self.port),
+            **({} if is_bare else {"DATA_DIR": str(folder), **canaries.SETTINGS}),
             **settings,
         }
-        self._data_dir = data_dir
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -45,6 +51,9 @@ class ServerProcess:
         _traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self.stop()
+        for path in self.folder.glob("*.log"):
+            canaries.search(canaries.Place.LOG, path.read_bytes(), path.name)
+        canaries.search_sqlite(self.data_dir)
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for it."""
@@ -52,7 +61,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve"],
                 env=self._environment,
-                cwd=self._data_dir,
+                cwd=self.folder,
                 stdout=log,
                 stderr=log,
             )
@@ -94,7 +103,8 @@ class ServerProcess:
         return self.log_path.read_text()
 
     def client(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=120, trust_env=False)
+        transport = canaries.WatchedTransport()
+        return httpx2.Client(base_url=self.url, timeout=120, transport=transport)
 
 
 def open_session(client: httpx2.Client, **agent: object) -> str:

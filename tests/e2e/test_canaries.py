@@ -9,20 +9,24 @@ import httpx2
 import jwt
 import pytest
 
+from tests.canaries import (
+    ADMIN_KEY,
+    IDEMPOTENCY_KEY,
+    JWT_SECRET,
+    METADATA,
+    PROVIDER_KEY,
+    PROXY_PASSWORD,
+    SAID,
+    SETTINGS,
+    URL_PASSWORD,
+)
 from tests.conftest import AUDIO
 from tests.e2e.server import ServerProcess, open_session
 from tests.provider import PROVIDER_WORDS, Fault, Provider
 
-ADMIN_KEY = "canary-admin-key-6b1f0a"
-PROVIDER_KEY = "sk-canary-provider-77aa01"
-JWT_SECRET = "canary-jwt-secret-91c2-0123456789abcdef"
-URL_PASSWORD = "canary-url-password-3d"
-PROMPT = "canary-prompt-a91"
-QUESTION = "canary-question-b52"
-ANSWER = "canary-answer-c13"
-SPOKEN = "canary-spoken-d44"
-METADATA = "canary-metadata-e75"
-IDEMPOTENCY_KEY = "canary-idempotency-f06"
+PROMPT, QUESTION, ANSWER, SPOKEN = (
+    f"{SAID}-{name}" for name in ("a-prompt", "a-question", "an-answer", "aloud")
+)
 FAULTS = (
     Fault.STATUS_401, Fault.STATUS_400, Fault.STATUS_500, Fault.HTML, Fault.JSON_ERROR,
     Fault.ERROR_IN_STREAM, Fault.INVALID_JSON_CHUNK, Fault.NO_FINISH, Fault.RESET_AT_TOKEN,
@@ -36,29 +40,29 @@ def provider() -> Iterator[Provider]:
         yield provider
 
 
-@pytest.mark.parametrize("url_holds_password", [False, True])
+def settings_of(way: str, provider: Provider) -> dict[str, str]:
+    """Return settings whose secret for the provider is given in one of three ways."""
+    settings = {"OPENAI_BASE_URL": provider.base_url, "TTS_MODEL": "tts-test"}
+    if way == "key":
+        return settings | {"OPENAI_API_KEY": PROVIDER_KEY}
+    if way == "password in the URL":
+        url = provider.base_url.replace("http://", f"http://user:{URL_PASSWORD}@")
+        return settings | {"OPENAI_BASE_URL": url, "STT_API_KEY": "", "TTS_API_KEY": ""}
+    proxy = f"http://user:{PROXY_PASSWORD}@127.0.0.1:{provider.port}"  # it answers as a proxy, too
+    elsewhere = {"OPENAI_BASE_URL": "http://models.example/v1"}
+    return settings | elsewhere | {"HTTP_PROXY": proxy, "NO_PROXY": ""}
+
+
+@pytest.mark.parametrize("way", ["key", "password in the URL", "password of a proxy"])
 def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
-    tmp_path: Path, provider: Provider, url_holds_password: bool
+    tmp_path: Path, provider: Provider, way: str
 ) -> None:
-    issuer = "http://127.0.0.1:9"
-    settings = {
-        "LOG_LEVEL": "debug",
-        "ADMIN_API_KEY": ADMIN_KEY,
-        "SUPABASE_URL": issuer,
-        "SUPABASE_JWT_SECRET": JWT_SECRET,
-        "OPENAI_BASE_URL": provider.base_url,
-        "TTS_MODEL": "tts-test",
-    }
-    if url_holds_password:
-        login = f"http://user:{URL_PASSWORD}@"
-        settings["OPENAI_BASE_URL"] = provider.base_url.replace("http://", login)
-    else:
-        settings["OPENAI_API_KEY"] = PROVIDER_KEY
+    settings = settings_of(way, provider)
     provider.chat.text = ANSWER
     provider.transcription.text = SPOKEN
     shown: list[str] = []
 
-    with ServerProcess(tmp_path, **settings) as server, server.client() as client:
+    with ServerProcess(tmp_path, is_bare=False, **settings) as server, server.client() as client:
 
         def ask(method: str, path: str, **rest: object) -> httpx2.Response:
             response = client.request(method, path, **rest)  # type: ignore[arg-type]  # all ours
@@ -68,7 +72,8 @@ def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
         session_id = open_session(client, system_prompt=PROMPT)
         key = client.post("/keys", json={"name": "k", "scopes": ["agents:read"]}).json()["key"]
         token = client.post(f"/sessions/{session_id}/tokens", json={}).json()["token"]
-        claims = {"iss": f"{issuer}/auth/v1", "aud": "authenticated", "role": "authenticated",
+        issuer = f"{SETTINGS['SUPABASE_URL']}/auth/v1"
+        claims = {"iss": issuer, "aud": "authenticated", "role": "authenticated",
                   "sub": "user-1", "exp": 4_000_000_000}  # fmt: skip
         user = jwt.encode(claims, JWT_SECRET, "HS256")
         secrets = {key, token, user, key.split("_")[2], token.split("_")[2], user.split(".")[2]}
@@ -95,7 +100,7 @@ def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
         for body in (
             {"session_id": session_id, "content": [QUESTION]},
             {"session_id": QUESTION, "content": QUESTION},
-            {"session_id": str(uuid4()), "content": QUESTION, METADATA: 1},
+            {"session_id": str(uuid4()), "content": QUESTION, "nickname": METADATA},
         ):
             refused = ask("POST", "/messages/text", json=body)
             assert 400 <= refused.status_code < 500
@@ -108,8 +113,9 @@ def test_no_secret_is_shown_anywhere(  # noqa: C901  # one story
         log = server.log()
 
     secrets |= {ADMIN_KEY, JWT_SECRET, PROVIDER_KEY, URL_PASSWORD, IDEMPOTENCY_KEY, PROVIDER_WORDS}
+    secrets.add(PROXY_PASSWORD)
     said = {PROMPT, QUESTION, ANSWER, SPOKEN}
-    everything_shown = "\n".join(shown).replace(METADATA, "")
+    everything_shown = "\n".join(shown)
     assert [turn for turn in turns if turn["error"]], "the faults must have shown"
     assert log.count("\n") > 3
     for canary in secrets | said:

@@ -9,12 +9,11 @@ from urllib.parse import unquote
 import httpx2
 import pytest
 
+from tests.canaries import PROVIDER_KEY as KEY
 from tests.conftest import AUDIO
 from tests.e2e.server import ServerProcess, open_session
 from tests.embedded.recordings import converted
 from tests.provider import Fault, Provider
-
-KEY = "sk-planted-in-the-test-5f0c"
 
 
 @pytest.fixture(scope="module")

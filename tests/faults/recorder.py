@@ -13,6 +13,7 @@ from zlib import crc32
 import aiohttp
 import anyio
 
+from tests import canaries
 from tests.faults.report import Plan
 from tests.provider import Provider
 from tests.sse import Event, text_of
@@ -96,7 +97,9 @@ class Recorder:
     def compose(self, session_id: str, *, streams: bool) -> Message:
         """Write a message that has not been sent before."""
         number = len(self.messages)
-        message = Message(f"{self.run}-{number}", session_id, f"{self.run} {number}", streams)
+        content = f"{canaries.SAID} {self.run} {number}"
+        key = f"{canaries.IDEMPOTENCY_KEY}-{self.run}-{number}"
+        message = Message(key, session_id, content, streams)
         self.messages.append(message)
         return message
 
@@ -221,12 +224,17 @@ async def recorder(urls: list[str], seed: int, run: str) -> AsyncGenerator[Recor
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS, connect=10)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        yield Recorder(urls, Plan(seed).rng(f"clients of {run}"), http, run=run)
+        book = Recorder(urls, Plan(seed).rng(f"clients of {run}"), http, run=run)
+        yield book
+    for message in book.messages:
+        shown = json.dumps([message.answers, [event.data for event in message.events]])
+        canaries.search(canaries.Place.ANSWER, shown, message.key)
 
 
 async def problem(response: aiohttp.ClientResponse) -> Told:
     """Read a refusal; it is well formed where it is a problem document that says when to retry."""
     text = await response.text()
+    canaries.search(canaries.Place.REFUSAL, f"{response.raw_headers}\n{text}", str(response.url))
     try:
         body: dict[str, Any] = json.loads(text)
     except ValueError:

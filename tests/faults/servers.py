@@ -19,6 +19,7 @@ import anyio
 import asyncpg
 from anyio.to_thread import run_sync
 
+from tests import canaries
 from tests.e2e.server import ROOT, START_SECONDS
 from tests.faults import warm
 from tests.postgres import PgBouncer, PostgresServer
@@ -44,6 +45,7 @@ class Server:
             "PYTHONPATH": str(ROOT),
             "DATA_DIR": str(data_dir),
             "PORT": str(self.port),
+            **canaries.SETTINGS,
             **settings,
         }
         self._process: Any = None
@@ -102,6 +104,7 @@ class Server:
 
     def close(self) -> None:
         self.kill()
+        canaries.search(canaries.Place.LOG, self.log(), "server's log")
         self.log_path.unlink(missing_ok=True)
 
 
@@ -156,7 +159,7 @@ class Platform:
             settings["DATABASE_URL"] = self.pooler.url()
         server = Server(
             self.folder,
-            OPENAI_API_KEY="sk-planted-by-the-fault-suite",
+            OPENAI_API_KEY=canaries.PROVIDER_KEY,
             OPENAI_BASE_URL=self.provider.base_url,
             LIMIT_REQUESTS_PER_MINUTE="0",
             LIMIT_CONCURRENT_TURNS="0",
@@ -193,6 +196,7 @@ async def platform(
             with anyio.CancelScope(shield=True):
                 for server in broken.servers:
                     await run_sync(server.close)
+                await run_sync(canaries.search_sqlite, folder)
 
 
 def _free_port() -> int:

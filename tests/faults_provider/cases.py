@@ -26,12 +26,13 @@ from app.services.openai_service import (
     make_speaker,
 )
 from app.state import Providers, State, serving
+from tests import canaries
+from tests.canaries import PROVIDER_KEY as KEY
 from tests.conftest import AUDIO, IsolatedSettings
 from tests.provider import PROVIDER_WORDS, Fault, Provider
 from tests.provider_faults import Planted
 from tests.sse import Event, parse
 
-KEY = "sk-test-ThisIsTheKeyThatMustNotLeak123"
 TEXT = "Hello! How can I help you today?"
 SILENCES = {
     Fault.STALL_BEFORE_HEADERS,
@@ -114,7 +115,9 @@ async def client_of(app: FastAPI, state: State) -> AsyncGenerator[httpx2.AsyncCl
         await app({**scope, "state": dict[str, Any](state)}, receive, send)
 
     transport = httpx2.ASGITransport(
-        app_with_state, raise_app_exceptions=False, client=("127.0.0.1", 50000)
+        canaries.watched(app_with_state),
+        raise_app_exceptions=False,
+        client=("127.0.0.1", 50000),
     )
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
@@ -165,6 +168,7 @@ async def own_database(template: Path, folder: Path) -> AsyncGenerator[tuple[Set
     finally:
         with anyio.CancelScope(shield=True):
             await database.dispose()
+        canaries.search_sqlite(folder)
 
 
 def see_all(cases: Iterable[Case], template: Path, folder: Path) -> dict[Case, Seen]:
@@ -231,7 +235,7 @@ async def _converse(
     request_count = len(provider.to(case.endpoint))
     rows = await _everything_stored(database)
     said = [f"{response.headers} {response.text}", turn.text, replayed.text, history.text, rows]
-    secrets = (KEY, "sk-test", PROVIDER_WORDS, f"127.0.0.1:{provider.port}")
+    secrets = (KEY, "sk-", PROVIDER_WORDS, f"127.0.0.1:{provider.port}")
     kind = response.headers.get("content-type", "")
     provider.reset()
     next_answer = await client.post(

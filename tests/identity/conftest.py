@@ -9,9 +9,10 @@ from pydantic import SecretStr
 from app.core.config import Settings
 from app.core.database import Database
 from app.state import Providers, State, serving
+from tests.canaries import ADMIN_KEY
 from tests.conftest import client_of
 from tests.identity.issuer import Issuer
-from tests.identity.world import ADMIN_KEY, World, build_world
+from tests.identity.world import World, build_world
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-SECRET = "a-shared-secret-of-a-project-0123456789abcdef"
+from tests.canaries import JWT_SECRET as SECRET
 
 
 class Issuer:

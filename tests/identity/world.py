@@ -11,9 +11,9 @@ from sqlalchemy import update
 from app.core.database import Database
 from app.models import ApiKey
 from app.services.identity.credentials import CredentialKind, new_credential
+from tests.canaries import ADMIN_KEY
 from tests.identity.issuer import Issuer
 
-ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 SCOPES = [f"{what}:{how}" for what in ("agents", "sessions", "turns", "usage", "keys")
           for how in ("read", "write")]  # fmt: skip
 READ_SCOPES = [scope for scope in SCOPES if scope.endswith(":read")]

@@ -88,7 +88,9 @@ class Jwks:
             KeyError,
             TypeError,
         ) as error:
-            logger.warning("The identity provider's keys could not be had: %r", error)
+            # Its text may have the URL, which may hold a password.
+            reason = type(error).__name__
+            logger.warning("The identity provider's keys could not be had: %s", reason)
             return
         self._keys = dict(filter(None, map(_read, keys)))
         self._fetched_at = self._tried_at
