@@ -37,13 +37,15 @@ class Stream:
 
     begun_at: float = 0.0
     arrivals: list[float] = field(default_factory=list[float])
-    """Of the first words, and of every piece after them."""
+    """Of every piece with words in it."""
+    ended_at: float = 0.0
     tail: bytes = b""
 
     def take(self, piece: bytes) -> None:
         """Note a piece."""
-        if self.arrivals or b"output_text.delta" in piece:
-            self.arrivals.append(time.perf_counter())
+        self.ended_at = time.perf_counter()
+        if b"output_text.delta" in piece:
+            self.arrivals.append(self.ended_at)
         self.tail = self.tail[-1000:] + piece
 
     @property
@@ -53,8 +55,7 @@ class Stream:
 
     def gaps_ms(self) -> list[float]:
         """Return the silences between the pieces of its text."""
-        spoken = self.arrivals[:-1]  # the last is the end
-        return [(b - a) * 1000 for a, b in pairwise(spoken)]
+        return [(b - a) * 1000 for a, b in pairwise(self.arrivals)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _told(crowd: Crowd) -> list[str]:
     seen, count = crowd.streams, len(crowd.streams)
     gaps = sorted(gap for stream in seen for gap in stream.gaps_ms())
     first = sorted(each.arrivals[0] - each.begun_at for each in seen if each.arrivals)
-    ends = sorted(e.arrivals[-1] - e.arrivals[-2] for e in seen if len(e.arrivals) > 1)
+    ends = sorted(each.ended_at - each.arrivals[-1] for each in seen if each.arrivals)
     each_kb = (crowd.peak_mb - crowd.idle_mb) * 1024 / count
     longest = gaps[-1] if gaps else 0.0
     cpu = [f"{crowd.cpu[name] * 1000 / count:.1f}" for name in crowd.cpu]
