@@ -229,7 +229,7 @@ def test_killed_worker_is_replaced_and_its_turn_is_finished_by_another(
 def test_workers_are_refused_with_a_sentence(
     tmp_path: Path, settings: dict[str, str], says: str
 ) -> None:
-    server = ServerProcess(tmp_path, is_bare=False, WORKERS="2", **settings)
+    server = ServerProcess(tmp_path, WORKERS="2", **settings)
 
     assert server.launch().wait(60) > 0
     assert says in server.log()
