@@ -62,6 +62,16 @@ class Mouth(StrEnum):
         return self in {Mouth.EVENTS, Mouth.SPOKEN_EVENTS}
 
 
+_NO_LIMITS: dict[str, Any] = {
+    "limit_requests_per_minute": 0,
+    "limit_concurrent_turns": 0,
+    "limit_upload_minutes_per_day": 0,
+    "limit_tokens_per_day": 0,
+    "limit_usd_per_day": 0,
+}
+"""The full form has more turns of one caller than a day allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """`times` is how many requests to `endpoint` suffer the fault: one, or all (`None`)."""
@@ -161,7 +171,7 @@ async def own_database(template: Path, folder: Path) -> AsyncGenerator[tuple[Set
     """Yield an empty SQLite database in `folder`, which is made for it."""
     await anyio.Path(folder).mkdir()
     shutil.copy(template, folder / "agent-platform.db")
-    settings = IsolatedSettings(data_dir=folder)
+    settings = IsolatedSettings(data_dir=folder, **_NO_LIMITS)
     database = Database.from_settings(settings)
     try:
         yield settings, database
