@@ -207,6 +207,11 @@ async def _prepare_tables(settings: Settings, database: Database) -> None:
     if revision == REVISION:
         return
     if settings.app_env is AppEnv.DEVELOPMENT:
+        if revision and revision > REVISION:  # four digits each
+            raise StartRefused(
+                f"The database is at revision {revision} and this version needs {REVISION}: "
+                "a newer version was here. Start that one, or set another DATABASE_URL or DATA_DIR."
+            )
         from app.core.migrations import upgrade
 
         logger.info("Upgrading the database from %s to %s", revision or "nothing", REVISION)

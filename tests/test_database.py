@@ -2,7 +2,9 @@
 
 import os
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -19,10 +21,12 @@ from sqlalchemy import text
 from app.core.config import Settings
 from app.core.database import Database, StorageUnavailable
 from app.core.database_url import DatabaseUrl
+from app.core.errors import StartRefused
 from app.core.migrations import upgrade
 from app.core.schema_gate import REVISION, DatabaseNotMigrated, SchemaGate, current_revision
 from app.core.single_process import DatabaseInUse, sole_owner
 from app.models import Base
+from app.state import prepare
 from tests.canaries import SAID
 from tests.conftest import IsolatedSettings, Postgres
 
@@ -116,6 +120,16 @@ async def test_request_at_a_wrong_revision_is_503_until_it_is_right(
     assert refused.json()["code"] == "database-not-migrated"
     assert int(refused.headers["retry-after"]) >= 1
     assert (await client.get("/health/live")).status_code == HTTPStatus.OK
+
+
+async def test_database_of_a_newer_version_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    settings = IsolatedSettings(data_dir=tmp_path)
+    await anyio.to_thread.run_sync(upgrade, settings)
+    with closing(sqlite3.connect(settings.parsed_database_url.sqlite_path or "")) as file, file:
+        file.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(StartRefused, match=r"revision 9999 .* a newer version was here"):
+        await prepare(settings)
 
 
 async def test_nothing_is_stored_when_the_block_fails(database: Database) -> None:
