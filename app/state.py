@@ -94,9 +94,8 @@ async def open_state(settings: Settings) -> AsyncGenerator[State]:
 async def prepare(settings: Settings) -> None:
     """Do what is done once for several workers: development's migrations, and the admin key.
 
-    Raises `StartRefused`.
+    Raises `StartRefused`. The caller has set up logging.
     """
-    configure_logging(settings.log_level)
     database = Database.from_settings(settings)
     try:
         await _prepare_tables(settings, database)
