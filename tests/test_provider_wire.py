@@ -1,6 +1,8 @@
 """The thin HTTP client, against a server that says exactly the bytes it is told to."""
 
+import asyncio
 import gzip
+import socket
 from collections.abc import AsyncIterator
 
 import anyio
@@ -99,6 +101,52 @@ async def test_kept_connection_that_was_closed_is_replaced(
     assert await answer(pool, url) == (200, b"hi")
 
     assert server.connections == 2
+
+
+@pytest.fixture
+async def lookups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Where host names lead, one for each lookup."""
+    places: list[tuple[str, int]] = []
+
+    async def getaddrinfo(*_: object, **__: object) -> object:
+        await anyio.lowlevel.checkpoint()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", places.pop(0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    return places
+
+
+async def test_crowd_asks_for_the_addresses_once(
+    server: Scripted, url: URL, lookups: list[tuple[str, int]]
+) -> None:
+    server.answers, server.hangs_up = [OK] * 20, True
+    lookups.append(("127.0.0.1", url.port or 0))
+    pool = WirePool(URL("http://provider.test/v1"), {}, 5)
+
+    answers: list[tuple[int, bytes]] = []
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(_keep, answers, pool, url)
+    pool.close()
+
+    assert answers == [(200, b"hi")] * 20
+
+
+async def test_host_that_has_moved_is_looked_up_again(
+    server: Scripted, url: URL, lookups: list[tuple[str, int]]
+) -> None:
+    server.answers = [OK]
+    lookups += [("127.0.0.1", 9), ("127.0.0.1", url.port or 0)]
+    pool = WirePool(URL("http://provider.test/v1"), {}, 5)
+
+    with pytest.raises(ConnectionRefusedError):
+        await answer(pool, url)
+    assert await answer(pool, url) == (200, b"hi")
+    pool.close()
+
+
+async def _keep(answers: list[tuple[int, bytes]], pool: WirePool, url: URL) -> None:
+    answers.append(await answer(pool, url))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 _KEEP_ALIVE_SECONDS = 240
+_ADDRESSES_SECONDS = 10
+"""How long a host's addresses are good for; a crowd of connections asks for them once."""
 _MAX_CONNECTIONS = 1000
 _MAX_HEADER_BYTES = 64 << 10
 _BUFFER_BYTES = 256 << 10
@@ -102,6 +104,9 @@ class WirePool:
         self._head = f"HTTP/1.1\r\nHost: {host}\r\n{''.join(lines)}".encode("latin-1")
         self._idle: list[_Connection] = []
         self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._looking_up = asyncio.Lock()
+        self._addresses: Any = None
+        self._addresses_end = 0.0
 
     async def post(self, url: URL, body: bytes | Upload) -> Response:
         """Send `body`, JSON or an upload, and return the response, once its head is here.
@@ -175,8 +180,12 @@ class WirePool:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._connect_seconds):
             trust = await to_thread.run_sync(_load_trust) if self._is_https else None
-            found: Any = await loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
-            socket: Any = await start_connection(found, happy_eyeballs_delay=0.25)
+            found = await self._look_up(loop)
+            try:
+                socket: Any = await start_connection(found, happy_eyeballs_delay=0.25)
+            except BaseException:  # or out of time
+                self._addresses = None
+                raise
             try:
                 _, connection = await loop.create_connection(
                     _Connection,
@@ -188,6 +197,13 @@ class WirePool:
                 socket.close()
                 raise
         return connection
+
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> Any:  # noqa: ANN401  # as asyncio
+        async with self._looking_up:
+            if self._addresses is None or loop.time() > self._addresses_end:
+                found = await loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
+                self._addresses, self._addresses_end = found, loop.time() + _ADDRESSES_SECONDS
+            return self._addresses
 
 
 class _Connection(asyncio.Protocol):
