@@ -628,7 +628,7 @@ def test_samples_are_the_same_wherever_the_sound_is_cut(
 ) -> None:
     samples = b"\0\0" + samples
     body = spoil_speech(samples, Fault.WAV) if is_wav else samples
-    reader = PcmReader()
+    reader = PcmReader("Hello.")
     pieces = [reader.feed(piece) for piece in split(body, cuts)] + [reader.end()]
     assert not [piece for piece in pieces if len(piece) % 2]
     assert b"".join(pieces) == samples[: len(samples) & ~1]
@@ -637,14 +637,22 @@ def test_samples_are_the_same_wherever_the_sound_is_cut(
 @pytest.mark.parametrize("start", [b"\xff\xff", b"\xff\xfb\x90\x64", b"\xff\xf3\x84\xc4"])
 def test_quiet_samples_are_not_taken_for_mp3(start: bytes) -> None:
     samples = start + bytes(4000)
-    reader = PcmReader()
+    reader = PcmReader("Hello.")
     assert reader.feed(samples) + reader.end() == samples
 
 
 def test_a_wav_file_ends_where_it_says() -> None:
     body = spoil_speech(b"\1\0" * 100, Fault.WAV).replace(b"\xff" * 4 + b"\1", b"\xc8\0\0\0\1")
-    reader = PcmReader()
+    reader = PcmReader("Hello.")
     assert reader.feed(body + b"LIST and so on") + reader.end() == b"\1\0" * 100
+
+
+def test_speech_that_never_ends_is_refused_soon() -> None:
+    second = bytes(2 * 24_000)
+    reader = PcmReader("Hello.")
+    assert sum(len(reader.feed(second)) for _ in range(36)) == 36 * len(second)
+    with pytest.raises(UpstreamIncomplete, match="far longer than its text"):
+        reader.feed(b"\0\0")
 
 
 # The provider itself, as tests of a server in another process use it

@@ -10,7 +10,8 @@ _SIGNATURE_BYTES = 4
 _MP3_SNIFF_BYTES = 2048
 """A Layer III frame has at most 1441 bytes, and the head of the next must be seen too."""
 _MAX_HEADER_BYTES = 1 << 16
-_MAX_PCM_BYTES = 128 << 20
+_LONGEST_SECONDS, _LONGEST_SECONDS_A_CHARACTER = 30, 1
+"""A slow reader takes a tenth of a second for a character; digits and CJK take up to half."""
 _MIN_UNKNOWN_SIZE = 0x7FFFF000
 """Writers that stream put the largest number, or nearly, where the length belongs."""
 
@@ -32,9 +33,12 @@ class PcmReader:
     of its own, so MP3 without a tag is believed only where two frames follow each other.
     """
 
-    __slots__ = ("_expected_bytes", "_half", "_head", "_is_sniffed", "_pcm_bytes")
+    __slots__ = ("_expected_bytes", "_half", "_head", "_is_sniffed", "_max_bytes", "_pcm_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
+        """Prepare for the speech of `text`; more than anyone could need for it is refused."""
+        seconds = _LONGEST_SECONDS + _LONGEST_SECONDS_A_CHARACTER * len(text)
+        self._max_bytes = 2 * SAMPLE_RATE_HZ * seconds
         self._head: bytearray = bytearray()
         self._is_sniffed = False
         self._half: bytes = b""
@@ -63,8 +67,8 @@ class PcmReader:
         length = len(piece) & ~1
         self._half = piece[length:]
         self._pcm_bytes += length
-        if self._pcm_bytes > _MAX_PCM_BYTES:
-            raise UpstreamIncomplete("The AI provider's speech is longer than any can be.")
+        if self._pcm_bytes > self._max_bytes:
+            raise UpstreamIncomplete("The AI provider's speech is far longer than its text.")
         return piece[:length]
 
     def _sniff(self, *, at_end: bool) -> bytes:

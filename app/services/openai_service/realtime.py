@@ -107,7 +107,7 @@ class _Reading:
         self.is_over = False
         self.has_begun = False
         self._text = text
-        self._pcm = PcmReader()
+        self._pcm = PcmReader(text)
 
     def feed(self, event: Any) -> bytes:  # noqa: ANN401  # JSON
         """Take one server event and return the samples in it. Raises `ProviderError`."""

@@ -102,7 +102,7 @@ class OpenAISpeaker:
                 raise UpstreamIncomplete(
                     "The AI provider answered without sound; check TTS_MODEL and TTS_BASE_URL."
                 )
-            pcm = PcmReader()
+            pcm = PcmReader(text)
             while piece := await answer.read():
                 if samples := pcm.feed(piece):
                     yield samples
