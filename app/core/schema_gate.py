@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core.database import SCHEMA, Database
 from app.core.errors import AppError, ErrorKind
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration; a test compares it with Alembic's own idea of the head."""
 
 _RECHECK_SECONDS = 1.0

@@ -183,6 +183,8 @@ class Turn(Record):
     attempt: Mapped[int] = mapped_column(default=1)
     """A fence: a write that carries an older attempt is refused."""
     cancel_requested_at: Mapped[datetime | None]
+    cancel_played_ms: Mapped[int | None]
+    """How much of the answer's sound whoever asked for that had played."""
     """Asked for by another server than the one that runs it."""
     recoveries: Mapped[int] = mapped_column(default=0)
     """How often it was run again because its owner died."""

@@ -12,6 +12,7 @@ from app.core.security import ADMIN
 from app.services.turns.errors import TurnInterrupted
 from app.services.voice import VoiceAnswer
 from app.state import Providers, State, serving
+from tests.conftest import client_of
 from tests.fakes import FakeChatModel, FakeSpeaker
 from tests.turns.test_engine import Gate
 from tests.turns.test_recovery import abandon
@@ -115,6 +116,36 @@ async def test_answer_that_is_cancelled_ends_elsewhere_where_it_ended(
     (turn_id,) = await turns_of(state, session_id)
     stored = await client.get(f"/turns/{turn_id}/audio")
     assert stored.content == heard[0] != b""
+
+
+async def test_what_was_heard_elsewhere_is_what_the_waiting_message_is_told(
+    settings: Settings,
+    client: httpx2.AsyncClient,
+    state: State,
+    other: State,
+    gate: Gate,
+    chat_model: FakeChatModel,
+    speaker: FakeSpeaker,
+    session_id: str,
+    speech: bytes,
+) -> None:
+    async def go_on() -> None:
+        await client.post("/messages/text", json={"session_id": session_id, "content": "Go on."})
+
+    cut: list[httpx2.Response] = []
+    async with client_of(settings, other) as there, anyio.create_task_group() as group:
+        group.start_soon(upload, client, session_id, speech)
+        await gate.arrived.wait()
+        answer = await begun_on(state, session_id, other)
+        group.start_soon(go_on)
+        with anyio.fail_after(10):
+            while len(await turns_of(state, session_id)) == 1:
+                await anyio.sleep(0.02)
+        speaker.while_speaking = None
+        cut.append(await there.post(f"/turns/{answer.turn_id}/cancel", json={"played_ms": 300}))
+
+    assert cut[0].json()["message"]["heard_content"] == "The first"
+    assert chat_model.prompts[-1][-2:] == [("assistant", "The first"), ("user", "Go on.")]
 
 
 async def test_listener_elsewhere_is_cut_off_where_the_answer_is_spoken_anew(

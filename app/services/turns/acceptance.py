@@ -35,7 +35,15 @@ from app.services.turns.loading import (
 from app.services.turns.personas import PersonaKey, Personas
 from app.services.turns.prompt import HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
-from app.services.turns.statements import LEASE, in_session, is_attempt, is_turn, lease_end, turns
+from app.services.turns.statements import (
+    LEASE,
+    in_session,
+    is_attempt,
+    is_turn,
+    lease_end,
+    named,
+    turns,
+)
 from app.services.usage import NOBODYS_ACCOUNT, Account, budgets
 
 QUEUE_LIMIT = 8
@@ -254,9 +262,12 @@ def _replay(message: NewMessage, turn_id: UUID, owner_id: UUID) -> Program[Accep
     return Accepted(replace(again, was_queued=not live))
 
 
-def request_cancel(workspace_id: UUID, turn_id: UUID) -> Program[None]:
-    """Ask whoever runs the turn to end it."""
-    yield [_REQUEST_CANCEL(workspace_id_=workspace_id, turn_id_=turn_id, now=utc_now())]
+def request_cancel(
+    workspace_id: UUID, turn_id: UUID, played_ms: int | None = None
+) -> Program[None]:
+    """Ask whoever runs the turn to end it; `played_ms` of its sound were played."""
+    turn = {"workspace_id_": workspace_id, "turn_id_": turn_id}
+    yield [_REQUEST_CANCEL(**turn, now=utc_now(), cancel_played_ms=played_ms)]
 
 
 def _unsettled_ids(_dialect: Dialect) -> ClauseElement:
@@ -289,6 +300,7 @@ def _begin_again() -> Update:
             error_code=None,
             error_detail=None,
             cancel_requested_at=None,
+            cancel_played_ms=None,
             key_id=bindparam("key_id"),
             reserved_day=bindparam("reserved_day"),
         )
@@ -297,7 +309,11 @@ def _begin_again() -> Update:
 
 
 def _request_cancel(_dialect: Dialect) -> Update:
-    return update(turns).where(is_turn(), text(LIVE)).values(cancel_requested_at=bindparam("now"))
+    return (
+        update(turns)
+        .where(is_turn(), text(LIVE))
+        .values(cancel_requested_at=bindparam("now"), **named("cancel_played_ms"))
+    )
 
 
 _UNSETTLED_IDS = Direct(_unsettled_ids)

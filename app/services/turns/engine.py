@@ -214,7 +214,9 @@ class TurnEngine:
             await live.settled.wait()
             await self._truncate(live, played_ms)
         elif live.record.status is TurnStatus.IN_PROGRESS:
-            await self._database.run(acceptance.request_cancel, caller.workspace_id, turn_id)
+            await self._database.run(
+                acceptance.request_cancel, caller.workspace_id, turn_id, played_ms
+            )
             await self._settled_elsewhere(live)
             await self._truncate(live, played_ms)
         else:

@@ -57,10 +57,13 @@ def claim_orphans(
     return claimed
 
 
-def cancel_requests(owner_id: UUID) -> Program[list[UUID]]:
-    """Return those of `owner_id`'s live turns that somebody asked to end."""
+def cancel_requests(owner_id: UUID) -> Program[list[tuple[UUID, int | None]]]:
+    """Return those of `owner_id`'s live turns that somebody asked to end.
+
+    Each with how many milliseconds of its sound had been played, where that was said.
+    """
     asked = yield from one(_CANCEL_REQUESTS(owner_id_=owner_id))
-    return [turn_id for (turn_id,) in asked]
+    return [(turn_id, played_ms) for turn_id, played_ms in asked]
 
 
 def find(workspace_id: UUID, turn_id: UUID) -> Program[TurnRecord]:
@@ -120,7 +123,7 @@ def _take_over(dialect: Dialect) -> Update:
 
 
 def _cancel_requests(_dialect: Dialect) -> ClauseElement:
-    return select(turns.c.id).where(
+    return select(turns.c.id, turns.c.cancel_played_ms).where(
         turns.c.owner_id == bindparam("owner_id_"),
         turns.c.cancel_requested_at.is_not(None),
         text(LIVE),

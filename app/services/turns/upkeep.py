@@ -122,8 +122,10 @@ class Upkeep:
     async def _cancel_where_asked(self) -> None:
         if not self._turns:
             return
-        for turn_id in await self._database.run(leases.cancel_requests, self._owner_id):
+        asked = await self._database.run(leases.cancel_requests, self._owner_id)
+        for turn_id, played_ms in asked:
             if live := self._turns.get(turn_id):
+                live.played_ms = played_ms if live.played_ms is None else live.played_ms
                 live.scope.cancel()
 
     async def _prune(self) -> None:
