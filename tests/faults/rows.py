@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
+from tests.faults.clocks import clock_leaps_on_postgres, clock_leaps_on_sqlite
 from tests.faults.database import database_away
 from tests.faults.kills import kills_on_postgres, kills_on_sqlite
 from tests.faults.model import sessions_and_turns
@@ -30,6 +31,8 @@ ROWS: dict[str, Callable[[Plan], Awaitable[Report]]] = {
     "disk-full": disk_full,
     "limited-files": limited_files,
     "clock": clock_moved,
+    "clock-leaps-sqlite": clock_leaps_on_sqlite,
+    "clock-leaps-postgres": clock_leaps_on_postgres,
     "second-process": second_process,
     "slow": slow_peers,
     "provider": provider_fails,
