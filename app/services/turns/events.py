@@ -45,7 +45,9 @@ class TurnEvent:
 
 def make_event(number: int, kind: EventType, data: object) -> TurnEvent:
     """Write `data` as JSON. asyncpg has a UUID of its own, which only `str` understands."""
-    return TurnEvent(number, kind, orjson.dumps(data, default=str, option=orjson.OPT_UTC_Z))
+    json = orjson.dumps(data, default=str, option=orjson.OPT_UTC_Z)
+    # A copy, for orjson's bytes keep the kilobytes that they were written in.
+    return TurnEvent(number, kind, bytes(memoryview(json)))
 
 
 def pack(events: Iterable[TurnEvent]) -> bytes:
