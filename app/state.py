@@ -20,7 +20,7 @@ from app.core.schema_gate import REVISION, SchemaGate, current_revision
 from app.core.security import AdminKey, load_or_create_admin_key
 from app.core.single_process import sole_owner
 from app.routers.access import Door
-from app.services.identity import Callers
+from app.services.identity import Callers, OpenStreams
 from app.services.openai_service import (
     OpenAIChatModel,
     OpenAIClient,
@@ -57,7 +57,7 @@ class State(TypedDict):
     schema_gate: SchemaGate
     door: Door
     request_limiter: RequestLimiter
-    callers: Callers
+    open_streams: OpenStreams
     turns: TurnEngine
     voice: VoiceService
 
@@ -131,12 +131,13 @@ async def serving(
     turns = TurnEngine(database, chat_model, voices, audio, accounts)
     voice = VoiceService(turns, voices, database)
     schema_gate, callers = SchemaGate(database), Callers(database)
-    async with turns.running(), _supabase_users(settings) as users:
+    open_streams = OpenStreams(callers.require_still)
+    async with turns.running(), open_streams.watched(), _supabase_users(settings) as users:
         yield State(
             database=database,
             schema_gate=schema_gate,
             door=Door(settings.app_env, _admin_key(settings), callers, users, schema_gate),
-            callers=callers,
+            open_streams=open_streams,
             request_limiter=RequestLimiter(database, limits),
             turns=turns,
             voice=voice,

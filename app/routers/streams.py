@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from app.core.database import Database, StorageUnavailable
 from app.core.errors import AppError
-from app.services.identity import Callers
+from app.services.identity import OpenStreams
 from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
 from app.services.turns.errors import ServerDraining
 
@@ -70,9 +70,16 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"status": 200, "headers": self.raw_headers}
         state: dict[str, Any] = scope["state"]
-        callers: Callers = state["callers"]
+        open_streams: OpenStreams = state["open_streams"]
         has_left = False
         refused: AppError | None = None
+        events = anyio.CancelScope()
+
+        def cut(refusal: AppError) -> None:
+            nonlocal refused
+            refused = refusal
+            events.cancel()
+
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
@@ -82,16 +89,10 @@ class EventStream(Response):
                 has_left = True
                 group.cancel_scope.cancel()
 
-            async def look_again() -> None:
-                nonlocal refused
-                refused = await callers.until_refused(state["caller"])
-                events.cancel()
-
             group.start_soon(watch)
-            group.start_soon(look_again)
             await send({"type": "http.response.start", **head})
             try:
-                with anyio.CancelScope() as events:
+                with open_streams.cut_when_refused(state["caller"], cut), events:
                     await self._send_events(send)
                 if refused:
                     await _send_error(send, refused)

@@ -2,11 +2,16 @@
 
 import time
 from http import HTTPStatus
+from uuid import UUID
 
 import anyio
 import httpx2
 import pytest
 
+from app.core.database import StorageUnavailable
+from app.core.errors import AppError
+from app.core.security import Caller, unauthenticated
+from app.services.identity import OpenStreams
 from tests.fakes import FakeChatModel, FakeSpeaker
 from tests.identity.world import ADMIN, World, bearer
 from tests.turns.test_engine import Gate
@@ -72,3 +77,37 @@ async def test_sound_is_cut_soon_after_its_key_is_revoked(
             files={"audio": ("x.wav", speech)},
             headers=bearer(key["key"]),
         )
+
+
+async def test_caller_is_asked_about_once_for_all_its_streams() -> None:
+    asked: list[Caller] = []
+    cut: list[tuple[str, AppError]] = []
+    revoked, kept = (Caller(UUID(int=number)) for number in range(2))
+    away = True
+
+    async def require_still(caller: Caller) -> None:
+        asked.append(caller)
+        if away:
+            raise StorageUnavailable
+        if caller == revoked:
+            raise unauthenticated()
+
+    streams = OpenStreams(require_still)
+    async with streams.watched():
+        with (
+            streams.cut_when_refused(revoked, lambda error: cut.append(("first", error))),
+            streams.cut_when_refused(revoked, lambda error: cut.append(("second", error))),
+            streams.cut_when_refused(kept, lambda error: cut.append(("kept", error))),
+        ):
+            await anyio.sleep(2.5)
+            assert (sorted(asked, key=lambda caller: caller.workspace_id), cut) == (
+                [revoked, kept],
+                [],
+            )
+            away = False
+            await anyio.sleep(2)
+            assert sorted(name for name, _ in cut) == ["first", "second"]
+            assert {error.code for _, error in cut} == {"unauthenticated"}
+        asked.clear()
+        await anyio.sleep(2.5)
+        assert asked == []

@@ -4,7 +4,7 @@
 """
 
 from app.services.identity import api_keys, audit, session_tokens, workspaces
-from app.services.identity.callers import RECHECK_SECONDS, Callers
+from app.services.identity.callers import Callers
 from app.services.identity.credentials import Credential, CredentialKind, parse
 from app.services.identity.errors import (
     CannotGrant,
@@ -12,6 +12,7 @@ from app.services.identity.errors import (
     KeyNotFound,
     WorkspaceNotFound,
 )
+from app.services.identity.open_streams import RECHECK_SECONDS, OpenStreams
 
 __all__ = [
     "RECHECK_SECONDS",
@@ -21,6 +22,7 @@ __all__ = [
     "CredentialKind",
     "IdentityUnavailable",
     "KeyNotFound",
+    "OpenStreams",
     "WorkspaceNotFound",
     "api_keys",
     "audit",

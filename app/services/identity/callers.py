@@ -5,11 +5,9 @@ import time
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-import anyio
 from sqlalchemy import and_, select
 
-from app.core.database import Database, StorageUnavailable
-from app.core.errors import AppError
+from app.core.database import Database
 from app.core.limits import DEFAULT_LIMITS
 from app.core.security import Caller, CallerKind, Permission, Presented, unauthenticated
 from app.core.tenancy import service_wide
@@ -18,9 +16,6 @@ from app.services.identity.api_keys import limits_of, permissions_of
 from app.services.identity.credentials import CredentialKind
 from app.services.identity.errors import WorkspaceNotFound
 from app.services.identity.recent import Recent
-
-RECHECK_SECONDS = 2.0
-"""How often it is looked up whether an open stream's key is still good."""
 
 TOKEN_PERMISSIONS = frozenset(
     (Permission.SESSIONS_READ, Permission.TURNS_READ, Permission.TURNS_WRITE)
@@ -67,20 +62,6 @@ class Callers:
             await self.of(caller.credential)
         elif caller.expires_at is not None and time.time() >= caller.expires_at:
             raise unauthenticated()
-
-    async def until_refused(self, caller: Caller) -> AppError:
-        """Wait until the caller may not be here any more, and return why.
-
-        Looks again every two seconds; a database that is away says nothing.
-        """
-        while True:
-            await anyio.sleep(RECHECK_SECONDS)
-            try:
-                await self.require_still(caller)
-            except StorageUnavailable:
-                continue
-            except AppError as refusal:
-                return refusal
 
     async def require_workspace(self, workspace_id: UUID) -> None:
         """Raise `WorkspaceNotFound` where there is none."""
