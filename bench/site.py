@@ -71,3 +71,10 @@ class Site:
             **settings,
         }
         return Server(["app.cli", "serve"], port, self._folder / f"server-{port}", environment)
+
+    def floor(self, database: str) -> Server:
+        """Return the hand-written server on a database of `make_floor_sessions`."""
+        port = free_port()
+        url = self.postgres.url(database)
+        arguments = ["bench.floor", str(port), url, str(self.provider.port)]
+        return Server(arguments, port, self._folder / f"floor-{port}", {})

@@ -147,9 +147,10 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 
-def text_turn(session_id: str, *, streams: bool = False) -> bytes:
-    """Return the bytes of a request for a turn."""
-    body = orjson.dumps({"session_id": session_id, "content": "What happened then?"})
+def text_turn(session_id: str, *, streams: bool = False, model: str | None = None) -> bytes:
+    """Return the bytes of a request for a turn; `model` is for the floor, which knows no agents."""
+    asked = {"session_id": session_id, "content": "What happened then?"}
+    body = orjson.dumps(asked | ({"model": model} if model else {}))
     return post("/messages/text", body, *(["Accept: text/event-stream"] if streams else []))
 
 
