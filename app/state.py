@@ -109,6 +109,7 @@ def _spare_the_collector() -> None:
 
     It was a tenth of a turn's CPU, and a full collection took 70 ms.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS, 20, 50)
