@@ -1,5 +1,6 @@
 """Programs: transactions at the driver, alone and many to a commit."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -159,10 +160,16 @@ async def test_programs_and_sessions_share_the_database(database: Database) -> N
     assert await database.run(count_workspaces) == before + 40
 
 
-async def test_sqlite_waits_for_a_writer_of_another_process(sqlite_template: Path) -> None:
-    database = Database(DatabaseUrl(sqlite_path=sqlite_template))
+@pytest.fixture
+def sqlite_file(sqlite_template: Path, tmp_path: Path) -> Path:
+    """A migrated file that the test may change."""
+    return Path(shutil.copy(sqlite_template, tmp_path))
+
+
+async def test_sqlite_waits_for_a_writer_of_another_process(sqlite_file: Path) -> None:
+    database = Database(DatabaseUrl(sqlite_path=sqlite_file))
     before = await database.run(count_workspaces)
-    with closing(sqlite3.connect(sqlite_template, isolation_level=None)) as other:
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         async with anyio.create_task_group() as group:
             group.start_soon(database.run, add_workspace)
@@ -173,8 +180,8 @@ async def test_sqlite_waits_for_a_writer_of_another_process(sqlite_template: Pat
     await database.dispose()
 
 
-async def test_full_disk_fails_every_program_of_the_commit(sqlite_template: Path) -> None:
-    database = Database(DatabaseUrl(sqlite_path=sqlite_template))
+async def test_full_disk_fails_every_program_of_the_commit(sqlite_file: Path) -> None:
+    database = Database(DatabaseUrl(sqlite_path=sqlite_file))
     before = await database.run(count_workspaces)
 
     def limit_pages(count: int) -> Program[None]:

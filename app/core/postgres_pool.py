@@ -54,8 +54,11 @@ class PostgresPool:
 
         Raises `TimeoutError` where all are in use for long, and asyncpg's errors.
         """
-        async with asyncio.timeout(_POOL_WAIT_SECONDS):
-            await self._free.acquire()
+        if self._free.locked():
+            async with asyncio.timeout(_POOL_WAIT_SECONDS):
+                await self._free.acquire()
+        else:
+            await self._free.acquire()  # at once
         self.checked_out += 1
         try:
             return await self._begin(begin)

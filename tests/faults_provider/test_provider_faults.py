@@ -117,7 +117,7 @@ def chosen(cases: list[Case]) -> list[Case]:
 
 
 FAILING = chosen([case for name in FAILURES for case in lasting(name, FAILURES[name])])
-SURVIVING = chosen([case for name in SURVIVED for case in lasting(name, SURVIVED[name])])
+SURVIVING = chosen([case for name in SURVIVED for case in lasting(name, sorted(SURVIVED[name]))])
 PASSING = chosen([case for name in FAILURES for case in transient(name, FAILURES[name])])
 
 

@@ -145,9 +145,7 @@ class TurnEngine:
             voice.recording.duration_seconds if voice else None,
             caller.user_id,
         )
-        with anyio.CancelScope(shield=True):  # stored and running, or neither
-            return await self._accept(message, voice, options)
-        raise AssertionError("nobody cancels the scope")
+        return await self._accept(message, voice, options)
 
     async def reply_to_text(self, caller: Caller, session_id: UUID, content: str) -> Reply:
         """Answer a message and return the answer; the turn goes on if the caller is cancelled.
@@ -251,6 +249,7 @@ class TurnEngine:
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         locks = (str(message.session_id), *([options.key.key] if options.key else ()))
+        # It cannot be cancelled, and nothing is awaited after it: stored and running, or neither.
         accepted = await self._database.run_with(
             locks, lambda: self._accepting(message, voice, options)
         )
