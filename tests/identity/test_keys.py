@@ -82,7 +82,7 @@ async def test_revoked_key_is_refused_within_a_second_on_every_server(
                 await anyio.sleep(0.02)
         assert time.monotonic() - revoked_at < 1
     await elsewhere.dispose()
-    assert state["callers"] is not other_state["callers"]
+    assert state["door"].callers is not other_state["door"].callers
 
 
 async def test_hot_key_is_looked_up_at_most_twice_a_second(world: World, state: State) -> None:
@@ -100,7 +100,7 @@ async def test_hot_key_is_looked_up_at_most_twice_a_second(world: World, state: 
     began = time.monotonic()
     async with anyio.create_task_group() as group:
         for _ in range(200):
-            group.start_soon(state["callers"].of, presented)
+            group.start_soon(state["door"].callers.of, presented)
 
     keys = [sql for sql in looked_up if "api_keys" in sql]
     assert 1 <= len(keys) <= 1 + int((time.monotonic() - began) / 0.5)
