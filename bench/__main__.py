@@ -19,7 +19,12 @@ from bench.drawing import draw
 from bench.load import Job, Result
 from bench.processes import ROOT, Server, free_port, memory_mb
 from bench.report import Row
-from bench.sessions import TURNS_PER_SESSION, ServerSessions, make_floor_sessions
+from bench.sessions import (
+    TURNS_PER_SESSION,
+    ServerSessions,
+    make_floor_sessions,
+    make_sqlite_floor_sessions,
+)
 from bench.starts import Start
 from tests.postgres import PostgresServer
 
@@ -102,19 +107,23 @@ class Bench:
         self._provider = provider
 
     def run(self) -> None:
-        """Measure everything; the floor first and last, so that the machine's noise is in both."""
+        """Measure everything; floors before and after, so that the machine's noise is in both."""
         count = self._effort.floor_sessions
         sessions = make_floor_sessions(self._postgres, _FLOOR_DATABASE, count)
         self._postgres.create_database(_SERVER_DATABASE)
-        port, url = free_port(), self._postgres.url(_FLOOR_DATABASE)
-        arguments = ["bench.floor", str(port), url, str(self._provider.port)]
+        url = self._postgres.url(_FLOOR_DATABASE)
         on_postgres = {"DATABASE_URL": self._postgres.url(_SERVER_DATABASE)}
-        with Server(arguments, port, self._folder / "floor", {}) as floor:
-            self._measure_starts(url, on_postgres)
-            self._measure_floor(floor, sessions)
+        self._measure_starts(url, on_postgres)
+        with self._floor("floor", url) as floor:
+            self._measure_floor("floor, Postgres", floor, sessions)
             self._measure_server("Postgres", "postgres", on_postgres)
+            self._measure_floor("floor, Postgres", floor, sessions)
+        file = self._folder / "floor.db"
+        make_sqlite_floor_sessions(file, count)
+        with self._floor("floor-sqlite", str(file)) as floor:
+            self._measure_floor("floor, SQLite", floor, sessions)
             self._measure_server("SQLite", "sqlite", {})
-            self._measure_floor(floor, sessions)
+            self._measure_floor("floor, SQLite", floor, sessions)
         _say("provider alone")
         some = sessions[: self._effort.warm_up_turns]
         alone = self._load(
@@ -130,12 +139,6 @@ class Bench:
         for key, database in databases.items():
             with self._server(self._folder / key, database) as server:
                 self.findings.process[f"first_start_{key}_seconds"] = server.start_seconds
-        provider_port = str(self._provider.port)
-
-        def floor() -> Server:
-            port = free_port()
-            arguments = ["bench.floor", str(port), floor_database, provider_port]
-            return Server(arguments, port, self._folder / "floor-starts", {})
 
         def framework() -> Server:
             port = free_port()
@@ -146,7 +149,7 @@ class Bench:
         _say("starts")
         self.findings.starts = starts.measure(
             {
-                "floor": floor,
+                "floor": lambda: self._floor("floor-starts", floor_database),
                 "FastAPI and uvicorn": framework,
                 "server, Postgres": lambda: self._server(self._folder / "postgres", on_postgres),
                 "server, SQLite": lambda: self._server(self._folder / "sqlite", {}),
@@ -154,13 +157,18 @@ class Bench:
             self._effort.starts,
         )
 
-    def _measure_floor(self, server: Server, sessions: Sequence[str]) -> None:
+    def _floor(self, folder: str, database: str) -> Server:
+        port = free_port()
+        arguments = ["bench.floor", str(port), database, str(self._provider.port)]
+        return Server(arguments, port, self._folder / folder, {})
+
+    def _measure_floor(self, target: str, server: Server, sessions: Sequence[str]) -> None:
         warm_up = sessions[: self._effort.warm_up_turns]
         for kind in self._effort.kinds:
-            _say(f"floor: {kind.name}")
+            _say(f"{target}: {kind.name}")
             self._load(kind, server, warm_up, 1, model=kind.model)
             result = self._load(kind, server, sessions, TURNS_PER_SESSION, model=kind.model)
-            self.findings.add(kind, Row("", "floor", [result]))
+            self.findings.add(kind, Row("", target, [result]))
 
     def _measure_server(self, name: str, key: str, database: Mapping[str, str]) -> None:
         with self._server(self._folder / key, database) as server:
@@ -245,10 +253,10 @@ def _measured(findings: Findings) -> dict[str, float]:
     measured["idle_memory_mb"] = max(start.idle_memory_mb for start in ours)
     measured["start_seconds"] = max(start.seconds for start in ours)
     for rows in findings.rows.values():
-        floor_ms = rows[0].cpu_ms(report.SERVER)
-        for row in rows[1:]:
-            measured[f"{row.key}_cpu_ms"] = row.cpu_ms(report.SERVER)
-            measured[f"{row.key}_x_floor"] = row.cpu_ms(report.SERVER) / floor_ms
+        for row, times_floor in report.with_floors(rows):
+            if not row.is_floor:
+                measured[f"{row.key}_cpu_ms"] = row.cpu_ms(report.SERVER)
+                measured[f"{row.key}_x_floor"] = times_floor
     return measured
 
 

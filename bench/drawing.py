@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from bench.report import SERVER, Row
+from bench.report import SERVER, Row, with_floors
 
 _WIDTH, _LEFT, _RIGHT = 720, 190, 90
 _BAR, _GAP, _GROUP_GAP, _TOP = 20, 5, 22, 56
@@ -22,15 +22,14 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 
 def draw(kinds: Mapping[str, Sequence[Row]]) -> str:
-    """Return a chart of the server's CPU for each kind of turn; its first row is the floor."""
+    """Return a chart of the server's CPU for each kind of turn, each above its floor."""
     longest_ms = max(row.cpu_ms(SERVER) for rows in kinds.values() for row in rows)
     scale = (_WIDTH - _LEFT - _RIGHT) / longest_ms
     parts: list[str] = []
     y = _TOP
     for kind, rows in kinds.items():
         parts.append(_text(16, y - 6, kind, "kind"))
-        floor_ms = rows[0].cpu_ms(SERVER)
-        for row in rows:
+        for row, times_floor in with_floors(rows):
             cpu_ms = row.cpu_ms(SERVER)
             colour = row.key.rpartition("_")[2] or "floor"
             width = max(1.0, cpu_ms * scale)
@@ -39,7 +38,7 @@ def draw(kinds: Mapping[str, Sequence[Row]]) -> str:
                 f'width="{width:.1f}" height="{_BAR}" rx="2"/>'
             )
             parts.append(_text(32, y + 15, row.target))
-            times = "" if row is rows[0] else f" ({cpu_ms / floor_ms:.1f} x)"
+            times = "" if row.is_floor else f" ({times_floor:.1f} x)"
             parts.append(_text(_LEFT + width + 6, y + 15, f"{cpu_ms:.2f}{times}", "quiet"))
             y += _BAR + _GAP
         y += _GROUP_GAP

@@ -1,13 +1,16 @@
 """The floor: a text turn with nothing around it, as the physical limit to compare with.
 
-uvloop, httptools and asyncpg: read 20 messages, ask the provider over a raw connection, store two
-messages in one statement that commits. No validation, no identity, no recovery, no retries: it is
-no server that anybody could run. `python -m bench.floor PORT DATABASE_URL PROVIDER_PORT`.
+uvloop, httptools and asyncpg, or SQLite without threads: read 20 messages, ask the provider over a
+raw connection, store two messages in one statement that commits. No validation, no identity, no
+recovery, no retries: it is no server that anybody could run.
+`python -m bench.floor PORT DATABASE PROVIDER_PORT`, where DATABASE is a URL or SQLite's file.
 """
 
 import asyncio
+import sqlite3
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -35,11 +38,22 @@ _STORE = "INSERT INTO messages VALUES ($1, $2, 'user', $3), ($1, $2 + 1, 'assist
 _LF2 = b"\n\n"
 
 
+class _SqliteStatement:
+    """What asyncpg's prepared statements do, on the event loop."""
+
+    def __init__(self, connection: sqlite3.Connection, sql: str) -> None:
+        self._connection = connection
+        self._sql = sql.replace("$", "?")
+
+    async def fetch(self, session_id: UUID, *values: object) -> list[Any]:
+        """Run it, and return its rows; what it changed is on the disk."""
+        return self._connection.execute(self._sql, (str(session_id), *values)).fetchall()
+
+
 @dataclass(slots=True)
 class _Lane:
-    """What one turn at a time needs: nothing is shared, so nothing is waited for."""
+    """What one turn at a time needs: nothing is waited for."""
 
-    database: Any
     read: Any
     store: Any
     provider: ClientConnection
@@ -48,9 +62,10 @@ class _Lane:
 class Floor:
     """Serves `POST /messages/text`, whole or as events."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, database_url: str, provider_port: int) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, database: str, provider_port: int) -> None:
         self._tasks = tasks
-        self._database_url = database_url
+        self._database = database
+        self._sqlite = None if "://" in database else open_sqlite(Path(database))
         self._provider_port = provider_port
         self._idle: list[_Lane] = []
 
@@ -89,11 +104,13 @@ class Floor:
             client.write(answer(orjson.dumps(message)))
 
     async def _open_lane(self) -> _Lane:
-        driver: Any = asyncpg  # without types
-        database = await driver.connect(self._database_url)
         provider = await ClientConnection.open(self._provider_port)
-        read, store = await database.prepare(_READ), await database.prepare(_STORE)
-        return _Lane(database, read, store, provider)
+        if self._sqlite:
+            read, store = (_SqliteStatement(self._sqlite, sql) for sql in (_READ, _STORE))
+            return _Lane(read, store, provider)
+        driver: Any = asyncpg  # without types
+        database = await driver.connect(self._database)
+        return _Lane(await database.prepare(_READ), await database.prepare(_STORE), provider)
 
 
 class _Reader:
@@ -124,9 +141,17 @@ def _event(name: str, data: object) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
 
 
-async def _listen(port: int, database_url: str, provider_port: int) -> None:
+def open_sqlite(path: Path) -> sqlite3.Connection:
+    """Return a connection as durable as our server's, each of whose statements commits."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+async def _listen(port: int, database: str, provider_port: int) -> None:
     async with asyncio.TaskGroup() as tasks:
-        floor = Floor(tasks, database_url, provider_port)
+        floor = Floor(tasks, database, provider_port)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(floor.accept, "127.0.0.1", port)
         await server.serve_forever()

@@ -1,6 +1,6 @@
 """What was measured, as tables; and how it compares with `budget.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,11 @@ class Row:
     """Its name in `budget.json`; empty for the floor, which has no budget."""
     target: str
     results: Sequence[Result]
+
+    @property
+    def is_floor(self) -> bool:
+        """True for the hand-written server."""
+        return not self.key
 
     @property
     def turns(self) -> int:
@@ -57,18 +62,26 @@ class Row:
         return sum(result.own_cpu_seconds for result in self.results) / self.seconds
 
 
+def with_floors(rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
+    """Yield each row, and how many times its floor it costs: the floor is the last one above."""
+    floor_ms = rows[0].cpu_ms(SERVER)
+    for row in rows:
+        if row.is_floor:
+            floor_ms = row.cpu_ms(SERVER)
+        yield row, row.cpu_ms(SERVER) / floor_ms
+
+
 def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
-    """Return the rows of each kind of turn; each kind's first row is its floor."""
+    """Return the rows of each kind of turn; a server's floor is above it."""
     cells = [["turn", "target", "CPU-ms", "x floor", "p50 ms", "p95 ms", "turns/s", "db CPU-ms"]]
     for kind, rows in kinds.items():
-        floor_ms = rows[0].cpu_ms(SERVER)
-        for row in rows:
+        for row, times_floor in with_floors(rows):
             database_ms = row.cpu_ms(DATABASE)
             cells.append([
                 kind,
                 row.target,
                 f"{row.cpu_ms(SERVER):.2f}",
-                f"{row.cpu_ms(SERVER) / floor_ms:.1f}",
+                f"{times_floor:.1f}",
                 f"{row.latency_ms('p50_ms'):.1f}",
                 f"{row.latency_ms('p95_ms'):.1f}",
                 f"{row.turns / row.seconds:.0f}",

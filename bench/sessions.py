@@ -6,12 +6,14 @@ the floor reads 20 always.
 
 import http.client
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from bench.floor import TABLE
+from bench.floor import TABLE, open_sqlite
 from tests.postgres import PostgresServer
 
 TURNS_PER_SESSION = 5
@@ -73,4 +75,21 @@ def make_floor_sessions(postgres: PostgresServer, database: str, count: int) -> 
         database,
     )
     postgres.execute("VACUUM ANALYZE", database)
+    return [str(UUID(int=number)) for number in range(1, count + 1)]
+
+
+def make_sqlite_floor_sessions(path: Path, count: int) -> Sequence[str]:
+    """Do the same in a SQLite file."""
+    with closing(open_sqlite(path)) as connection:
+        connection.execute(TABLE)
+        connection.execute("BEGIN")
+        connection.executemany(
+            "INSERT INTO messages VALUES (?, ?, ?, ?)",
+            (
+                (str(UUID(int=number)), seq, ("assistant", "user")[seq % 2], _QUESTION * 2)
+                for number in range(1, count + 1)
+                for seq in range(1, 21)
+            ),
+        )
+        connection.execute("COMMIT")
     return [str(UUID(int=number)) for number in range(1, count + 1)]
