@@ -5,7 +5,8 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 from uuid import UUID
 
 DEFAULT_WORKSPACE_ID = UUID("01900000-0000-7000-8000-000000000001")
@@ -74,6 +75,8 @@ def _add_admin_commands(commands: Any) -> None:  # noqa: ANN401  # argparse has 
 
 def _serve(host: str | None, port: int | None, workers: int | None) -> int:
     gc.disable()  # a start leaves little behind, and a tenth of it went into looking; see `state`
+    # FastAPI asks of every route whether it is of pydantic's first version, which is 1.4 MB.
+    sys.modules["pydantic.v1"] = cast("ModuleType", None)
     import uvicorn
 
     from app.core.config import load_settings

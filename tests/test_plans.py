@@ -21,11 +21,12 @@ from app import services
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.direct import Compiled, Direct
+from app.core.round_trips import RoundTrips
 from app.core.security import DEFAULT_WORKSPACE_ID, Caller
 from app.core.tenancy import Confinement, only
 from app.models import utc_now
 from app.services import crud
-from app.services.turns import event_store, leases
+from app.services.turns import event_store, hot, leases
 from app.services.turns.live import LiveTurn
 from app.services.turns.watching import Watch
 from app.state import Providers, serving
@@ -206,6 +207,20 @@ async def test_every_statement_of_a_turn_finds_its_rows_by_an_index(database: Da
 
     assert {"turns.hot.TAKE_PLACES", "turns.leases._RENEW", *WITH_VALUES_ONLY} <= set(statements())
     assert faults == {}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("settings", ["postgres"], indirect=True)  # there it is one statement
+async def test_a_session_is_locked_and_read_by_an_index(database: Database) -> None:
+    known = conditions(await fill(database))
+    asked = [hot.TAKE_PLACES(**known), hot.HISTORY_AND_WAITING(**known)]
+    (trip,) = RoundTrips(database.engine.dialect).plan(asked)
+
+    async with explaining(database) as explainer:
+        faults = await explainer.faults(trip.sql, trip.values(asked), generic=True)
+
+    assert "xmin" in trip.sql
+    assert faults == []
 
 
 async def test_what_followers_and_pages_ask_finds_its_rows_by_an_index(database: Database) -> None:

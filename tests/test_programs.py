@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 
 import anyio
@@ -262,3 +263,49 @@ def _prepared(_dialect: Dialect) -> ClauseElement:
 
 NOW = Direct(_now)
 PREPARED = Direct(_prepared)
+
+
+MINE: ContextVar[str] = ContextVar("mine", default="nobody's")
+
+
+@pytest.mark.parametrize("others", [0, 5])
+async def test_program_is_finished_where_its_caller_leaves(database: Database, others: int) -> None:
+    told: list[tuple[str, int]] = []
+
+    def add(name: str) -> Program[int]:
+        yield [ADD(id=new_id(), name=name, created_at=utc_now())]
+        ((count,),) = yield from one(NAMED(name_=name))
+        return count
+
+    async def run_and_leave() -> None:
+        MINE.set("the caller's")
+        await database.run_with(
+            ("a",), lambda: add("left"), lambda count: told.append((MINE.get(), count))
+        )
+
+    await database.run_with(("a",), lambda: add("first"))  # after it nothing has to be looked up
+    async with anyio.create_task_group() as group:
+        for number in range(others):
+            name = f"w{number}"
+            group.start_soon(database.run_with, (name,), lambda name=name: add(name))
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as leaving:
+                leaving.start_soon(run_and_leave)
+                await anyio.lowlevel.checkpoint()
+                scope.cancel()
+    await database.run_with(("a",), lambda: add("next"))
+
+    assert told == [("the caller's", 1)]
+
+
+async def test_what_follows_from_a_program_may_fail(database: Database) -> None:
+    def add() -> Program[None]:
+        yield [ADD(id=new_id(), name="added", created_at=utc_now())]
+
+    def refuse(_: None) -> None:
+        raise Refused
+
+    with pytest.raises(Refused):
+        await database.run_with(("a",), add, refuse)
+
+    assert await database.run_with(("a",), lambda: one(NAMED(name_="added"))) == [(1,)]

@@ -10,7 +10,8 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from yarl import URL
 
-from app.services.openai_service.wire import NotHttpError, Upload, WirePool
+from app.services.openai_service.connection import NotHttpError
+from app.services.openai_service.wire import Upload, WirePool
 
 pytestmark = pytest.mark.anyio
 
@@ -23,8 +24,11 @@ class Scripted:
         self.hangs_up = False
         self.reads_bytes = 1
         """How much of a request it takes before it answers."""
+        self.reads_on = False
+        """Whether it waits after its answers until the client leaves."""
         self.connections = 0
         self.requests: list[bytes] = []
+        self.was_left = anyio.Event()
 
     async def serve(self, stream: SocketStream) -> None:
         self.connections += 1
@@ -39,6 +43,12 @@ class Scripted:
                 self.requests.append(request)
                 await stream.send(self.answers.pop(0))
                 if self.hangs_up:
+                    return
+            while self.reads_on:
+                try:
+                    await stream.receive()
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    self.was_left.set()
                     return
 
 
@@ -65,9 +75,10 @@ async def pool(url: URL) -> AsyncIterator[WirePool]:
 
 
 async def answer(pool: WirePool, url: URL, request: bytes | Upload = b"{}") -> tuple[int, bytes]:
-    response = await pool.post(url, request)
+    deadline = asyncio.get_running_loop().time() + 10
+    response = await pool.post(url, request, deadline)
     body = b""
-    while piece := await response.read_any():
+    while piece := await response.read_any(deadline):
         body += piece
     response.close()
     return response.status, body
@@ -101,6 +112,37 @@ async def test_kept_connection_that_was_closed_is_replaced(
     assert await answer(pool, url) == (200, b"hi")
 
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("first", [[], [OK]], ids=["new connection", "kept connection"])
+async def test_server_that_is_silent_is_given_up_and_hung_up_on(
+    first: list[bytes], server: Scripted, pool: WirePool, url: URL
+) -> None:
+    server.answers = [*first, b""]  # then it reads on, until we hang up
+    server.reads_on = True
+    for _ in first:
+        assert await answer(pool, url) == (200, b"hi")
+
+    with pytest.raises(TimeoutError):
+        await pool.post(url, b"{}", asyncio.get_running_loop().time() + 0.05)
+
+    with anyio.fail_after(5):
+        await server.was_left.wait()
+
+
+async def test_body_that_stops_is_given_up(server: Scripted, pool: WirePool, url: URL) -> None:
+    server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi"]
+    server.reads_on = True
+    loop = asyncio.get_running_loop()
+    response = await pool.post(url, b"{}", loop.time() + 10)
+
+    assert await response.read_any(loop.time() - 1) == b"hi"  # what has come is never too late
+    with pytest.raises(TimeoutError):
+        await response.read_any(loop.time() + 0.05)
+
+    response.close()
+    with anyio.fail_after(5):
+        await server.was_left.wait()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from app.core.config import Settings
 from app.core.database_url import DatabaseUrl
 from app.core.direct import SCHEMA, Locks, Program
 from app.core.errors import AppError, ErrorKind
+from app.core.promise import Promise
 from app.core.tenancy import ROLE_IS_THERE, Confinement
 
 if TYPE_CHECKING:
@@ -147,23 +148,41 @@ class Database:
     ) -> T:
         """Run a program in a transaction of its own and return its result, committed.
 
-        It may be run more than once, but only one of them commits. Raises what it raises, and
-        `StorageUnavailable` as `transaction` does.
-        """
-        return await self.run_with((), lambda: program(*args, **kwargs))
-
-    async def run_with(self, locks: Locks, make: Callable[[], Program[T]]) -> T:
-        """Run the program that `make` returns, perhaps in one transaction with others.
-
-        `locks` names all that it waits for. Else like `run`.
+        It may be run more than once, but only one of them commits. Cancellation waits for its
+        end. Raises what it raises, and `StorageUnavailable` as `transaction` does.
         """
         with anyio.CancelScope(shield=True), _storage_errors():
-            if self._sqlite:
-                return await self._sqlite.run(make())
             if self._postgres:
                 await self._know_role()
-                return await self._postgres.run(make, locks)
-        raise AssertionError("there is one database, and nobody cancels the scope")
+                return await self._postgres.run(lambda: program(*args, **kwargs))
+            promise = Promise()
+            self._start((), lambda: program(*args, **kwargs), promise)
+            return await promise.result()
+        raise AssertionError("nobody cancels the scope")
+
+    async def run_with(
+        self,
+        locks: Locks,
+        make: Callable[[], Program[T]],
+        then: Callable[[T], Any] | None = None,
+    ) -> Any:  # noqa: ANN401  # the program's result, or that of `then`
+        """Run the program that `make` returns, perhaps in one transaction with others.
+
+        `locks` names all that it waits for. It goes on where the caller is cancelled: `then` gets
+        its result in the moment of the commit, and what that returns is returned here. Else like
+        `run`.
+        """
+        with _storage_errors():
+            await self._know_role()
+            promise = Promise(then)
+            self._start(locks, make, promise)
+            return await promise.result()
+
+    def _start(self, locks: Locks, make: Callable[[], Program[Any]], promise: Promise) -> None:
+        if self._postgres:
+            self._postgres.start(make, locks, promise)
+        elif self._sqlite:
+            self._sqlite.start(make(), promise)
 
     async def _know_role(self) -> None:
         """Look up, until it is there, whether transactions can take on the role of the policies."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import (
+    ColumnElement,
     Dialect,
     Float,
     Integer,
@@ -33,6 +34,9 @@ Rows = list[tuple[Any, ...]]
 Convert = Callable[[Any], Any]
 
 
+NUMBER = "number_"
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A statement as a driver takes it."""
@@ -45,23 +49,23 @@ class Compiled:
     changes: str | None = None
     """The table that it changes."""
 
-    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+    def values(self, parameters: Mapping[str, Any], number: int = 0) -> list[Any]:
         """Return the values of the SQL's places, as the driver takes them."""
         values: list[Any] = []
         for name, fixed, convert in self.parameters:
-            value = parameters.get(name, fixed)
+            value = number if name == NUMBER else parameters.get(name, fixed)
             values.append(convert(value) if convert else value)
         return values
 
-    def read(self, rows: Sequence[Sequence[Any]]) -> Rows:
-        """Return what the driver found, in Python's types."""
+    def read(self, rows: Sequence[Sequence[Any]], start: int = 0) -> Rows:
+        """Return what the driver found, in Python's types; the columns begin at `start`."""
         columns = self.columns
         if not any(columns):
-            return [tuple(row[: len(columns)]) for row in rows]
+            return [tuple(row[start : start + len(columns)]) for row in rows]
         return [
             tuple(
                 convert(value) if convert and value is not None else value
-                for value, convert in zip(row, columns, strict=False)
+                for value, convert in zip(row[start:], columns, strict=False)
             )
             for row in rows
         ]
@@ -69,29 +73,43 @@ class Compiled:
 
 @dataclass(slots=True)
 class Direct:
-    """One statement, compiled at its first use for each database. `build` makes it."""
+    """One statement, compiled at its first use for each database. `build` makes it.
+
+    `is_as_seen` is for a change that locks a row: the condition that nobody has changed the row
+    since the moment whose data the statement sees. Then Postgres is asked at once for it and for
+    the question that a program yields with it, which must not be about what it changes; where
+    the condition fails, they are asked again, one after the other.
+    """
 
     build: Callable[[Dialect], ClauseElement]
-    _compiled: dict[tuple[str, bool], Compiled] = field(
-        default_factory=dict[tuple[str, bool], Compiled]
+    is_as_seen: Callable[[], ColumnElement[bool]] | None = None
+    _compiled: dict[tuple[str, bool, bool], Compiled] = field(
+        default_factory=dict[tuple[str, bool, bool], Compiled]
     )
 
     def __call__(self, **parameters: Any) -> "Statement":
         """Return the statement with values, to be yielded."""
         return self, parameters
 
-    def compiled(self, dialect: Dialect, *, numbered: bool = False) -> Compiled:
+    def compiled(
+        self, dialect: Dialect, *, numbered: bool = False, as_seen: bool = False
+    ) -> Compiled:
         """Return the statement for `dialect`.
 
-        Where it is `numbered`, its rows end with the parameter `number_`, which is not read: it
-        says whose they are when the statement is run for many.
+        Where it is `numbered`, its rows end with the parameter `NUMBER`, which is not read: it
+        says whose they are when the statement is run for many. `as_seen` adds that condition.
         """
-        return self._compiled.get((dialect.name, numbered)) or self._compile(dialect, numbered)
+        key = (dialect.name, numbered, as_seen)
+        return self._compiled.get(key) or self._compiled.setdefault(
+            key, self._compile(dialect, numbered=numbered, as_seen=as_seen)
+        )
 
-    def _compile(self, dialect: Dialect, numbered: bool) -> Compiled:  # noqa: FBT001
+    def _compile(self, dialect: Dialect, *, numbered: bool, as_seen: bool) -> Compiled:
         schemas = None if dialect.name == "postgresql" else {SCHEMA: None}
         statement: Any = self.build(dialect)
-        number = sql_cast(bindparam("number_", type_=Integer), Integer)
+        if as_seen and self.is_as_seen:
+            statement = statement.where(self.is_as_seen())
+        number = sql_cast(bindparam(NUMBER, type_=Integer), Integer)
         if numbered and isinstance(statement, Select):
             statement = cast("Any", statement).add_columns(number)
         elif numbered and statement._returning:  # noqa: SLF001  # no public name
@@ -114,8 +132,7 @@ class Direct:
             changes=str(statement.table) if is_change else None,
         )
         if numbered and compiled.columns:
-            compiled = replace(compiled, columns=compiled.columns[:-1])
-        self._compiled[dialect.name, numbered] = compiled
+            return replace(compiled, columns=compiled.columns[:-1])
         return compiled
 
 

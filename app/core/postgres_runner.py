@@ -16,7 +16,8 @@ from sqlalchemy import Dialect
 
 from app.core.direct import Locks, Program, Rows, Statement
 from app.core.postgres_pool import Lease, PostgresPool, asyncpg
-from app.core.round_trips import RoundTrip, RoundTrips
+from app.core.promise import Promise
+from app.core.round_trips import RoundTrips
 from app.core.tenancy import Confinement
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class _Job:
     """Its transaction's first words, which say whose it is."""
     kind: object
     """The same for programs that come from one place in the code: they ask the same."""
-    done: asyncio.Future[Any]
+    promise: Promise
 
 
 class PostgresRunner:
@@ -61,36 +62,39 @@ class PostgresRunner:
         """How many connections are in use."""
         return self._pool.checked_out
 
-    async def run(self, make: Callable[[], Program[Any]], locks: Locks) -> Any:  # noqa: ANN401
+    async def run(self, make: Callable[[], Program[Any]]) -> Any:  # noqa: ANN401
         """Run the program that `make` returns in a transaction; it is committed when this returns.
 
-        With `locks` it may share its transaction with others; what Postgres asks to run again is
-        run again. Raises the driver's errors.
+        What Postgres asks to run again is run again. Raises the driver's errors.
         """
-        begin = f"BEGIN; {self._confinement.words()}"
-        if not locks:
-            return await self._run_alone(make, begin)
-        loop = asyncio.get_running_loop()
+        return await self._run_alone(make, self._begin())
+
+    def start(self, make: Callable[[], Program[Any]], locks: Locks, promise: Promise) -> None:
+        """Run a program likewise, but in a task of our own, and perhaps together with others."""
         kind = getattr(make, "__code__", make)
-        job = _Job(make, locks, begin, kind, loop.create_future())
-        self._waiting.append(job)
+        self._waiting.append(_Job(make, locks, self._begin(), kind, promise))
         if len(self._lanes) < _LANES:
-            lane = loop.create_task(self._work_off())
+            lane = asyncio.get_running_loop().create_task(self._work_off())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
-        return await job.done
 
     async def close(self) -> None:
         """Close the idle connections."""
         await asyncio.gather(*self._lanes)
         await self._pool.close()
 
+    def _begin(self) -> str:
+        return f"BEGIN; {self._confinement.words()}"
+
     async def _work_off(self) -> None:
         while self._waiting:
             batch = self._take_compatible()
             if len(batch) > 1:
                 batch = await self._run_together(batch)
-            await asyncio.gather(*(self._finish_alone(job) for job in batch))
+            if len(batch) == 1:
+                await self._finish_alone(batch[0])
+            else:
+                await asyncio.gather(*(self._finish_alone(job) for job in batch))
 
     def _take_compatible(self) -> list[_Job]:
         """Take jobs alike, of one workspace, none locked twice, in the order of their locks."""
@@ -112,13 +116,11 @@ class PostgresRunner:
         try:
             result = await self._run_alone(job.make, job.begin)
         except BaseException as error:
-            if not job.done.done():
-                job.done.set_exception(error)
+            job.promise.break_with(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            if not job.done.done():
-                job.done.set_result(result)
+            job.promise.keep(result)
 
     async def _run_together(self, batch: list[_Job]) -> list[_Job]:
         """Run `batch` in one transaction; return all of it where anything went wrong."""
@@ -136,12 +138,10 @@ class PostgresRunner:
             await self._pool.commit(lease)
         except Exception as error:  # noqa: BLE001  # raised to each
             for job in batch:
-                if not job.done.done():
-                    job.done.set_exception(error)
+                job.promise.break_with(error)
         else:
             for job, result in zip(batch, results, strict=True):
-                if not job.done.done():
-                    job.done.set_result(result)
+                job.promise.keep(result)
         return []
 
     async def _drive_together(self, connection: Any, batch: Sequence[_Job]) -> list[Any]:  # noqa: ANN401
@@ -156,7 +156,7 @@ class PostgresRunner:
             first = next(iter(trips_of.values()))
             alike = [number for number, trips in trips_of.items() if trips is first]
             asked = [asking.pop(number) for number in alike]
-            found = await self._ask_together(connection, first, asked)
+            found = await self._ask_together(connection, asked)
             for number, rows in zip(alike, found, strict=True):
                 try:
                     asking[number] = programs[number].send(rows)
@@ -167,18 +167,29 @@ class PostgresRunner:
     async def _ask_together(
         self,
         connection: Any,  # noqa: ANN401  # asyncpg's
-        trips: Sequence[RoundTrip],
         asked: Sequence[Sequence[Statement]],
+        *,
+        locking_apart: bool = False,
     ) -> list[list[Rows]]:
-        """Run each statement for all who ask it, and return the rows of each of them."""
+        """Run each statement for all who ask it, and return the rows of each of them.
+
+        All of them ask the same statements.
+        """
         found: list[list[Rows]] = [[[] for _ in statements] for statements in asked]
-        for trip in trips:
+        not_done: list[int] = []
+        for trip in self._round_trips.plan(asked[0], numbered=True, locking_apart=locking_apart):
             arguments = [trip.values(statements, number) for number, statements in enumerate(asked)]
             rows_of: list[list[Any]] = [[] for _ in asked]
             for row in await connection.fetchmany(trip.sql, arguments):
                 rows_of[row[-1]].append(row)
-            for rows, its_rows in zip(found, rows_of, strict=True):
-                trip.read(its_rows, rows)
+            for number, its_rows in enumerate(rows_of):
+                if not trip.read(its_rows, found[number]):
+                    not_done.append(number)
+        if not_done:
+            again = [asked[number] for number in not_done]
+            answers = await self._ask_together(connection, again, locking_apart=True)
+            for number, rows in zip(not_done, answers, strict=True):
+                found[number] = rows
         return found
 
     async def _run_alone(self, make: Callable[[], Program[Any]], begin: str) -> Any:  # noqa: ANN401
@@ -199,14 +210,23 @@ class PostgresRunner:
         raise AssertionError("the last try returns or raises")
 
     async def _drive(self, lease: Lease, program: Program[Any]) -> object:
-        connection = lease.connection
         try:
             statements = next(program)
             while True:
-                found: list[Rows] = [[] for _ in statements]
-                for trip in self._round_trips.plan(statements):
-                    rows = await connection.fetch(trip.sql, *trip.values(statements))
-                    trip.read(rows, found)
-                statements = program.send(found)
+                statements = program.send(await self._ask(lease.connection, statements))
         except StopIteration as end:
             return end.value
+
+    async def _ask(
+        self,
+        connection: Any,  # noqa: ANN401  # asyncpg's
+        statements: Sequence[Statement],
+        *,
+        locking_apart: bool = False,
+    ) -> list[Rows]:
+        found: list[Rows] = [[] for _ in statements]
+        for trip in self._round_trips.plan(statements, locking_apart=locking_apart):
+            rows = await connection.fetch(trip.sql, *trip.values(statements))
+            if not trip.read(rows, found):
+                return await self._ask(connection, statements, locking_apart=True)
+        return found

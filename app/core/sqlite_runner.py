@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Dialect
 
 from app.core.direct import Program
+from app.core.promise import Promise
 
 _BATCH = 32
 """Programs in one commit at most, so that the loop is never away for long."""
@@ -26,17 +27,15 @@ _BUSY_PATIENCE_SECONDS = 5.0
 @dataclass(slots=True)
 class _Job:
     program: Program[Any]
-    done: asyncio.Future[Any]
+    promise: Promise
     result: Any = None
     error: BaseException | None = None
 
     def tell(self) -> None:
-        if self.done.done():  # nobody waits any more
-            return
         if self.error:
-            self.done.set_exception(self.error)
+            self.promise.break_with(self.error)
         else:
-            self.done.set_result(self.result)
+            self.promise.keep(self.result)
 
 
 class SqliteRunner:
@@ -54,14 +53,11 @@ class SqliteRunner:
         self._waiting: list[_Job] = []
         self._pump: asyncio.Task[None] | None = None
 
-    async def run(self, program: Program[Any]) -> Any:  # noqa: ANN401  # what the program returns
-        """Run a program in a transaction; when this returns it is on the disk."""
-        loop = asyncio.get_running_loop()
-        job = _Job(program, loop.create_future())
-        self._waiting.append(job)
+    def start(self, program: Program[Any], promise: Promise) -> None:
+        """Run a program in a transaction; when the promise is kept it is on the disk."""
+        self._waiting.append(_Job(program, promise))
         if self._pump is None:
-            self._pump = loop.create_task(self._work_off())
-        return await job.done
+            self._pump = asyncio.get_running_loop().create_task(self._work_off())
 
     async def close(self) -> None:
         """Close the connection."""

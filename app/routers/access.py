@@ -167,9 +167,10 @@ def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:
 
     async def send_if_allowed(message: Message) -> None:
         nonlocal look_again_at
-        if any(value.startswith(_EVENTS) for _, value in message.get("headers", ())):
-            look_again_at = float("inf")
-        if message.get("more_body") and time.monotonic() > look_again_at:
+        if message["type"] == "http.response.start":
+            if any(value.startswith(_EVENTS) for _, value in message.get("headers", ())):
+                look_again_at = float("inf")
+        elif message.get("more_body") and time.monotonic() > look_again_at:
             look_again_at = time.monotonic() + RECHECK_SECONDS
             with suppress(StorageUnavailable):
                 await callers.require_still(caller)

@@ -18,6 +18,11 @@ _UNREAD_BODY_SECONDS = 5.0
 """How long a client may go on with a body after its answer; cut at once, it would not read that."""
 _SHUTDOWN_BODY_SECONDS = 10.0
 
+BODY_IS_HERE = "body_is_here"
+"""In a request's state once nothing more of it is to come; other servers do not say so."""
+READER_IS_TIMED = "reader_is_timed"
+"""In a request's state where a client that takes nothing of its answer is cut by the connection."""
+
 _HEADERS_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -107,10 +112,12 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_begun = False
         self._expect_nothing()
+        self.scope.setdefault("state", {})[READER_IS_TIMED] = True
         super().on_headers_complete()
 
     @override
     def on_message_complete(self) -> None:
+        self.scope.setdefault("state", {})[BODY_IS_HERE] = True
         super().on_message_complete()
         if self.cycle.response_complete:
             self._expect_nothing()

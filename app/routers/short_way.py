@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import AppError
 from app.core.security import Caller
+from app.routers.connections import BODY_IS_HERE
 from app.routers.idempotency import request_key
 from app.routers.messages import start_text, text_events, text_reply
 from app.routers.problems import RequestTimeout, problem_response
@@ -47,8 +48,11 @@ class ShortWay:
             return
         try:
             _RULE.check(scope["state"]["caller"])
-            async with asyncio.timeout(BODY_GRACE_SECONDS):
-                message = await receive()
+            if scope["state"].get(BODY_IS_HERE):
+                message = await receive()  # at once
+            else:
+                async with asyncio.timeout(BODY_GRACE_SECONDS):
+                    message = await receive()
             body = None if message.get("more_body") else _read(message)
             if body is None:
                 await self._app(scope, _again(message, receive), send)

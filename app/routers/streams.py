@@ -1,5 +1,6 @@
 """Turn events as server-sent events: numbered, with heartbeats, and cut where nobody reads."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -8,11 +9,12 @@ import anyio
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
 from app.core.database import Database, StorageUnavailable
 from app.core.errors import AppError
+from app.routers.connections import READER_IS_TIMED
 from app.services.identity import OpenStreams
 from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
 from app.services.turns.errors import ServerDraining
@@ -68,8 +70,10 @@ class EventStream(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0)  # a turn that has just begun asks its model before this is written
         head = {"status": 200, "headers": self.raw_headers}
         state: dict[str, Any] = scope["state"]
+        send = send if state.get(READER_IS_TIMED) else _timed(send)
         open_streams: OpenStreams = state["open_streams"]
         has_left = False
         refused: AppError | None = None
@@ -104,13 +108,14 @@ class EventStream(Response):
             await self._on_disconnect()
 
     async def _send_events(self, send: Send) -> None:
+        """Send what the turn says; `send` gives up a reader that takes nothing."""
         stream = follow(self._engine, self._database, self._live, self._after)
         try:
             async with aclosing(stream) as batches:
                 async for events in batches:
-                    await _send_body(send, _write(events))
+                    await send(_piece(_write(events)))
         except ServerDraining:
-            await _send_body(send, b"event: server.draining\ndata: {}\n\n")
+            await send(_piece(b"event: server.draining\ndata: {}\n\n"))
         except (AppError, StorageUnavailable) as error:
             await _send_error(send, error)
             return
@@ -120,13 +125,22 @@ class EventStream(Response):
 async def _send_error(send: Send, error: AppError) -> None:
     """End the stream without a terminal event: the client asks `GET /turns/{id}`."""
     told = orjson.dumps({"code": error.code, "detail": error.detail})
-    await _send_body(send, b"event: error\ndata: " + told + b"\n\n")
+    await send(_piece(b"event: error\ndata: " + told + b"\n\n"))
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_body(send: Send, body: bytes) -> None:
-    with anyio.fail_after(_SEND_SECONDS):
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+def _piece(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _timed(send: Send) -> Send:
+    """Give up, with `TimeoutError`, a reader that takes nothing for long."""
+
+    async def send_in_time(message: Message) -> None:
+        with anyio.fail_after(_SEND_SECONDS):
+            await send(message)
+
+    return send_in_time
 
 
 def _write(events: Sequence[TurnEvent]) -> bytes:

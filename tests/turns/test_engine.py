@@ -201,6 +201,20 @@ async def test_turn_goes_on_when_the_caller_leaves(
     assert await statuses(database) == [TurnStatus.COMPLETED, TurnStatus.COMPLETED]
 
 
+async def test_turn_whose_caller_leaves_while_it_is_accepted_is_stored_and_run(
+    state: State, database: Database, session_id: str
+) -> None:
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(state["turns"].start, ADMIN, UUID(session_id), "Hi")
+            await anyio.lowlevel.checkpoint()
+            scope.cancel()
+    await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Still there?")
+
+    assert scope.cancelled_caught
+    assert await statuses(database) == [TurnStatus.COMPLETED, TurnStatus.COMPLETED]
+
+
 async def test_turns_of_one_session_run_one_at_a_time_in_the_order_of_their_numbers(
     state: State, database: Database, chat_model: FakeChatModel, session_id: str
 ) -> None:

@@ -1,18 +1,26 @@
 """Turns whose server is gone: the next one finishes them, and nobody else's."""
 
+from datetime import date
 from uuid import UUID
 
 import anyio
 import httpx2
 import pytest
 from sqlalchemy import delete, select, update
+from typing_extensions import override
 
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Message, Turn, TurnEventBatch, TurnStatus, utc_now
 from app.services.turns import TurnEngine, follow, leases
-from app.services.turns.errors import ServerDraining
+from app.services.turns.errors import (
+    InternalError,
+    ServerDraining,
+    TurnInterrupted,
+)
+from app.services.usage import Accounts, Used
+from app.services.usage.tariff import Cost, Tariff
 from app.state import Providers, State, serving
 from tests.conftest import client_of
 from tests.fakes import FakeChatModel
@@ -136,6 +144,88 @@ async def test_shutdown_waits_for_live_turns_and_takes_no_new_ones(
         gate.opened.set()
 
     assert (await engine.result(turn)).content == "Hello there!"
+
+
+async def test_shutdown_leaves_what_takes_too_long_to_the_next_server(
+    database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    engine = TurnEngine(database, chat_model, drain_seconds=0.1)
+
+    async with engine.running():
+        turn = await engine.start(ADMIN, UUID(session_id), "Hi")
+        queued = await engine.start(ADMIN, UUID(session_id), "And?")
+        await gate.arrived.wait()
+
+    for left in (turn, queued):
+        with pytest.raises(TurnInterrupted):
+            await engine.result(left)
+    async with database.reading() as db:
+        rows = await db.execute(select(Turn.status, Turn.owner_id).order_by(Turn.user_seq))
+        assert rows.all() == [(TurnStatus.IN_PROGRESS, None), (TurnStatus.QUEUED, None)]
+    next_engine = TurnEngine(database, FakeChatModel())
+    async with next_engine.running():
+        with anyio.fail_after(10):
+            while await unsettled(database):
+                await anyio.sleep(0.02)
+    async with database.reading() as db:
+        contents = await db.scalars(select(Message.content).order_by(Message.seq))
+        assert contents.all() == ["Hi", "Hello there!", "And?", "Hello there!"]
+
+
+async def test_shutdown_does_not_hand_on_what_somebody_cancelled(
+    database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+
+    async def stop_slowly() -> None:
+        try:
+            await gate()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)
+
+    chat_model.while_thinking = stop_slowly
+    engine = TurnEngine(database, chat_model, drain_seconds=0)
+
+    async with engine.running(), anyio.create_task_group() as group:
+        turn = await engine.start(ADMIN, UUID(session_id), "Hi")
+        await gate.arrived.wait()
+        group.start_soon(engine.cancel, ADMIN, turn.record.id)
+        await anyio.sleep(0.1)
+        engine.drain()
+
+    async with database.reading() as db:
+        assert (await db.scalars(select(Turn.status))).all() == [TurnStatus.CANCELLED]
+
+
+class BrokenTariff(Tariff):
+    """Knows no price, and says so in the wrong way."""
+
+    @override
+    def cost(self, used: Used, day: date) -> Cost:
+        raise KeyError("price")
+
+
+async def test_turn_that_breaks_off_over_a_bug_leaves_nobody_waiting(
+    database: Database,
+    chat_model: FakeChatModel,
+    session_id: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = TurnEngine(database, chat_model, accounts=Accounts(tariff=BrokenTariff()))
+
+    async with engine.running():
+        turn = await engine.start(ADMIN, UUID(session_id), "Hi")
+        with anyio.fail_after(10):
+            await turn.settled.wait()
+        assert not engine.holds(turn)
+
+    assert turn.outcome
+    assert isinstance(turn.outcome.error, InternalError)
+
+    assert "broke off" in caplog.text
 
 
 async def test_turn_with_stored_events_that_is_interrupted_again_ends_for_its_followers(

@@ -96,7 +96,7 @@ class OpenAIChatModel:
     def _body(self, request: ChatRequest, model: str) -> bytes:
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": line.role, "content": line.content} for line in request.messages],
+            "messages": [{"role": role, "content": content} for role, content in request.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
         }

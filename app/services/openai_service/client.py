@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import ssl
+import sys
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
-from urllib.request import getproxies, proxy_bypass
 
 from anyio import to_thread
 from yarl import URL
 
+from app.services.openai_service.connection import NotHttpError
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError, Response, Upload, WirePool
+from app.services.openai_service.wire import Response, Upload, WirePool
 from app.services.ports import (
     ProviderError,
     ProviderTimeout,
@@ -108,11 +110,19 @@ class OpenAIClient:
         added to the time for the first byte. The answer is a context manager, and leaving it
         early breaks the connection off. Raises `ProviderError`.
         """
-        return await self._ask(self._post(self._url(path), body), setting, patience_seconds)
+        deadline = self._first_byte_deadline() + patience_seconds
+        url = self._url(path)
+        if self._wire:
+            return await self._ask(self._wire.post(url, body, deadline), deadline, setting)
+        return await self._ask(self._post_in_full(url, body, deadline), deadline, setting)
 
     async def get(self, path: str, *, setting: str) -> "Answer":
         """Ask for `path`; as `post`."""
-        return await self._ask(self._get(self._url(path)), setting)
+        deadline = self._first_byte_deadline()
+        url = self._url(path)
+        if self._wire:
+            return await self._ask(self._wire.get(url, deadline), deadline, setting)
+        return await self._ask(self._get_in_full(url, deadline), deadline, setting)
 
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
@@ -130,15 +140,11 @@ class OpenAIClient:
     async def _ask(
         self,
         response_to_come: "Coroutine[Any, Any, Response | FullResponse]",
+        deadline: float,
         setting: str,
-        patience_seconds: float = 0,
     ) -> "Answer":
-        deadline = (
-            asyncio.get_running_loop().time() + self.first_byte_timeout_seconds + patience_seconds
-        )
         try:
-            async with asyncio.timeout_at(deadline):
-                response = await response_to_come
+            response = await response_to_come
         except _TRANSPORT_ERRORS as error:
             _raise_before_answer(error)
         if response.status // 100 == 2:  # noqa: PLR2004  # 2xx
@@ -147,13 +153,20 @@ class OpenAIClient:
         self._log_refusal(response.status, error_body)
         raise failure_of_status(response.status, response.headers, error_body, setting=setting)
 
-    async def _post(self, url: URL, body: bytes | Upload) -> "Response | FullResponse":
-        http = self._wire or await self._full_http()
-        return await http.post(url, body)
+    def _first_byte_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
 
-    async def _get(self, url: URL) -> "Response | FullResponse":
-        http = self._wire or await self._full_http()
-        return await http.get(url)
+    async def _post_in_full(
+        self, url: URL, body: bytes | Upload, deadline: float
+    ) -> "FullResponse":
+        async with asyncio.timeout_at(deadline):
+            http = await self._full_http()
+            return await http.post(url, body)
+
+    async def _get_in_full(self, url: URL, deadline: float) -> "FullResponse":
+        async with asyncio.timeout_at(deadline):
+            http = await self._full_http()
+            return await http.get(url)
 
     async def _full_http(self) -> "FullHttp":
         """Return what does the rest of HTTP, loaded beside the event loop at the first need."""
@@ -220,8 +233,7 @@ class Answer:
         deadline = self._end or self._deadline or self._loop.time() + self._chunk_timeout_seconds
         self._deadline = None
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._response.read_any()
+            return await self._response.read_any(deadline)
         except TimeoutError:
             raise ProviderTimeout("The AI provider fell silent within its answer.") from None
         except _BROKEN_OFF as error:
@@ -285,10 +297,10 @@ def _raise_before_answer(error: Exception) -> NoReturn:
 async def _read_error_body(response: "Response | FullResponse") -> bytes:
     """Read a little of it; the status alone is enough where that fails."""
     body = bytearray()
+    deadline = asyncio.get_running_loop().time() + _ERROR_BODY_SECONDS
     try:
-        async with asyncio.timeout(_ERROR_BODY_SECONDS):
-            while len(body) < _ERROR_BODY_BYTES and (piece := await response.read_any()):
-                body += piece
+        while len(body) < _ERROR_BODY_BYTES and (piece := await response.read_any(deadline)):
+            body += piece
     except _BROKEN_OFF:
         pass
     finally:
@@ -297,6 +309,11 @@ async def _read_error_body(response: "Response | FullResponse") -> bytes:
 
 
 def _proxy_for(url: URL) -> str | None:
+    is_named = any(name.lower().endswith("_proxy") for name in os.environ)
+    if not is_named and sys.platform not in {"darwin", "win32"}:  # which have settings of their own
+        return None
+    from urllib.request import getproxies, proxy_bypass
+
     if url.host is None or proxy_bypass(url.host):
         return None
     return getproxies().get(url.scheme)

@@ -4,6 +4,7 @@ aiohttp's errors become those that `wire` raises in the same case. Imported at t
 aiohttp takes 8 MB and a fifth of a second.
 """
 
+import asyncio
 import io
 import logging
 import socket
@@ -15,8 +16,9 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from app.services.openai_service.connection import NotHttpError
 from app.services.openai_service.failures import failure_of_status
-from app.services.openai_service.wire import NotHttpError, Upload
+from app.services.openai_service.wire import Upload
 from app.services.ports import ProviderRejected, ProviderUnavailable, UpstreamIncomplete
 
 logger = logging.getLogger(__name__)
@@ -96,10 +98,14 @@ class FullResponse:
         self.status = response.status
         self.headers = response.headers
 
-    async def read_any(self) -> bytes:
-        """Return what has come; `b""` is the end. Raises `ConnectionError` where it breaks off."""
+    async def read_any(self, deadline: float) -> bytes:
+        """Return what has come; `b""` is the end.
+
+        Raises `ConnectionError` where it breaks off, and `TimeoutError` after `deadline`.
+        """
         try:
-            return await self._response.content.readany()
+            async with asyncio.timeout_at(deadline):
+                return await self._response.content.readany()
         except (aiohttp.ClientError, HttpProcessingError, RuntimeError) as error:
             # `RuntimeError` is for readers of a connection that is gone.
             raise ConnectionResetError(type(error).__name__) from None

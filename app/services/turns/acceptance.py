@@ -100,13 +100,15 @@ def _accept_new(
 ) -> Program[Accepted]:
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
-    places = yield from one(hot.TAKE_PLACES(now=now, **session))
+    places, history = yield [
+        hot.TAKE_PLACES(now=now, **session),
+        hot.HISTORY_AND_WAITING(**session),
+    ]
     last_seq, agent_id, user_id, version, archived_at = places[0] if places else _NO_PLACES
     if not places or message.user_id not in {None, user_id}:
         raise SessionNotFound("There is no such session.")
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
-    history = yield from one(hot.HISTORY_AND_WAITING(user_seq_=last_seq - 1, **session))
     waiting = history[0][-1] if history else 0  # each turn has its messages
     persona = yield from _persona((message.workspace_id, agent_id, version), personas)
     interrupt_id = None

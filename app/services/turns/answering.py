@@ -1,7 +1,8 @@
 """From a question to an answer: what runs between acceptance and settlement."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -18,13 +19,13 @@ from app.services.ports import (
     Transcript,
     UpstreamIncomplete,
 )
-from app.services.turns import settlement
+from app.services.turns import audio_store, settlement
 from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
 from app.services.turns.events import EventType
 from app.services.turns.live import LiveTurn
 from app.services.turns.prompt import build_prompt
 from app.services.turns.records import Outcome, TurnRecord, Usage
-from app.services.turns.voice_stages import VoiceStages
+from app.services.turns.voice_stages import VoiceMaker, VoiceStages
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +36,19 @@ async def answer(
     live: LiveTurn,
     chat_model: ChatModel,
     database: Database,
-    bring_voice: Callable[[LiveTurn], Awaitable[None]],
+    voices: VoiceMaker | None,
 ) -> Outcome:
     """Run the turn to its end; nothing is raised but the server's own cancellation.
 
-    `bring_voice` makes the stages of a voice turn that came without them.
+    `voices` makes the stages of a voice turn that another server, or an earlier run, accepted.
     """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _DEADLINE_SECONDS[live.record.modality]
+    live.scope.deadline = deadline
     try:
-        deadline = anyio.current_time() + _DEADLINE_SECONDS[live.record.modality]
-        live.scope.deadline = deadline
         with live.scope:
             if live.record.modality is Modality.VOICE:
-                await bring_voice(live)
+                live.voice = live.voice or await _bring_voice(live, database, voices)
                 return await _answer_by_voice(live, chat_model, database)
             await _chat(live, chat_model)
             return live.completed()
@@ -55,9 +57,24 @@ async def answer(
     except Exception:  # whatever it is, the turn must end
         logger.exception("turn %s failed", live.record.id)
         return live.failed(InternalError("The server failed to answer; its log says why."))
-    if anyio.current_time() >= deadline:
+    if clock() >= deadline:
         return live.failed(TurnTimeout("The turn was not finished in time."))
     return live.cancelled()
+
+
+async def _bring_voice(
+    live: LiveTurn, database: Database, voices: VoiceMaker | None
+) -> VoiceStages | None:
+    if voices is None:
+        return None
+    async with database.reading() as db:
+        found = await audio_store.read_recording(
+            await db.connection(), live.record.workspace_id, live.record.id
+        )
+    if found is None:
+        return None
+    recording, has_clips = found
+    return voices.make(recording, has_clips=has_clips)
 
 
 async def _chat(

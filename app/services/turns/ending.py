@@ -1,4 +1,4 @@
-"""The end of a turn on its way to the database, which may be away."""
+"""The end of a turn on its way to the database, which may be away, and back."""
 
 import logging
 import time
@@ -10,19 +10,45 @@ import anyio
 
 from app.core.database import Database, StorageUnavailable
 from app.core.direct import Program
+from app.core.security import Caller
 from app.models import Modality
+from app.services import crud
 from app.services.turns import settlement
 from app.services.turns.audio_store import AudioStore
-from app.services.turns.errors import InternalError, TurnLost
+from app.services.turns.errors import InternalError, TurnLost, error_of_code
 from app.services.turns.events import TurnEvent
 from app.services.turns.live import LiveTurn
-from app.services.turns.records import Outcome, TurnRecord
+from app.services.turns.records import Outcome, TurnRecord, Usage
+from app.services.usage.tariff import usd
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 60
 _PATIENCE_WHILE_DRAINING_SECONDS = 3
 _FIRST_PAUSE_SECONDS = 0.05
+_GIVE_UP_SECONDS = 3
+
+
+async def read_end(database: Database, live: LiveTurn) -> Outcome | None:
+    """Return how a turn ended that another server, or an earlier request, has settled.
+
+    What it used is noted in `live`. Raises `TurnNotFound`.
+    """
+    async with database.reading() as db:
+        server = Caller(live.record.workspace_id)
+        turn, message = await crud.get_turn(db, server, live.record.id)
+    if turn.ended_at is None:
+        return None
+    live.progress.usage = Usage(
+        turn.prompt_tokens,
+        turn.cached_tokens,
+        turn.completion_tokens,
+        usd(turn.cost_nanos),
+        bool(turn.usage_estimated),
+    )
+    live.progress.timings = turn.timings or {}
+    error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+    return Outcome(turn.status, message.status, message.content, error)
 
 
 class Ending:
@@ -61,6 +87,15 @@ class Ending:
                 logger.exception("turn %s could not be settled", live.record.id)
                 error = InternalError("The server failed to store the answer.")
                 return replace(outcome, error=error), None
+
+    async def give_up(self, live: LiveTurn) -> None:
+        """Leave a turn that shutdown cut off to another server, or to the next start."""
+        try:
+            with anyio.fail_after(_GIVE_UP_SECONDS):
+                async with live.storing:
+                    await self._database.run(settlement.give_up, live.record, live.log.unstored())
+        except (StorageUnavailable, TurnLost, TimeoutError):
+            logger.warning("turn %s could not be released; its lease will run out", live.record.id)
 
     async def _store(self, live: LiveTurn, outcome: Outcome) -> TurnRecord | None:
         async with live.storing:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
 
 from app.core.database import Database, StorageUnavailable
 from app.core.direct import Program
@@ -18,33 +17,32 @@ from app.core.security import Caller
 from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, audio_store, leases, receipts, settlement
+from app.services.turns import acceptance, audio_store, leases, receipts
 from app.services.turns.acceptance import Accepted, NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.audio_store import AudioStore
-from app.services.turns.ending import Ending
+from app.services.turns.ending import Ending, read_end
 from app.services.turns.errors import (
+    InternalError,
     ServerBusy,
     ServerDraining,
     TurnInterrupted,
     TurnLost,
-    error_of_code,
     shutting_down,
 )
 from app.services.turns.live import LiveTurn
 from app.services.turns.personas import Personas
-from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord, Usage
+from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord
+from app.services.turns.running import DRAIN_SECONDS, Running
+from app.services.turns.statistics import Statistics
 from app.services.turns.upkeep import Upkeep
 from app.services.turns.voice_stages import VoiceMaker, VoiceStages
 from app.services.turns.watching import Watch
 from app.services.usage import Accounts
-from app.services.usage.tariff import usd
 
 logger = logging.getLogger(__name__)
 
 LIVE_TURNS_LIMIT = 2000
-_DRAIN_SECONDS = 22
-"""Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
 _RECOVERIES_LIMIT = 1
 _AT_ONCE = TurnOptions()
 _DEFAULT_AUDIO = AudioStore()
@@ -54,13 +52,15 @@ _FREE_FOR_ALL = Accounts()
 class TurnEngine:
     """Accepts, runs and settles turns. One instance serves the whole process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # a part each
         self,
         database: Database,
         chat_model: ChatModel,
         voices: VoiceMaker | None = None,
         audio: AudioStore = _DEFAULT_AUDIO,
         accounts: Accounts = _FREE_FOR_ALL,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         """`voices` makes the stages of voice turns that are run again."""
         self._database = database
@@ -73,23 +73,18 @@ class TurnEngine:
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
         self._watch = Watch(database)
-        self._tasks: TaskGroup | None = None
-        self._draining = anyio.Event()
-        self._ending = Ending(database, audio, self._owner_id, self._draining)
-        self._emptied = anyio.Event()
-        """Set when the last turn ends while draining."""
-        self._stopped = anyio.Event()
+        self._statistics = Statistics(database)
+        self._running = Running(self._turns, self._leave, drain_seconds)
+        self._ending = Ending(database, audio, self._owner_id, self._running.draining)
 
     @property
     def is_draining(self) -> bool:
         """True once the server shuts down: no turn is accepted any more."""
-        return self._draining.is_set()
+        return self._running.draining.is_set()
 
     def drain(self) -> None:
         """Accept no more turns and let followers go; what was accepted has a while to end."""
-        self._draining.set()
-        for live in self._turns.values():
-            live.log.wake()
+        self._running.drain()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -99,11 +94,12 @@ class TurnEngine:
             self._owner_id,
             self._turns,
             self.recover,
-            self._draining,
+            self._running.draining,
             self._audio,
+            self._statistics,
         )
         async with anyio.create_task_group() as background:
-            await background.start(self._run_turns)
+            await background.start(self._running.run)
             upkeep.start(background)
             background.start_soon(self._watch.run)
             try:
@@ -111,7 +107,7 @@ class TurnEngine:
             finally:
                 with anyio.CancelScope(shield=True):
                     self.drain()
-                    await self._stopped.wait()
+                    await self._running.stopped.wait()
             background.cancel_scope.cancel()
 
     async def start(
@@ -206,7 +202,8 @@ class TurnEngine:
         if played_ms is not None:
             live.played_ms = played_ms
         if live.record.status is TurnStatus.QUEUED:
-            await self._settle(live, live.cancelled())
+            with anyio.CancelScope(shield=True):
+                await self._settle(live, live.cancelled())
         elif self.runs_here(live):
             live.scope.cancel()
             await live.settled.wait()
@@ -224,21 +221,9 @@ class TurnEngine:
         """See whether another server, or an earlier request, has settled the turn."""
         if self.runs_here(live):
             return
-        async with self._database.reading() as db:
-            server = Caller(live.record.workspace_id)
-            turn, message = await crud.get_turn(db, server, live.record.id)
-        if turn.ended_at is None or live.settled.is_set():
-            return
-        live.progress.usage = Usage(
-            turn.prompt_tokens,
-            turn.cached_tokens,
-            turn.completion_tokens,
-            usd(turn.cost_nanos),
-            bool(turn.usage_estimated),
-        )
-        live.progress.timings = turn.timings or {}
-        error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
-        self._end(live, Outcome(turn.status, message.status, message.content, error))
+        outcome = await read_end(self._database, live)
+        if outcome and not live.settled.is_set():
+            self._end(live, outcome)
 
     async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
         if played_ms is None or live.record.modality is not Modality.VOICE:
@@ -249,10 +234,14 @@ class TurnEngine:
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         locks = (str(message.session_id), *([options.key.key] if options.key else ()))
-        # It cannot be cancelled, and nothing is awaited after it: stored and running, or neither.
-        accepted = await self._database.run_with(
-            locks, lambda: self._accepting(message, voice, options)
+        # Whoever asks may leave: it is stored and running, or neither.
+        return await self._database.run_with(
+            locks,
+            lambda: self._accepting(message, voice, options),
+            lambda accepted: self._take_on(accepted, voice),
         )
+
+    def _take_on(self, accepted: Accepted, voice: VoiceStages | None) -> LiveTurn:
         record = accepted.record
         if accepted.is_replayed:
             running = self._turns.get(record.id)
@@ -260,6 +249,7 @@ class TurnEngine:
                 running.is_replayed = True
                 return running
             return LiveTurn(record, is_replayed=True)
+        self._statistics.turns += 1
         live = LiveTurn(record, voice)
         self._turns[record.id] = live
         if record.status is TurnStatus.IN_PROGRESS:
@@ -279,44 +269,34 @@ class TurnEngine:
         return accepted
 
     def _spawn(self, live: LiveTurn) -> None:
-        if self._tasks is None:
-            raise RuntimeError("the engine is not running")
-        live.begin()
-        self._tasks.start_soon(self._run, live)
+        self._running.begin(live, self._run(live))
 
     async def _run(self, live: LiveTurn) -> None:
         try:
-            outcome = await answer(live, self._chat_model, self._database, self._bring_voice)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(3, shield=True):
-                await self._give_up(live)
-            raise
-        live.mark("total_ms")
-        await self._settle(live, outcome)
-
-    async def _bring_voice(self, live: LiveTurn) -> None:
-        """Make the stages of a voice turn that another server, or an earlier run, accepted."""
-        if live.voice or live.record.modality is not Modality.VOICE or self._voices is None:
-            return
-        async with self._database.reading() as db:
-            found = await audio_store.read_recording(
-                await db.connection(), live.record.workspace_id, live.record.id
-            )
-        if found:
-            recording, has_clips = found
-            live.voice = self._voices.make(recording, has_clips=has_clips)
+            outcome = await answer(live, self._chat_model, self._database, self._voices)
+            if live.is_cut_off and outcome.status is TurnStatus.CANCELLED:
+                await self._ending.give_up(live)
+                self._leave(live)
+                return
+            live.mark("total_ms")
+            await self._settle(live, outcome)
+        except Exception:  # its lease runs out, and it is run again
+            logger.exception("turn %s broke off", live.record.id)
+            self._end(live, live.failed(InternalError("The server failed; its log says why.")))
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
-        """Store how the turn ended, say so, and run the session's next turn."""
+        """Store how the turn ended, say so, and run the session's next turn.
+
+        The caller is never cancelled.
+        """
         receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
-        with anyio.CancelScope(shield=True):
-            outcome, following = await self._ending.store(live, outcome)
-            if isinstance(outcome.error, TurnLost) and self._tasks and not self.is_draining:
-                self._tasks.start_soon(self._follow_elsewhere, live, outcome)
-                return
-            self._end(live, outcome)
-            if following:
-                self._take_over(following)
+        outcome, following = await self._ending.store(live, outcome)
+        if isinstance(outcome.error, TurnLost) and not self.is_draining:
+            self._running.follow(self._follow_elsewhere(live, outcome))
+            return
+        self._end(live, outcome)
+        if following:
+            self._take_over(following)
 
     async def _follow_elsewhere(self, live: LiveTurn, lost: Outcome) -> None:
         """Tell those who wait for a turn that was taken over how it ends there."""
@@ -324,8 +304,8 @@ class TurnEngine:
             del self._turns[live.record.id]
         try:
             await self._settled_elsewhere(live)
-        except crud.TurnNotFound:
-            logger.debug("turn %s was deleted", live.record.id)
+        except (crud.TurnNotFound, StorageUnavailable) as error:
+            logger.debug("turn %s is not followed any more: %s", live.record.id, error)
         finally:
             self._end(live, lost)
 
@@ -341,18 +321,10 @@ class TurnEngine:
             del self._turns[live.record.id]
             ours.end(outcome)
         live.end(outcome)
-        if self.is_draining and not self._turns:
-            self._emptied.set()
+        self._running.notice_end()
 
-    async def _give_up(self, live: LiveTurn) -> None:
-        """Leave a turn that shutdown cut off to another server, or to the next start."""
-        try:
-            async with live.storing:
-                await self._database.run(settlement.give_up, live.record, live.log.unstored())
-        except (StorageUnavailable, TurnLost):
-            logger.warning("turn %s could not be released; its lease will run out", live.record.id)
-        finally:
-            self._end(live, live.failed(shutting_down()))
+    def _leave(self, live: LiveTurn) -> None:
+        self._end(live, live.failed(shutting_down()))
 
     async def _settled_elsewhere(self, live: LiveTurn) -> None:
         """Wait for the end of a turn that is queued, or that another server runs."""
@@ -365,23 +337,6 @@ class TurnEngine:
                 await self.look_up(live)
                 if not live.settled.is_set():
                     await changed.wait()
-
-    async def _run_turns(self, *, task_status: TaskStatus[None]) -> None:
-        """Hold the tasks of turns, in a task of its own: cutting them off ends nothing else."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                task_status.started()
-                await self._draining.wait()
-                with anyio.move_on_after(_DRAIN_SECONDS):
-                    if self._turns:
-                        await self._emptied.wait()
-                tasks.cancel_scope.cancel()
-                for live in list(self._turns.values()):
-                    if live.record.status is TurnStatus.QUEUED:  # stays queued for who comes next
-                        self._end(live, live.failed(shutting_down()))
-        finally:
-            self._stopped.set()
 
     async def recover(self, record: TurnRecord, recoveries: int) -> None:
         """Run a turn that was taken over from another server, or from before a long sleep."""

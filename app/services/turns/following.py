@@ -1,9 +1,8 @@
 """Following a turn's events: live where it runs, from the database otherwise."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
-
-import anyio
 
 from app.core.database import Database
 from app.core.security import Caller
@@ -49,10 +48,11 @@ async def follow(
                 continue
             if engine.is_draining:
                 raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
-            with anyio.move_on_after(_HEARTBEAT_SECONDS):
-                await changed.wait()
-                continue
-            yield ()
+            try:
+                async with asyncio.timeout(_HEARTBEAT_SECONDS):  # half of what a scope costs
+                    await changed.wait()
+            except TimeoutError:
+                yield ()
 
 
 async def _read(database: Database, live: LiveTurn, after: int) -> Sequence[TurnEvent]:

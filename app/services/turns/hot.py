@@ -9,12 +9,14 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Insert,
+    Select,
     String,
     Update,
     and_,
     bindparam,
     func,
     insert,
+    literal_column,
     null,
     select,
     text,
@@ -40,6 +42,7 @@ from app.services.turns.statements import (
 )
 
 _other = turns.alias("other")
+_seen = sessions.alias("seen")
 _SETTLED_COLUMNS = (
     "status", "ended_at", "error_code", "error_detail", "finish_reason", "model", "prompt_tokens",
     "cached_tokens", "completion_tokens", "speech_in_seconds", "speech_out_characters", "timings",
@@ -71,6 +74,20 @@ def _change_session() -> Update:
         .where(sessions.c.id == bindparam("session_id_"))
         .values(updated_at=bindparam("now"))
     )
+
+
+def _is_as_seen() -> ColumnElement[bool]:
+    """Tell whether the session's row, which is locked by now, is the one that was found."""
+    # Everything that changes a session's turns changes its row, so gives it another `xmin`.
+    xmin: ColumnElement[Any] = literal_column("seen.xmin")
+    found = (
+        select(xmin)
+        .select_from(_seen)
+        .where(_seen.c.workspace_id == bindparam("workspace_id_"))
+        .where(_seen.c.id == bindparam("session_id_"))
+        .scalar_subquery()
+    )
+    return literal_column("sessions.xmin") == found
 
 
 def _take_places(_dialect: Dialect) -> Update:
@@ -148,16 +165,15 @@ def _insert_messages(_dialect: Dialect) -> Insert:
 
 def _history(_dialect: Dialect) -> ClauseElement:
     """Load the newest messages up to the question, newest first."""
-    return _newest_messages()
+    return _newest_messages().where(messages.c.seq <= bindparam("user_seq_"))
 
 
 def _history_and_waiting(_dialect: Dialect) -> ClauseElement:
-    """Load the same, and beside each how many turns of the session are unsettled."""
-    # After the lock, in a statement of its own: on Postgres each sees what was committed before it.
+    """Load the session's newest messages, and beside each how many of its turns are unsettled."""
     return _newest_messages(_unsettled().label("waiting"))
 
 
-def _newest_messages(*more: ColumnElement[Any]) -> ClauseElement:
+def _newest_messages(*more: ColumnElement[Any]) -> Select[Any]:
     heard = func.coalesce(messages.c.heard_content, messages.c.content)
     role, status = (type_coerce(messages.c[name], String) for name in ("role", "status"))
     return (
@@ -165,7 +181,6 @@ def _newest_messages(*more: ColumnElement[Any]) -> ClauseElement:
         .where(
             messages.c.workspace_id == bindparam("workspace_id_"),
             messages.c.session_id == bindparam("session_id_"),
-            messages.c.seq <= bindparam("user_seq_"),
         )
         .order_by(messages.c.seq.desc())
         .limit(LOADED_MESSAGES)
@@ -203,7 +218,7 @@ def _insert_events(_dialect: Dialect) -> Insert:
     return insert(turn_events).values(**named(*names))
 
 
-TAKE_PLACES = Direct(_take_places)
+TAKE_PLACES = Direct(_take_places, _is_as_seen)
 LOCK_SESSION = Direct(_lock_session)
 PERSONA = Direct(_persona)
 INSERT_LIVE_TURN = Direct(_insert_live_turn)

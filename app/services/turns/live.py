@@ -33,6 +33,7 @@ class EventLog:
         self._pending_text: list[str] = []
         self._flushed_at = -math.inf
         self._flush: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def skip_to(self, number: int, *, is_stored: bool) -> None:
         """Go on above `number`; `is_stored` tells whether the events up to here need no storing."""
@@ -50,7 +51,7 @@ class EventLog:
         self._pending_text.append(delta)
         if self._flush:
             return
-        loop = asyncio.get_running_loop()
+        loop = self._running_loop
         due_at = self._flushed_at + _COALESCED_SECONDS
         if loop.time() >= due_at:
             self.flush_text()
@@ -66,8 +67,15 @@ class EventLog:
             return
         delta = storable("".join(self._pending_text))
         self._pending_text.clear()
-        self._flushed_at = asyncio.get_running_loop().time()
+        self._flushed_at = self._running_loop.time()
         self.append(make_event(self.next_number, EventType.TEXT, {"delta": delta}))
+
+    @property
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        # Python 3.11 asks the system for the process's id each time that it is asked for the loop.
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     @property
     def next_number(self) -> int:
@@ -120,7 +128,7 @@ class LiveTurn:
     progress: Progress = field(default_factory=Progress)
     log: EventLog = field(default_factory=EventLog)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    """Cancelling it ends the turn as cancelled."""
+    """Cancelling it ends the turn as cancelled, or leaves it to others where it `is_cut_off`."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
     storing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -128,6 +136,8 @@ class LiveTurn:
     seen_unstored: bool = False
     stored_pieces: int = 0
     """How many pieces of the spoken answer are in the database."""
+    is_cut_off: bool = False
+    """True where this server shut down before the turn's end."""
     played_ms: int | None = None
     """How much of the answer's sound was played when somebody cancelled."""
 
@@ -135,6 +145,12 @@ class LiveTurn:
         """Emit the events of a turn that starts to run, as every server would."""
         self.announce()
         self.log.emit(EventType.IN_PROGRESS, {"attempt": self.record.attempt})
+
+    def cut_off(self) -> None:
+        """End the turn here, so that another server runs it; but not where it ends already."""
+        if not self.scope.cancel_called:
+            self.is_cut_off = True
+            self.scope.cancel()
 
     def take_over(self, record: TurnRecord) -> None:
         """Number what comes above everything that a dead server stored, or only showed."""

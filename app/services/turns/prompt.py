@@ -42,10 +42,22 @@ def build_prompt(
     """
     reserved = max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
     budget = context_tokens - reserved - estimate_tokens(system_prompt)
+    *before, question = history
+    budget -= estimate_tokens(question.content)
+    asked = PromptMessage(question.role, question.content)
+    newest_first = [(question.seq, asked)] if asked.content else []
+    first_seq = history[0].seq
+    for seq, role, status, content in reversed(before):
+        if not content or (status == _FAILED and role != _USER):
+            continue
+        budget -= estimate_tokens(content)
+        if budget < 0:
+            first_seq = seq + 1
+            break
+        newest_first.append((seq, PromptMessage(role, content)))
+    start_seq = min(_block_start(first_seq), question.seq)
     prompt = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
-    shown = [message for message in history if _is_shown(message)]
-    start_seq = _window_start(history, shown, budget)
-    prompt += [PromptMessage(role, content) for seq, role, _, content in shown if seq >= start_seq]
+    prompt += [line for seq, line in reversed(newest_first) if seq >= start_seq]
     return prompt
 
 
@@ -59,24 +71,6 @@ def estimate_all_tokens(texts: Sequence[str]) -> int:
     """Return about how many tokens messages of these texts have together."""
     joined = len("".join(texts).encode())  # much faster than one by one
     return joined // _BYTES_PER_TOKEN + len(texts) * _MESSAGE_OVERHEAD_TOKENS
-
-
-def _is_shown(message: HistoryMessage) -> bool:
-    _, role, status, content = message
-    return bool(content) and (role == _USER or status != _FAILED)
-
-
-def _window_start(
-    history: Sequence[HistoryMessage], shown: Sequence[HistoryMessage], budget: int
-) -> int:
-    """Return the lowest `seq` that fits."""
-    first_seq = history[0].seq
-    for message in reversed(shown):
-        budget -= estimate_tokens(message.content)
-        if budget < 0:
-            first_seq = message.seq + 1
-            break
-    return min(_block_start(first_seq), history[-1].seq)
 
 
 def _block_start(seq: int) -> int:

@@ -15,6 +15,7 @@ from app.services.turns.errors import TurnLost
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import LEASE_SECONDS
+from app.services.turns.statistics import Statistics
 from app.services.turns.voice_stages import SpokenPiece
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ _CHECKPOINT_BYTES = 2048
 _CANCEL_SECONDS = 0.25
 _LEASES_SECONDS = LEASE_SECONDS / 3
 _PRUNE_SECONDS = 600.0
+_STATISTICS_SECONDS = 0.5
 
 
 class Upkeep:
@@ -40,6 +42,7 @@ class Upkeep:
         recover: Recover,
         draining: anyio.Event,
         audio: AudioStore,
+        statistics: Statistics,
     ) -> None:
         self._database = database
         self._owner_id = owner_id
@@ -47,6 +50,7 @@ class Upkeep:
         self._recover = recover
         self._draining = draining
         self._audio = audio
+        self._statistics = statistics
         self._has_recovered = False
         self._is_steady = True
         """False after a round in which the database was away: the others renew theirs first."""
@@ -58,6 +62,7 @@ class Upkeep:
         background.start_soon(self._each, _PRUNE_SECONDS, self._prune)
         if not self._database.is_sqlite:  # which has no other server
             background.start_soon(self._each, _CANCEL_SECONDS, self._cancel_where_asked)
+            background.start_soon(self._each, _STATISTICS_SECONDS, self._statistics.refresh)
 
     async def _each(self, seconds: float, duty: Callable[[], Awaitable[None]]) -> None:
         while True:
