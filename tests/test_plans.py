@@ -92,7 +92,7 @@ def conditions(filled: Filled) -> dict[str, Any]:
 
 def unknown(compiled: Compiled, known: Mapping[str, Any]) -> set[str]:
     """Return the conditions that have no value."""
-    open_places = {name for name, fixed, _ in compiled.parameters if fixed is None}
+    open_places = {name for name in compiled.parameters if compiled.fixed[name] is None}
     return {name for name in open_places if name.endswith("_")} - set(known)
 
 
@@ -101,8 +101,8 @@ def arguments(compiled: Compiled, known: Mapping[str, Any]) -> list[Any]:
     # What is written has no part in the plan: it is left NULL.
     named = {
         name: known[name] if name.endswith("_") else None
-        for name, fixed, _ in compiled.parameters
-        if fixed is None
+        for name in compiled.parameters
+        if compiled.fixed[name] is None
     }
     return compiled.values(named)
 

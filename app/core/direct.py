@@ -42,8 +42,12 @@ class Compiled:
     """A statement as a driver takes it."""
 
     sql: str
-    parameters: tuple[tuple[str, Any, Convert | None], ...]
-    """Name, value where it is fixed, and how it is written, in the order of the SQL."""
+    parameters: tuple[str, ...]
+    """Their names, in the order of the SQL's places."""
+    fixed: Mapping[str, Any]
+    """Their values, where nobody gives another."""
+    writers: tuple[tuple[int, Convert], ...]
+    """The places whose values the driver takes in another form."""
     columns: tuple[Convert | None, ...]
     """How the columns of a row are read."""
     changes: str | None = None
@@ -51,10 +55,10 @@ class Compiled:
 
     def values(self, parameters: Mapping[str, Any], number: int = 0) -> list[Any]:
         """Return the values of the SQL's places, as the driver takes them."""
-        values: list[Any] = []
-        for name, fixed, convert in self.parameters:
-            value = number if name == NUMBER else parameters.get(name, fixed)
-            values.append(convert(value) if convert else value)
+        known = {**self.fixed, **parameters, NUMBER: number}
+        values = [known[name] for name in self.parameters]
+        for place, convert in self.writers:
+            values[place] = convert(values[place])
         return values
 
     def read(self, rows: Sequence[Sequence[Any]], start: int = 0) -> Rows:
@@ -119,15 +123,14 @@ class Direct:
             schema_translate_map=schemas,
             render_schema_translate=bool(schemas),
         )
-        fixed: dict[str, Any] = dict(sql.params)
+        writers = [_writer(sql.binds[name].type, dialect) for name in sql.positiontup]
         result_columns: Sequence[Any] = sql._result_columns or ()  # noqa: SLF001  # no public name
         is_change = isinstance(statement, UpdateBase)
         compiled = Compiled(
             sql=sql.string,
-            parameters=tuple(
-                (name, fixed.get(name), _writer(sql.binds[name].type, dialect))
-                for name in sql.positiontup
-            ),
+            parameters=tuple(sql.positiontup),
+            fixed=dict(sql.params),
+            writers=tuple((place, convert) for place, convert in enumerate(writers) if convert),
             columns=tuple(_reader(column.type, dialect) for column in result_columns),
             changes=str(statement.table) if is_change else None,
         )

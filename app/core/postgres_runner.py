@@ -17,7 +17,7 @@ from sqlalchemy import Dialect
 from app.core.direct import Locks, Program, Rows, Statement
 from app.core.postgres_pool import Lease, PostgresPool, asyncpg
 from app.core.promise import Promise
-from app.core.round_trips import RoundTrips
+from app.core.round_trips import RoundTrip, RoundTrips
 from app.core.tenancy import Confinement
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class PostgresRunner:
             first = next(iter(trips_of.values()))
             alike = [number for number, trips in trips_of.items() if trips is first]
             asked = [asking.pop(number) for number in alike]
-            found = await self._ask_together(connection, asked)
+            found = await self._ask_together(connection, asked, first)
             for number, rows in zip(alike, found, strict=True):
                 try:
                     asking[number] = programs[number].send(rows)
@@ -168,16 +168,15 @@ class PostgresRunner:
         self,
         connection: Any,  # noqa: ANN401  # asyncpg's
         asked: Sequence[Sequence[Statement]],
-        *,
-        locking_apart: bool = False,
+        trips: Sequence[RoundTrip],
     ) -> list[list[Rows]]:
         """Run each statement for all who ask it, and return the rows of each of them.
 
-        All of them ask the same statements.
+        All of them ask the same statements, in `trips`.
         """
         found: list[list[Rows]] = [[[] for _ in statements] for statements in asked]
         not_done: list[int] = []
-        for trip in self._round_trips.plan(asked[0], numbered=True, locking_apart=locking_apart):
+        for trip in trips:
             arguments = [trip.values(statements, number) for number, statements in enumerate(asked)]
             rows_of: list[list[Any]] = [[] for _ in asked]
             for row in await connection.fetchmany(trip.sql, arguments):
@@ -187,7 +186,8 @@ class PostgresRunner:
                     not_done.append(number)
         if not_done:
             again = [asked[number] for number in not_done]
-            answers = await self._ask_together(connection, again, locking_apart=True)
+            apart = self._round_trips.plan(again[0], numbered=True, locking_apart=True)
+            answers = await self._ask_together(connection, again, apart)
             for number, rows in zip(not_done, answers, strict=True):
                 found[number] = rows
         return found

@@ -105,6 +105,32 @@ async def test_failure_is_raised_after_what_comes_before_it() -> None:
     assert sorted(speaker.closed) == sorted(speaker.begun)
 
 
+async def test_failure_in_the_moment_of_the_next_sentence_is_that_failure() -> None:
+    for steps in range(8):  # between the next sentence and the failure
+        speaker, ear, written = SlowSpeaker(), Ear(), anyio.Event()
+        speaker.failing = {"a"}
+
+        async def sentences(written: anyio.Event) -> AsyncGenerator[Utterance]:
+            yield Utterance("a", 0, 0)
+            await written.wait()
+            yield Utterance("b", 0, 0)
+
+        async def write_and_fail(speaker: SlowSpeaker, written: anyio.Event, steps: int) -> None:
+            await until("a", speaker)
+            await anyio.wait_all_tasks_blocked()
+            speaker.event("a").set()
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            written.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write_and_fail, speaker, written, steps)
+            with pytest.raises(ProviderUnavailable):
+                await speak_in_order(speaker, "alloy", sentences(written), ear.listener())
+
+        assert speaker.closed == speaker.begun
+
+
 async def test_cancelled_speech_leaves_nothing_running() -> None:
     speaker, ear, taken = SlowSpeaker(), Ear(), list[str]()
 

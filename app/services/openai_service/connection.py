@@ -38,7 +38,10 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._header_bytes = 0
         self._buffer: list[bytes] = []
+        self.on_body = self._buffer.append
+        """For the parser; a streamed answer is many small pieces."""
         self._buffer_bytes = 0
+        """How much has come since the buffer was emptied."""
         self._is_paused = False
         self._may_write = True
         self._is_sent = False
@@ -157,6 +160,12 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, NotHttpError):
             self._fail(NotHttpError("the response is not HTTP"))
+            return
+        self._buffer_bytes += len(data)
+        if self._buffer_bytes > BUFFER_BYTES and not self._is_paused and self._transport:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
 
     def eof_received(self) -> None:
         """End a body that goes to the end of the connection."""
@@ -193,20 +202,9 @@ class Connection(asyncio.Protocol):
             self.headers = CIMultiDict()
             return
         self.status = status
-        self._wake()
-
-    def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
-        self._buffer.append(body)
-        self._buffer_bytes += len(body)
-        if self._buffer_bytes > BUFFER_BYTES and not self._is_paused and self._transport:
-            self._is_paused = True
-            self._transport.pause_reading()
-        self._wake()
 
     def on_message_complete(self) -> None:
         """End the response."""
         if self.status:
             self.is_complete = True
             self._keeps_alive = self._parser.should_keep_alive()
-            self._wake()

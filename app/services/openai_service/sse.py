@@ -70,8 +70,10 @@ class EventReader:
             if len(line) + self._data_bytes > self._max:
                 self.overflowed = True
                 break
-            if line.startswith(b"data:"):
-                value = line[6:] if line.startswith(b"data: ") else line[5:]
+            if line.startswith(b"data: "):
+                value = line[6:]
+            elif line.startswith(b"data:"):
+                value = line[5:]
             elif line == b"data":
                 value = b""
             else:

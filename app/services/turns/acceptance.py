@@ -114,6 +114,7 @@ def _accept_new(
     interrupt_id = None
     if waiting:
         interrupt_id = yield from _make_room(message, options.on_busy)
+    told = (*read_history(history), _question(message, last_seq - 1))
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=new_id(),
@@ -126,10 +127,10 @@ def _accept_new(
         user_seq=last_seq - 1,
         created_at=now,
         persona=persona,
-        history=(*read_history(history), _question(message, last_seq - 1)),
+        history=() if waiting else told,
         was_queued=bool(waiting),
+        reservation=receipts.estimate(message, persona, told, now, waiting),
     )
-    record = replace(record, reservation=receipts.estimate(record, message, waiting))
     stored = _stored_turn(record) | {
         "agent_id": agent_id,
         "key_id": message.account.key_id,
@@ -138,7 +139,6 @@ def _accept_new(
     }
     if waiting:
         inserted = hot.INSERT_QUEUED_TURN(**stored, owner_id=None, started_at=None)
-        record = replace(record, history=())
     else:
         inserted = hot.INSERT_LIVE_TURN(
             **stored, owner_id=owner_id, started_at=now, lease_end_=now + LEASE

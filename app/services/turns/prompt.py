@@ -43,22 +43,26 @@ def build_prompt(
     reserved = max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
     budget = context_tokens - reserved - estimate_tokens(system_prompt)
     *before, question = history
-    budget -= estimate_tokens(question.content)
-    asked = PromptMessage(question.role, question.content)
-    newest_first = [(question.seq, asked)] if asked.content else []
+    shown = [
+        line for line in before if line.content and (line.status != _FAILED or line.role == _USER)
+    ]
     first_seq = history[0].seq
-    for seq, role, status, content in reversed(before):
-        if not content or (status == _FAILED and role != _USER):
-            continue
-        budget -= estimate_tokens(content)
-        if budget < 0:
-            first_seq = seq + 1
-            break
-        newest_first.append((seq, PromptMessage(role, content)))
+    if estimate_all_tokens([line.content for line in history]) > budget:
+        first_seq = _first_that_fits(shown, budget - estimate_tokens(question.content), first_seq)
     start_seq = min(_block_start(first_seq), question.seq)
     prompt = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
-    prompt += [line for seq, line in reversed(newest_first) if seq >= start_seq]
+    prompt += [PromptMessage(role, text) for seq, role, _, text in shown if seq >= start_seq]
+    if question.content:
+        prompt.append(PromptMessage(question.role, question.content))
     return prompt
+
+
+def _first_that_fits(lines: Sequence[HistoryMessage], budget: int, first_seq: int) -> int:
+    for line in reversed(lines):
+        budget -= estimate_tokens(line.content)
+        if budget < 0:
+            return line.seq + 1
+    return first_seq
 
 
 def estimate_tokens(text: str) -> int:

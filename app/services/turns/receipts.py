@@ -1,14 +1,21 @@
 """What a turn may use, what is kept for that, and what it did use."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from app.core.direct import Statement
 from app.core.errors import AppError
 from app.models import utc_now
 from app.services.ports import ProviderError, ProviderTimeout, UpstreamIncomplete
-from app.services.turns.prompt import DEFAULT_OUTPUT_TOKENS, estimate_all_tokens, estimate_tokens
-from app.services.turns.records import Progress, Receipt, TurnRecord, Usage
+from app.services.turns.prompt import (
+    DEFAULT_OUTPUT_TOKENS,
+    HistoryMessage,
+    estimate_all_tokens,
+    estimate_tokens,
+)
+from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
 from app.services.usage import Account, Reservation, Tariff, Used, budgets
 from app.services.usage.tariff import usd
 
@@ -30,16 +37,22 @@ class Asked(Protocol):
         ...
 
 
-def estimate(record: TurnRecord, asked: Asked, waiting: int) -> Reservation | None:
-    """Return what to keep for a turn; its history ends with the question.
+def estimate(
+    asked: Asked,
+    persona: Persona,
+    history: Sequence[HistoryMessage],
+    now: datetime,
+    waiting: int,
+) -> Reservation | None:
+    """Return what to keep for a turn that is accepted `now`; `history` ends with its question.
 
     `waiting` turns before it have yet to be answered.
     """
-    account, persona = asked.account, record.persona
+    account = asked.account
     if not account.has_budgets:
         return None
     output_tokens = persona.max_output_tokens or DEFAULT_OUTPUT_TOKENS
-    texts = [persona.system_prompt, *(message.content for message in record.history)]
+    texts = [persona.system_prompt, *[message.content for message in history]]
     prompt_tokens = estimate_all_tokens(texts) + waiting * output_tokens
     if asked.upload_seconds:
         prompt_tokens += int(asked.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
@@ -50,7 +63,7 @@ def estimate(record: TurnRecord, asked: Asked, waiting: int) -> Reservation | No
         speech_in_seconds=asked.upload_seconds or 0,
     )
     is_spoken = asked.upload_seconds is not None
-    return account.reservation(record.created_at, used, is_spoken=is_spoken)
+    return account.reservation(now, used, is_spoken=is_spoken)
 
 
 def reserved_columns(reservation: Reservation | None) -> dict[str, Any]:

@@ -90,7 +90,8 @@ async def speak_in_order(
                 send.send_nowait(spoken)
                 group.start_soon(spoken.speak, speaker, voice)
 
-    async with anyio.create_task_group() as group, receive:
+    # `receive` outlives the tasks: a sentence may be ready in the moment of a failure.
+    async with receive, anyio.create_task_group() as group:
         group.start_soon(take)
         try:
             async for spoken in receive:
