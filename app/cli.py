@@ -5,8 +5,8 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 DEFAULT_WORKSPACE_ID = UUID("01900000-0000-7000-8000-000000000001")
@@ -75,9 +75,11 @@ def _add_admin_commands(commands: Any) -> None:  # noqa: ANN401  # argparse has 
 
 def _serve(host: str | None, port: int | None, workers: int | None) -> int:
     gc.disable()  # a start leaves little behind, and a tenth of it went into looking; see `state`
-    # FastAPI asks of every route whether it is of pydantic's first version, which is 1.4 MB.
-    sys.modules["pydantic.v1"] = cast("ModuleType", None)
-    import uvicorn
+    from app import frameworks
+
+    frameworks.load()
+    from uvicorn.config import STARTUP_FAILURE, Config
+    from uvicorn.server import Server
 
     from app.core.config import load_settings
     from app.core.errors import StartRefused
@@ -114,8 +116,10 @@ def _serve(host: str | None, port: int | None, workers: int | None) -> int:
         return os.EX_CONFIG
     _allow_many_connections()
     sys.stderr.write(starting)
-    uvicorn.run("app.main:app", **options)
-    return 0
+    server = Server(Config("app.main:app", **options))
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
+        server.run()
+    return 0 if server.started else STARTUP_FAILURE
 
 
 def _allow_many_connections() -> None:

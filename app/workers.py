@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import uvicorn
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import STARTUP_FAILURE, Config
+from uvicorn.server import Server
 
 from app.core.config import Settings
 from app.core.errors import StartRefused
@@ -46,7 +46,7 @@ def serve(settings: Settings, count: int, options: Mapping[str, Any]) -> int:
 
     `options` are uvicorn's. What is done once, such as development's migrations, is done before.
     """
-    config = uvicorn.Config("app.main:app", **options)
+    config = Config("app.main:app", **options)
     config.load()  # here, so that it is done once and its memory is shared
     configure_logging(settings.log_level)
     shared = _reserve(config.host, config.port)
@@ -62,7 +62,7 @@ def serve(settings: Settings, count: int, options: Mapping[str, Any]) -> int:
 
     def work() -> int:
         listener = _bind(host, port) if _EACH_LISTENS else shared
-        server = uvicorn.Server(config)
+        server = Server(config)
         server.run([listener])
         return 0 if server.started else STARTUP_FAILURE
 

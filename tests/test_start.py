@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 SERVE = """
 import asyncio, sys
-from app import cli
-import uvicorn
+from app import cli, frameworks
+frameworks.load()
+from uvicorn.server import Server
 from app.main import app, load_settings
 from app.routers.connections import PatientProtocol
 from app.services.openai_service import OpenAIClient, warn_of_shutdowns
@@ -32,7 +33,24 @@ async def serve():
 asyncio.run(serve())
 print(*sys.modules)
 """
-"""What `agent-platform serve` and `uvicorn app.main:app` import, open and ask by themselves."""
+"""What `agent-platform serve` imports, opens and asks by itself."""
+
+DESCRIBE = """
+import json
+from app.main import app
+print(json.dumps(app.openapi(), sort_keys=True))
+"""
+DESCRIBE_LATER = f"from app import frameworks; frameworks.load(); {DESCRIBE}"
+
+USE_ALL = """
+from app import frameworks
+frameworks.load()
+import logging.config, zipfile
+import uvicorn
+from uvicorn.main import main
+print(uvicorn.Server.__name__, main.name, zipfile.Path, logging.config.dictConfig)
+"""
+"""What the frameworks are loaded without is there for whoever wants it later."""
 
 HELP = """
 import sys
@@ -47,12 +65,17 @@ except SystemExit:
 AT_FIRST_USE = {
     "aiohttp",  # WebSockets, proxies
     "alembic",  # a database at another revision
+    "click",  # uvicorn's own command line
     "av",
     "cryptography",  # Supabase
     "jwt",
     "lameenc",
+    "logging.config",
+    "multiprocessing",
     "numpy",
     "sentencex",
+    "uvicorn.main",
+    "zipfile",
     "app.services.local_service",
     "app.services.openai_service.full_http",
 }
@@ -97,6 +120,19 @@ def test_a_server_without_the_engine_loads_what_it_needs_and_one_databases_drive
     loaded = set(modules.split())
     assert DRIVERS[own] <= loaded
     assert not loaded & (AT_FIRST_USE | DRIVERS[other])
+
+
+def test_what_the_frameworks_are_loaded_without_can_be_loaded_later(tmp_path: Path) -> None:
+    assert run(USE_ALL, tmp_path).startswith("Server main <class 'zipfile.Path'> <function")
+
+
+def test_the_api_is_described_as_by_frameworks_that_are_loaded_whole(tmp_path: Path) -> None:
+    settings = {"OPENAI_API_KEY": "not-checked", "DATA_DIR": str(tmp_path)}
+
+    described = run(DESCRIBE_LATER, tmp_path, **settings)
+
+    assert '"/messages/text"' in described
+    assert described == run(DESCRIBE, tmp_path, **settings)
 
 
 def test_the_command_lines_help_loads_nothing_but_python(tmp_path: Path) -> None:

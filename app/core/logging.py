@@ -1,22 +1,15 @@
 """How the process logs: one line per event to standard error; no message text, key or token."""
 
 import logging
-import logging.config
 
 
 def configure_logging(level: str) -> None:
     """Set up logging for the whole process; `level` is a name in small letters."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "root": {"level": "WARNING", "handlers": ["stderr"]},
-            "loggers": {
-                "app": {"level": level.upper()},
-                "uvicorn": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
-                "uvicorn.access": {"level": "WARNING"},
-            },
-        }
-    )
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    levels = {None: "WARNING", "app": level.upper(), "uvicorn": "INFO", "uvicorn.access": "WARNING"}
+    for name, its_level in levels.items():
+        logger = logging.getLogger(name)
+        logger.setLevel(its_level)
+        logger.handlers[:] = [stderr] if name in {None, "uvicorn"} else []
+    logging.getLogger("uvicorn").propagate = False

@@ -1,5 +1,6 @@
 """Speaks the pieces of an answer: several at once ahead of what is heard, and in their order."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class _Spoken:
 
     utterance: Utterance
     _pieces: list[bytes] = field(default_factory=list[bytes])
-    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _is_over: bool = False
     _failure: AppError | None = None
 
@@ -67,7 +68,7 @@ class _Spoken:
 
     def _wake(self) -> None:
         self._changed.set()
-        self._changed = anyio.Event()
+        self._changed = asyncio.Event()
 
 
 async def speak_in_order(
