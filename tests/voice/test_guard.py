@@ -62,6 +62,34 @@ async def test_every_sample_of_speech_is_accepted(path: Path) -> None:
     assert recording.duration_seconds == pytest.approx(seconds_of(data), abs=0.01)
 
 
+async def test_plain_samples_that_begin_with_speech_are_accepted_without_a_wait() -> None:
+    with pytest.raises(StopIteration) as end:
+        inspect(SPEECH).send(None)
+
+    recording = end.value.value
+    assert recording.data is SPEECH
+    assert recording.format is AudioFormat.WAV
+    assert recording.duration_seconds == pytest.approx(SECONDS, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("data", "verdict"),
+    [
+        (encoded(np.concatenate([np.zeros(2 * RATE_HZ, PCM.dtype), PCM]), AudioFormat.WAV), "wav"),
+        (encoded(np.zeros(2 * RATE_HZ, PCM.dtype), AudioFormat.WAV), "no-speech"),
+        (encoded(PCM, AudioFormat.WEBM), "webm"),
+        (wav(SPEECH[44:], channels=9), "audio-unreadable"),
+    ],
+    ids=["speech after silence", "silence", "encoded", "nine channels"],
+)
+async def test_what_takes_longer_is_left_to_a_thread(data: bytes, verdict: str) -> None:
+    inspection = inspect(data)
+    inspection.send(None)  # returns, as somebody is waited for
+    inspection.close()
+
+    assert await answer(data) == verdict
+
+
 @pytest.mark.parametrize("voice", ["anna_05", "mike_08"])
 @pytest.mark.parametrize("sound_format", AudioFormat)
 async def test_speech_is_accepted_in_every_format(voice: str, sound_format: AudioFormat) -> None:

@@ -21,7 +21,7 @@ from app.services.voice.pcm_wav import PcmWav
 from app.services.voice.plain import plain_sound
 from app.services.voice.resample import Resampler
 from app.services.voice.silero import Floats
-from app.services.voice.sniff import Sniffed
+from app.services.voice.sniff import Sniffed, sniff
 
 if TYPE_CHECKING:
     from av import AudioFrame, AudioStream, Packet
@@ -154,14 +154,28 @@ class Sound:
 def open_sound(data: bytes, sniffed: Sniffed) -> Generator[Sound | PcmWav]:
     """Open `data` while the block runs. Raises `AudioUnreadable`."""
     plain = plain_sound(data, sniffed)
-    if sniffed.format is AudioFormat.WAV and (sound := PcmWav.of(plain)):
-        _refuse_odd_sound(sound.rate_hz, sound.channels)
+    if sound := _plain_samples(plain, sniffed):
         yield sound
         return
     with _readable():
         opened = _open(plain, sniffed, cpu_seconds=_CPU_SECONDS_TO_MEASURE)
     with opened.container:
         yield Sound(plain, sniffed, opened)
+
+
+def open_samples(data: bytes) -> PcmWav | None:
+    """Return a file that needs no decoder, and `None` for others. Raises `AudioUnreadable`."""
+    sniffed = sniff(data)
+    if sniffed is None or sniffed.format is not AudioFormat.WAV:
+        return None
+    return _plain_samples(plain_sound(data, sniffed), sniffed)
+
+
+def _plain_samples(plain: bytes, sniffed: Sniffed) -> PcmWav | None:
+    sound = PcmWav.of(plain) if sniffed.format is AudioFormat.WAV else None
+    if sound:
+        _refuse_odd_sound(sound.rate_hz, sound.channels)
+    return sound
 
 
 class _Mixer:

@@ -16,10 +16,6 @@ _threads = anyio.CapacityLimiter(1)
 """LAME lets other Python go on, so one thread uses a second core and leaves the first free."""
 
 
-_starters = anyio.CapacityLimiter(1)
-"""Apart, for an answer that begins must not wait for others that go on."""
-
-
 class _Lame(Protocol):
     """The part of `lameenc.Encoder` that is used; the package has no types."""
 
@@ -54,7 +50,7 @@ class Mp3Encoder:
         self._has_begun = False
 
     def start(self) -> None:
-        """Do what the first `encode` would do first."""
+        """Have LAME make its tables: half a millisecond, while there is no sound to wait for it."""
         self._encoder.encode(b"")
 
     def encode(self, pcm: bytes) -> bytes:
@@ -72,15 +68,6 @@ class Mp3Encoder:
     def finish(self) -> bytes:
         """Return the last frames, empty where there was no sound. Nothing may follow."""
         return bytes(self._encoder.flush()) if self._has_begun else b""
-
-
-async def started(encoder: Mp3Encoder) -> Mp3Encoder:
-    """Return `encoder` once LAME has made its tables, which takes longer than the first sound.
-
-    Done beside the event loop, and before there is any sound to wait for it.
-    """
-    await to_thread.run_sync(encoder.start, limiter=_starters)
-    return encoder
 
 
 async def encode(encoder: Mp3Encoder, pcm: bytes) -> bytes:

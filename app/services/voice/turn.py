@@ -10,7 +10,7 @@ from app.services.ports import Recording, Speaker, Transcriber, Transcript
 from app.services.turns import Clip, Persona, SpokenPiece
 from app.services.turns.heard import whole_words
 from app.services.voice.errors import NoSpeech
-from app.services.voice.mp3 import Mp3Encoder, encode, started
+from app.services.voice.mp3 import Mp3Encoder, encode
 from app.services.voice.sentences import SentenceCutter
 from app.services.voice.speaking import Listener, Utterance, speak_in_order
 from app.services.voice.spoken import SpokenText
@@ -66,7 +66,8 @@ class VoiceTurn:
         mark: Callable[[str], None],
     ) -> None:
         """Fulfil `VoiceStages.speak`: sentences ahead of each other, into one MP3 stream."""
-        encoder = await started(Mp3Encoder(self.speaker.sample_rate_hz))
+        encoder = Mp3Encoder(self.speaker.sample_rate_hz)
+        encoder.start()
 
         def begin(utterance: Utterance) -> None:
             self._current = utterance
