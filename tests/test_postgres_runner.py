@@ -102,7 +102,8 @@ async def test_what_fails_fails_alone(database: Database) -> None:
     assert results == {by: 100 // by for by in range(1, 20)}
 
 
-async def test_program_that_takes_long_holds_up_no_other(database: Database) -> None:
+@pytest.mark.parametrize("others", [1, 30])
+async def test_program_that_takes_long_holds_up_no_other(database: Database, others: int) -> None:
     ended: list[str] = []
 
     def wait() -> Program[None]:
@@ -112,16 +113,17 @@ async def test_program_that_takes_long_holds_up_no_other(database: Database) -> 
         await database.run_with(("a",), wait)
         ended.append("slow")
 
-    async def quick() -> None:
+    async def quick(lock: int) -> None:
         await anyio.sleep(0.1)
-        await database.run_with(("b",), transaction)
+        await database.run_with((str(lock),), transaction)
         ended.append("quick")
 
     async with anyio.create_task_group() as group:
         group.start_soon(slow)
-        group.start_soon(quick)
+        for lock in range(others):
+            group.start_soon(quick, lock)
 
-    assert ended == ["quick", "slow"]
+    assert ended == [*["quick"] * others, "slow"]
 
 
 async def test_what_a_program_returned_from_is_committed(database: Database) -> None:
