@@ -199,8 +199,18 @@ async def _keep(answers: list[tuple[int, bytes]], pool: WirePool, url: URL) -> N
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s"
         % (len(gzip.compress(b"hi")), gzip.compress(b"hi")),
         b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nhi",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000 + OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;%s\r\nhi\r\n0\r\n\r\n"
+        % (b"x" * 500_000),
     ],
-    ids=["continue", "chunked", "gzip", "to the end of the connection"],
+    ids=[
+        "continue",
+        "chunked",
+        "gzip",
+        "to the end of the connection",
+        "much before it",
+        "much beside it",
+    ],
 )
 async def test_every_kind_of_body_is_read(
     said: bytes, server: Scripted, pool: WirePool, url: URL

@@ -162,7 +162,8 @@ class Connection(asyncio.Protocol):
             self._fail(NotHttpError("the response is not HTTP"))
             return
         self._buffer_bytes += len(data)
-        if self._buffer_bytes > BUFFER_BYTES and not self._is_paused and self._transport:
+        is_full = self._buffer and self._buffer_bytes > BUFFER_BYTES
+        if is_full and not self._is_paused and self._transport:
             self._is_paused = True
             self._transport.pause_reading()
         self._wake()
