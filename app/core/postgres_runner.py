@@ -61,6 +61,7 @@ class PostgresRunner:
         self._waiting: list[_Job] = []
         self._lanes: set[asyncio.Task[None]] = set()
         self._open_lanes = 0
+        """Those that still take programs: one that has ended stays in `_lanes` for a moment."""
         self._in_lanes = 0
         """How many programs are there."""
         self._help: asyncio.TimerHandle | None = None

@@ -111,18 +111,14 @@ class OpenAIClient:
         early breaks the connection off. Raises `ProviderError`.
         """
         deadline = self._first_byte_deadline() + patience_seconds
-        url = self._url(path)
-        if self._wire:
-            return await self._ask(self._wire.post(url, body, deadline), deadline, setting)
-        return await self._ask(self._post_in_full(url, body, deadline), deadline, setting)
+        http = self._wire or await self._full_http()
+        return await self._ask(http.post(self._url(path), body, deadline), deadline, setting)
 
     async def get(self, path: str, *, setting: str) -> "Answer":
         """Ask for `path`; as `post`."""
         deadline = self._first_byte_deadline()
-        url = self._url(path)
-        if self._wire:
-            return await self._ask(self._wire.get(url, deadline), deadline, setting)
-        return await self._ask(self._get_in_full(url, deadline), deadline, setting)
+        http = self._wire or await self._full_http()
+        return await self._ask(http.get(self._url(path), deadline), deadline, setting)
 
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
@@ -155,18 +151,6 @@ class OpenAIClient:
 
     def _first_byte_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self.first_byte_timeout_seconds
-
-    async def _post_in_full(
-        self, url: URL, body: bytes | Upload, deadline: float
-    ) -> "FullResponse":
-        async with asyncio.timeout_at(deadline):
-            http = await self._full_http()
-            return await http.post(url, body)
-
-    async def _get_in_full(self, url: URL, deadline: float) -> "FullResponse":
-        async with asyncio.timeout_at(deadline):
-            http = await self._full_http()
-            return await http.get(url)
 
     async def _full_http(self) -> "FullHttp":
         """Return what does the rest of HTTP, loaded beside the event loop at the first need."""

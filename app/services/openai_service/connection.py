@@ -64,7 +64,8 @@ class Connection(asyncio.Protocol):
     async def send(self, request: tuple[bytes, ...], deadline: float) -> None:
         """Send a request, and wait for the response's head.
 
-        What answers before it has everything is sent no more.
+        What answers before it has everything is sent no more. Broken off where that fails, or
+        where it is cancelled.
         """
         self.status = 0
         self.headers = CIMultiDict()
@@ -75,9 +76,13 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         if self._transport is None or self._error:
             raise self._error or ConnectionResetError("the connection is closed")
-        await self._write(request, deadline)
-        while not self.status:
-            await self._wait(deadline)
+        try:
+            await self._write(request, deadline)
+            while not self.status:
+                await self._wait(deadline)
+        except BaseException:
+            self.abort()
+            raise
 
     async def _write(self, request: tuple[bytes, ...], deadline: float) -> None:
         is_small = sum(map(len, request)) <= _SENT_AT_ONCE_BYTES

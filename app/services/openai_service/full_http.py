@@ -49,15 +49,15 @@ class FullHttp:
         """Close every connection."""
         await self._session.close()
 
-    async def get(self, url: URL) -> "FullResponse":
+    async def get(self, url: URL, deadline: float) -> "FullResponse":
         """Ask for `url`; raises as `WirePool.post` does, and `ProviderError`."""
-        return await self._send("GET", url)
+        return await self._send(deadline, "GET", url)
 
-    async def post(self, url: URL, body: bytes | Upload) -> "FullResponse":
+    async def post(self, url: URL, body: bytes | Upload, deadline: float) -> "FullResponse":
         """Send JSON or an upload; raises as `get` does."""
         upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
         data = io.BytesIO(b"".join(upload.pieces))
-        return await self._send("POST", url, data, {"Content-Type": upload.content_type})
+        return await self._send(deadline, "POST", url, data, {"Content-Type": upload.content_type})
 
     async def open_websocket(self, url: URL, *, setting: str) -> "WebSocket":
         """Connect; errors of the provider name `setting`. Raises as `get` does."""
@@ -74,15 +74,17 @@ class FullHttp:
 
     async def _send(
         self,
+        deadline: float,
         method: str,
         url: URL,
         body: io.BytesIO | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> "FullResponse":
         try:
-            response = await self._session.request(
-                method, url, data=body, headers=headers, allow_redirects=False, middlewares=()
-            )
+            async with asyncio.timeout_at(deadline):
+                response = await self._session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False, middlewares=()
+                )
         except aiohttp.ClientError as error:
             _raise_plainly(error)
         return FullResponse(response)

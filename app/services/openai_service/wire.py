@@ -130,20 +130,12 @@ class WirePool:
                 try:
                     await connection.send(request, deadline)
                 except ConnectionError:
-                    connection.abort()
                     if connection.has_answered:
                         raise
-                except BaseException:  # such as our own cancellation
-                    connection.abort()
-                    raise
                 else:
                     return Response(connection, self)
             connection = await self._connect(deadline)
-            try:
-                await connection.send(request, deadline)
-            except BaseException:
-                connection.abort()
-                raise
+            await connection.send(request, deadline)
             return Response(connection, self)
         except BaseException:
             self._free.release()

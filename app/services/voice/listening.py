@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-import anyio
-
 from app.core.database import Database
 from app.services.turns import LiveTurn, TurnEngine, audio_store
 from app.services.turns.errors import ServerDraining, TurnInterrupted
@@ -89,8 +87,9 @@ async def _spoken_elsewhere(
                 return
             if turns.is_draining and not turns.holds(turn):
                 raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
-            with anyio.move_on_after(_LOOK_SECONDS):
-                await changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await changed.wait()
 
 
 async def _read_on(database: Database, turn: LiveTurn, heard: audio_store.Heard) -> bytes:
