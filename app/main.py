@@ -5,6 +5,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from app import __version__
 from app.core.config import Settings, load_settings
@@ -24,7 +26,7 @@ from app.routers import (
 from app.routers.access import Access
 from app.routers.cors import allow_origins
 from app.routers.drain import draining_on_signals
-from app.routers.envelope import Envelope
+from app.routers.envelope import Envelope, Net
 from app.routers.problems import install_problem_handlers
 from app.routers.short_way import ShortWay
 from app.routers.statuses import describe_errors
@@ -50,10 +52,27 @@ _ENDPOINTS = (
 )
 
 
+class Application(FastAPI):
+    """FastAPI behind our own front: what the front answers itself never comes to FastAPI's layers.
+
+    Those of FastAPI that are passed by ask whether OpenTelemetry is set up, and write a 500.
+    """
+
+    front: ASGIApp | None = None
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.front or self.inside)(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as FastAPI does."""
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     settings: Settings,
     open_state: Callable[[Settings], AbstractAsyncContextManager[State]] = open_state,
-) -> FastAPI:
+) -> Application:
     """Build the application; nothing is opened before it starts.
 
     Tests pass their own `open_state`, with fakes for the providers.
@@ -65,7 +84,7 @@ def create_app(
             with draining_on_signals(state["turns"].drain):
                 yield {**state}
 
-    app = FastAPI(
+    app = Application(
         title="AI Agent Platform",
         version=__version__,
         description=_DESCRIPTION,
@@ -77,11 +96,11 @@ def create_app(
     )
     _describe_keys_and_errors(app)
     install_problem_handlers(app)
-    app.add_middleware(ShortWay)
-    app.add_middleware(Access)
+    app.add_middleware(Net)
+    door: ASGIApp = Access(ShortWay(app.inside))
     if settings.allowed_origins:
-        allow_origins(app, settings.allowed_origins)
-    app.add_middleware(Envelope)  # the last is the outermost
+        door = allow_origins(door, settings.allowed_origins)
+    app.front = Envelope(door)
     docs.mount_assets(app)
     return app
 

@@ -1,10 +1,11 @@
 """How much a caller may use, and what it is told of that."""
 
-from dataclasses import dataclass
 from decimal import Decimal
 
+from app.core.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value(frozen=True, slots=True)
 class Limits:
     """What a key may use. `None` is the default of the settings, 0 is no limit."""
 
@@ -34,7 +35,7 @@ DEFAULT_LIMITS = Limits()
 NO_LIMITS = Limits(0, 0, 0, 0, Decimal(0))
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Quota:
     """How a caller stands with one limit."""
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
@@ -12,10 +12,10 @@ _RESPONSE_HEADERS = (
 )  # fmt: skip
 
 
-def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """Answer the browsers of these sites; without cookies, for nobody is known by one."""
-    app.add_middleware(
-        CORSMiddleware,
+    return CORSMiddleware(
+        app,
         allow_origins=origins,
         allow_methods=_METHODS,
         allow_headers=_REQUEST_HEADERS,

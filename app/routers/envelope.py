@@ -15,11 +15,15 @@ from app.services.turns.errors import InternalError
 
 logger = logging.getLogger(__name__)
 
-_NOTHING = b"default-src 'none'; frame-ancestors 'none'"
+_CSP, _CACHE = b"content-security-policy", b"cache-control"
+_NOTHING = (_CSP, b"default-src 'none'; frame-ancestors 'none'")
 _PAGES = (
-    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
-    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    _CSP,
+    (
+        b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
 )
 _POLICIES = {"/docs": _PAGES, "/redoc": _PAGES}
 _SECURITY_HEADERS = (
@@ -28,6 +32,7 @@ _SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+_UNCACHED = (*_SECURITY_HEADERS, (_CACHE, b"no-store"))
 
 
 class Envelope:
@@ -50,25 +55,51 @@ class Envelope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                given = list(message.get("headers", ()))
-                added = [
-                    (b"request-id", request_id.encode()),
-                    (b"content-security-policy", policy),
-                    *_SECURITY_HEADERS,
-                ]
-                if not any(name == b"cache-control" for name, _ in given):
-                    added.append((b"cache-control", b"no-store"))
-                message["headers"] = given + added
+                given = message.get("headers", ())
+                # What a response says itself of caches stands.
+                rest = _SECURITY_HEADERS if any(name == _CACHE for name, _ in given) else _UNCACHED
+                message["headers"] = [*given, (b"request-id", request_id.encode()), policy, *rest]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if started or scope["type"] != "http":
-                raise  # the server cuts the connection, so that nobody takes it for the end
-            bug = InternalError("The server failed; its log says why, under the request's id.")
-            await problem_response(bug, request_id)(scope, receive, send_with_headers)
+        except Exception as bug:  # noqa: BLE001  # whatever it is
+            await _answer_for(bug, scope, receive, send_with_headers, started=started)
+
+
+class Net:
+    """Turns a bug into a 500 without detail, before FastAPI writes one of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass a lifespan on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as bug:  # noqa: BLE001  # whatever it is
+            await _answer_for(bug, scope, receive, send, started=started)
+
+
+async def _answer_for(
+    bug: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool
+) -> None:
+    request_id = scope["state"]["request_id"]
+    logger.error("request %s failed", request_id, exc_info=bug)
+    if started or scope["type"] != "http":
+        raise bug  # the server cuts the connection, so that nobody takes it for the end
+    told = InternalError("The server failed; its log says why, under the request's id.")
+    await problem_response(told, request_id)(scope, receive, send)
 
 
 def _without_traceback(send: Send) -> Send:

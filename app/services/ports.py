@@ -5,11 +5,11 @@ own types, exceptions and words never pass this line.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, NamedTuple, Protocol
 
 from app.core.errors import AppError, ErrorKind
+from app.core.values import value
 
 
 class ProviderError(AppError):
@@ -99,7 +99,7 @@ class PromptMessage(NamedTuple):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChatRequest:
     """A prompt and how to answer it. `None` means the provider's default."""
 
@@ -110,14 +110,14 @@ class ChatRequest:
     max_output_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TextDelta:
     """The next piece of the answer; never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChatFinished:
     """The end of the answer. Token counts are `None` where the provider gives none."""
 
@@ -159,7 +159,7 @@ class AudioFormat(StrEnum):
     FLAC = "flac"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Recording:
     """An upload that passed the guard: `data` really is sound in `format`, with speech in it."""
 
@@ -168,7 +168,7 @@ class Recording:
     duration_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Transcript:
     """What was said. `language` is an ISO 639-1 code, `None` where the provider names none."""
 

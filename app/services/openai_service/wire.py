@@ -7,7 +7,6 @@ WebSockets and behind proxies. Deadlines are in seconds of the event loop's cloc
 import asyncio
 import ssl
 import zlib
-from dataclasses import dataclass
 from functools import cache
 from socket import SOCK_STREAM
 from typing import Any
@@ -18,6 +17,7 @@ from aiohappyeyeballs import (
 from anyio import to_thread
 from yarl import URL
 
+from app.core.values import value
 from app.services.openai_service.connection import BUFFER_BYTES, Connection, NotHttpError
 
 _KEEP_ALIVE_SECONDS = 240
@@ -27,7 +27,7 @@ _MAX_CONNECTIONS = 1000
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Upload:
     """A body that is not JSON; `pieces` follow each other."""
 

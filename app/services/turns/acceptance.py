@@ -4,7 +4,7 @@ Every function that changes a session's turns first locks the session's row, so 
 queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from sqlalchemy import Dialect, Update, bindparam, null, select, text, update
 from sqlalchemy.sql import ClauseElement
 
 from app.core.direct import Direct, Program, one
+from app.core.values import value
 from app.models import (
     LIVE,
     UNSETTLED,
@@ -51,7 +52,7 @@ QUEUE_LIMIT = 8
 _NO_PLACES: tuple[Any, ...] = (0, None, None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NewMessage:
     """What a caller says in a session."""
 
@@ -67,7 +68,7 @@ class NewMessage:
     """The end user who says it: the session must be theirs."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Accepted:
     """A turn, new or found by its key; `interrupt_id` is the live turn that it wants to end."""
 

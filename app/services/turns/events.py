@@ -1,10 +1,11 @@
 """What happens in a turn, as its followers see it: numbered, in order, written as JSON once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import orjson
+
+from app.core.values import value
 
 AFTER_ATTEMPT = 10_000
 """Each attempt begins this far above the last stored number: what the one before showed, stored or
@@ -29,7 +30,7 @@ class EventType(StrEnum):
 TERMINAL = frozenset((EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED))
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TurnEvent:
     """One step of a turn. `data` is one line of JSON."""
 

@@ -7,13 +7,14 @@ from enum import StrEnum
 from uuid import UUID
 
 from app.core.errors import AppError
+from app.core.values import value
 from app.models import MessageStatus, Modality, Role, TurnStatus
 from app.services.ports import PromptMessage
 from app.services.turns.prompt import HistoryMessage
 from app.services.usage import Reservation
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Persona:
     """What a turn needs of its agent, at the version it was accepted with."""
 
@@ -27,7 +28,7 @@ class Persona:
     language: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Receipt:
     """What a turn used in all of its attempts. Money is `None` where a price is not known."""
 
@@ -43,7 +44,7 @@ class Receipt:
     budget_nanos: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TurnRecord:
     """A turn as it was accepted or taken over; `attempt` is the fence of every later write."""
 
@@ -80,7 +81,7 @@ class OnBusy(StrEnum):
     INTERRUPT = "interrupt"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RequestKey:
     """An `Idempotency-Key`, and the SHA-256 of the route and body that it came with."""
 
@@ -88,7 +89,7 @@ class RequestKey:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TurnOptions:
     """How a turn is accepted."""
 
@@ -96,7 +97,7 @@ class TurnOptions:
     key: RequestKey | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Usage:
     """What a turn used; `None` where it is not known."""
 
@@ -127,7 +128,7 @@ class Progress:
     """Milliseconds from the moment of acceptance, by name."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Outcome:
     """How a turn ended: `error` is set unless it completed."""
 
@@ -137,7 +138,7 @@ class Outcome:
     error: AppError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reply:
     """The assistant's message, stored."""
 

@@ -1,11 +1,12 @@
 """Who pays for a turn, and how much of what that account may use."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date, datetime
 from uuid import UUID
 
 from app.core.limits import NO_LIMITS, Limits
 from app.core.security import Caller
+from app.core.values import value
 from app.services.usage.tariff import NANOS, Tariff, Used
 
 _NO_LIMIT = 2**62
@@ -13,7 +14,7 @@ _CHARACTERS_PER_TOKEN = 4
 """Of an answer that will be spoken: about what models of English write."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reservation:
     """What is kept for a turn of an account's budgets, until it is known what it used."""
 
@@ -25,7 +26,7 @@ class Reservation:
     upload_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Account:
     """Who pays: a key, or a workspace for what comes without one."""
 
@@ -103,7 +104,7 @@ def _limit(given: int | None) -> int:
     return min(given, _NO_LIMIT) if given else _NO_LIMIT
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Accounts:
     """Every account of this server: the defaults of its settings, and its prices."""
 

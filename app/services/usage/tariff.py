@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 
 from app.core.price_list import ModelPrice, PriceList
+from app.core.values import value
 from app.services.usage.price_table import PRICES
 
 NANOS = 1_000_000_000
@@ -26,7 +27,7 @@ class Part(StrEnum):
     TTS = "tts"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Used:
     """What was used of each part. `None` is unknown; what was not asked for is 0."""
 
@@ -39,7 +40,7 @@ class Used:
     speech_out_characters: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Cost:
     """What something costs, as far as prices are known."""
 
@@ -47,7 +48,7 @@ class Cost:
     is_complete: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Tariff:
     """The prices, and which model serves each part."""
 
