@@ -76,6 +76,7 @@ def conditions(filled: Filled) -> dict[str, Any]:
         "index_": 0,
         "last_": 3,
         "user_seq_": 2 * TURNS_EACH - 1,
+        "after_": 0,
         "key_": "key-1-3",
         "bucket_": "key-1",
         "caller_": "key-1",

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import StringConstraints
 
 from app.models import Message, Modality, Session
-from app.routers.deps import Caller, Db, ReadingDb
+from app.routers.deps import Caller, Db, ReadingDb, Turns
 from app.routers.idempotency import Key, once
 from app.routers.pages import Cursor, Limit, cursor_id, cursor_number, link_next
 from app.routers.sound import sound_shape
@@ -98,9 +98,10 @@ async def update_session(session_id: UUID, body: SessionUpdate, db: Db, caller: 
 
 
 @router.delete("/{session_id}", status_code=HTTPStatus.NO_CONTENT)
-async def delete_session(session_id: UUID, db: Db, caller: Caller) -> None:
+async def delete_session(session_id: UUID, db: Db, turns: Turns, caller: Caller) -> None:
     """Delete a conversation and everything in it, for good."""
     await crud.delete_session(db, caller, session_id)
+    turns.known.histories.forget((caller.workspace_id, session_id))
     audit.record(db, caller, audit.Action.SESSION_DELETED, session_id)
 
 

@@ -91,11 +91,24 @@ class FinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
 
 
-class PromptMessage(NamedTuple):
+class PromptLine(Protocol):
     """One line of the conversation as the model sees it."""
 
+    @property
+    def role(self) -> str:
+        """One of `Role`."""
+        ...
+
+    @property
+    def content(self) -> str:
+        """The words."""
+        ...
+
+
+class PromptMessage(NamedTuple):
+    """A `PromptLine` that is nothing else."""
+
     role: str
-    """One of `Role`."""
     content: str
 
 
@@ -103,7 +116,7 @@ class PromptMessage(NamedTuple):
 class ChatRequest:
     """A prompt and how to answer it. `None` means the provider's default."""
 
-    messages: Sequence[PromptMessage]
+    messages: Sequence[PromptLine]
     """Oldest first, the system prompt at its head."""
     model: str | None = None
     temperature: float | None = None

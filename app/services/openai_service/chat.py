@@ -13,7 +13,7 @@ from app.services.ports import (
     ChatFinished,
     ChatRequest,
     FinishReason,
-    PromptMessage,
+    PromptLine,
     ProviderError,
     TextDelta,
     UpstreamIncomplete,
@@ -96,7 +96,7 @@ class OpenAIChatModel:
     def _body(self, request: ChatRequest, model: str) -> bytes:
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": role, "content": content} for role, content in request.messages],
+            "messages": [{"role": line.role, "content": line.content} for line in request.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -227,7 +227,7 @@ class ReplyReader:
             raise UpstreamIncomplete("The AI provider's answer is longer than any can be.")
 
 
-def _clean_message(line: PromptMessage) -> dict[str, str]:
+def _clean_message(line: PromptLine) -> dict[str, str]:
     return {"role": line.role, "content": clean(line.content)}
 
 

@@ -4,14 +4,15 @@ Every function that changes a session's turns first locks the session's row, so 
 queue are decided one at a time; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import field, replace
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Dialect, Update, bindparam, null, select, text, update
 from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import Direct, Program, one
+from app.core.direct import Direct, Program, Rows, one
 from app.core.values import value
 from app.models import (
     LIVE,
@@ -26,6 +27,7 @@ from app.models import (
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
 from app.services.turns import event_store, hot, keys, leases, receipts
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
+from app.services.turns.histories import Histories
 from app.services.turns.loading import (
     TURN_COLUMNS,
     TurnRow,
@@ -69,6 +71,14 @@ class NewMessage:
 
 
 @value(frozen=True, slots=True)
+class Known:
+    """What this process need not load again."""
+
+    personas: Personas = field(default_factory=Personas)
+    histories: Histories = field(default_factory=Histories)
+
+
+@value(frozen=True, slots=True)
 class Accepted:
     """A turn, new or found by its key; `interrupt_id` is the live turn that it wants to end."""
 
@@ -78,7 +88,7 @@ class Accepted:
 
 
 def accept(
-    message: NewMessage, options: TurnOptions, owner_id: UUID, personas: Personas
+    message: NewMessage, options: TurnOptions, owner_id: UUID, known: Known
 ) -> Program[Accepted]:
     """Store the user's message, the assistant's place and the turn, live or queued.
 
@@ -90,32 +100,38 @@ def accept(
         turn_id = yield from keys.claim(message.workspace_id, options.key)
         if turn_id:
             return (yield from _replay(message, turn_id, owner_id))
-    accepted = yield from _accept_new(message, options, owner_id, personas)
+    accepted = yield from _accept_new(message, options, owner_id, known)
     if options.key:
         yield [keys.pointing_to_turn(accepted.record, options.key)]
     return accepted
 
 
 def _accept_new(
-    message: NewMessage, options: TurnOptions, owner_id: UUID, personas: Personas
+    message: NewMessage, options: TurnOptions, owner_id: UUID, known: Known
 ) -> Program[Accepted]:
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
-    places, history = yield [
+    place = message.workspace_id, message.session_id
+    before = known.histories.of(place)
+    places, newest = yield [
         hot.TAKE_PLACES(now=now, **session),
-        hot.HISTORY_AND_WAITING(**session),
+        hot.HISTORY_AND_WAITING(**session, after_=before[-1].seq if before else 0),
     ]
     last_seq, agent_id, user_id, version, archived_at = places[0] if places else _NO_PLACES
     if not places or message.user_id not in {None, user_id}:
         raise SessionNotFound("There is no such session.")
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
-    waiting = history[0][-1] if history else 0  # each turn has its messages
-    persona = yield from _persona((message.workspace_id, agent_id, version), personas)
+    if before and not _follow(before, newest):
+        before = ()
+        newest = yield from one(hot.HISTORY_AND_WAITING(**session, after_=0))
+    waiting = newest[0][-1] if newest else 0  # each turn has its messages
+    persona = yield from _persona((message.workspace_id, agent_id, version), known.personas)
     interrupt_id = None
     if waiting:
         interrupt_id = yield from _make_room(message, options.on_busy)
-    told = (*read_history(history), _question(message, last_seq - 1))
+    history = known.histories.gone_on(place, before, read_history(newest))
+    told = (*history, _question(message, last_seq - 1))
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=new_id(),
@@ -147,6 +163,14 @@ def _accept_new(
     said = hot.INSERT_MESSAGES(**_stored_messages(record, message.content))
     yield from budgets.reserve(message.account, record.reservation, [inserted, said])
     return Accepted(record, interrupt_id=interrupt_id)
+
+
+def _follow(before: Sequence[HistoryMessage], newest: Rows) -> bool:
+    """Tell whether messages, newest first, go on where those that are known end.
+
+    They do not where a backup of the database was restored, or a crowd of them was sent elsewhere.
+    """
+    return bool(newest) and newest[-1][0] == before[-1].seq + 1
 
 
 def _persona(key: PersonaKey, personas: Personas) -> Program[Persona]:

@@ -18,7 +18,7 @@ from app.models import Message, Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
 from app.services.turns import acceptance, audio_store, leases, receipts
-from app.services.turns.acceptance import Accepted, NewMessage
+from app.services.turns.acceptance import Accepted, Known, NewMessage
 from app.services.turns.answering import answer
 from app.services.turns.audio_store import AudioStore
 from app.services.turns.ending import Ending, read_end
@@ -31,7 +31,6 @@ from app.services.turns.errors import (
     shutting_down,
 )
 from app.services.turns.live import LiveTurn
-from app.services.turns.personas import Personas
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord
 from app.services.turns.running import DRAIN_SECONDS, Running
 from app.services.turns.statistics import Statistics
@@ -69,7 +68,8 @@ class TurnEngine:
         self._audio = audio
         self._accounts = accounts
         self._owner_id = new_id()
-        self._personas = Personas()
+        self.known = Known()
+        """What need not be loaded again."""
         self._turns: dict[UUID, LiveTurn] = {}
         """Those that run here or wait here for another; settled ones leave."""
         self._watch = Watch(database)
@@ -97,6 +97,7 @@ class TurnEngine:
             self._running.draining,
             self._audio,
             self._statistics,
+            self.known.histories,
         )
         async with anyio.create_task_group() as background:
             await background.start(self._running.run)
@@ -263,7 +264,7 @@ class TurnEngine:
     def _accepting(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> Program[Accepted]:
-        accepted = yield from acceptance.accept(message, options, self._owner_id, self._personas)
+        accepted = yield from acceptance.accept(message, options, self._owner_id, self.known)
         if voice and not accepted.is_replayed:
             yield from self._audio.keep_recording(accepted.record, voice)
         return accepted

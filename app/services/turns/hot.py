@@ -169,15 +169,21 @@ def _history(_dialect: Dialect) -> ClauseElement:
 
 
 def _history_and_waiting(_dialect: Dialect) -> ClauseElement:
-    """Load the session's newest messages, and beside each how many of its turns are unsettled."""
-    return _newest_messages(_unsettled().label("waiting"))
+    """Load the session's newest messages, and beside each how many of its turns are unsettled.
+
+    Only those above a number, for what is before may be known.
+    """
+    newest = _newest_messages(_unsettled().label("waiting"))
+    return newest.where(messages.c.seq > bindparam("after_"))
 
 
 def _newest_messages(*more: ColumnElement[Any]) -> Select[Any]:
     heard = func.coalesce(messages.c.heard_content, messages.c.content)
-    role, status = (type_coerce(messages.c[name], String) for name in ("role", "status"))
+    role, status, modality = (
+        type_coerce(messages.c[name], String) for name in ("role", "status", "modality")
+    )
     return (
-        select(messages.c.seq, role, status, heard, *more)
+        select(messages.c.seq, role, status, heard, modality, *more)
         .where(
             messages.c.workspace_id == bindparam("workspace_id_"),
             messages.c.session_id == bindparam("session_id_"),

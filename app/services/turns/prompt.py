@@ -1,10 +1,12 @@
 """What the model is shown: the system prompt and the newest messages that fit."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
-from app.models import MessageStatus, Role
-from app.services.ports import PromptMessage
+from app.models import MessageStatus, Modality, Role
+from app.services.ports import PromptLine, PromptMessage
 
 LOADED_MESSAGES = 200
 """The most messages that are loaded for a prompt, so that its cost has an end."""
@@ -14,6 +16,7 @@ _MESSAGE_OVERHEAD_TOKENS = 4
 _BYTES_PER_TOKEN = 3
 """Careful for English (about 4), about right for other scripts in UTF-8."""
 DEFAULT_OUTPUT_TOKENS = 1024
+_SEQ = itemgetter(0)
 _USER, _FAILED = Role.USER.value, MessageStatus.FAILED.value
 
 
@@ -26,6 +29,8 @@ class HistoryMessage(NamedTuple):
     status: str
     """One of `MessageStatus`."""
     content: str
+    modality: str = Modality.TEXT.value
+    """One of `Modality`."""
 
 
 def build_prompt(
@@ -34,7 +39,7 @@ def build_prompt(
     *,
     context_tokens: int,
     max_output_tokens: int | None,
-) -> list[PromptMessage]:
+) -> list[PromptLine]:
     """Return the system prompt and the end of `history` that fits in `context_tokens`.
 
     `history` is oldest first and ends with the question, which is always in. What was left
@@ -42,19 +47,17 @@ def build_prompt(
     """
     reserved = max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
     budget = context_tokens - reserved - estimate_tokens(system_prompt)
-    *before, question = history
+    question = history[-1]
     shown = [
-        line for line in before if line.content and (line.status != _FAILED or line.role == _USER)
+        line for line in history if line.content and (line.status != _FAILED or line.role == _USER)
     ]
     first_seq = history[0].seq
     if estimate_all_tokens([line.content for line in history]) > budget:
-        first_seq = _first_that_fits(shown, budget - estimate_tokens(question.content), first_seq)
+        first_seq = _first_that_fits(shown, budget, first_seq)
     start_seq = min(_block_start(first_seq), question.seq)
-    prompt = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
-    prompt += [PromptMessage(role, text) for seq, role, _, text in shown if seq >= start_seq]
-    if question.content:
-        prompt.append(PromptMessage(question.role, question.content))
-    return prompt
+    start = bisect_left(shown, start_seq, key=_SEQ) if start_seq > history[0].seq else 0
+    system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
+    return [*system, *shown[start:]]
 
 
 def _first_that_fits(lines: Sequence[HistoryMessage], budget: int, first_seq: int) -> int:

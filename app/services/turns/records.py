@@ -9,7 +9,7 @@ from uuid import UUID
 from app.core.errors import AppError
 from app.core.values import value
 from app.models import MessageStatus, Modality, Role, TurnStatus
-from app.services.ports import PromptMessage
+from app.services.ports import PromptLine
 from app.services.turns.prompt import HistoryMessage
 from app.services.usage import Reservation
 
@@ -117,7 +117,7 @@ class Progress:
     heard: str | None = None
     speech_in_seconds: float | None = None
     speech_out_characters: int | None = None
-    prompt: Sequence[PromptMessage] = ()
+    prompt: Sequence[PromptLine] = ()
     """What the model was asked; empty while it was not."""
     usage: Usage = field(default_factory=Usage)
     receipt: Receipt | None = None

@@ -12,6 +12,7 @@ from app.models import TurnStatus
 from app.services.turns import event_store, leases, settlement
 from app.services.turns.audio_store import AudioStore
 from app.services.turns.errors import TurnLost
+from app.services.turns.histories import Histories
 from app.services.turns.live import LiveTurn
 from app.services.turns.records import TurnRecord
 from app.services.turns.statements import LEASE_SECONDS
@@ -28,6 +29,7 @@ _CHECKPOINT_BYTES = 2048
 _CANCEL_SECONDS = 0.25
 _LEASES_SECONDS = LEASE_SECONDS / 3
 _PRUNE_SECONDS = 600.0
+_FORGET_SECONDS = 60.0
 _STATISTICS_SECONDS = 0.5
 
 
@@ -43,6 +45,7 @@ class Upkeep:
         draining: anyio.Event,
         audio: AudioStore,
         statistics: Statistics,
+        histories: Histories,
     ) -> None:
         self._database = database
         self._owner_id = owner_id
@@ -51,6 +54,7 @@ class Upkeep:
         self._draining = draining
         self._audio = audio
         self._statistics = statistics
+        self._histories = histories
         self._has_recovered = False
         self._is_steady = True
         """False after a round in which the database was away: the others renew theirs first."""
@@ -60,6 +64,7 @@ class Upkeep:
         background.start_soon(self._each, _LEASES_SECONDS, self._keep_leases)
         background.start_soon(self._each, _CHECKPOINT_SECONDS, self._checkpoint)
         background.start_soon(self._each, _PRUNE_SECONDS, self._prune)
+        background.start_soon(self._each, _FORGET_SECONDS, self._histories.forget_old)
         if not self._database.is_sqlite:  # which has no other server
             background.start_soon(self._each, _CANCEL_SECONDS, self._cancel_where_asked)
             background.start_soon(self._each, _STATISTICS_SECONDS, self._statistics.refresh)

@@ -1,0 +1,86 @@
+"""Histories that are known already: what is settled for good is loaded once, not for each turn.
+
+A turn then asks for the messages after those, which are mostly two. The newest that is known is
+never kept, so that something is always asked for and found: by its number the two fit together.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import takewhile
+from uuid import UUID
+
+from app.core.values import value
+from app.models import MessageStatus, Modality, Role
+from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
+
+SessionKey = tuple[UUID, UUID]
+"""Workspace and session."""
+History = tuple[HistoryMessage, ...]
+
+_MOST_BYTES = 8 << 20
+_MESSAGE_BYTES = 250
+"""What a message takes beside its words."""
+_KEPT_SECONDS = 300.0
+_CHANGING = frozenset((MessageStatus.FAILED.value, MessageStatus.IN_PROGRESS.value))
+
+
+@value(frozen=True, slots=True)
+class _Beginning:
+    messages: History
+    size_bytes: int
+    used_at: float
+
+
+class Histories:
+    """The beginnings of the sessions that this process answered last; bounded in size and time."""
+
+    def __init__(self) -> None:
+        self._known: dict[SessionKey, _Beginning] = {}
+        self._size_bytes = 0
+
+    def of(self, session: SessionKey) -> History:
+        """Return the session's oldest messages that matter, without a gap; empty where unknown."""
+        known = self._known.get(session)
+        return known.messages if known else ()
+
+    def gone_on(
+        self, session: SessionKey, before: History, newer: Sequence[HistoryMessage]
+    ) -> History:
+        """Return `before`, which is what `of` returned, and `newer`, which goes on where it ends.
+
+        All are oldest first. What of it can change no more is remembered.
+        """
+        self.forget(session)
+        messages = (*before, *takewhile(_is_final, newer[:-1]))[-LOADED_MESSAGES:]
+        if messages:
+            words = sum([len(each.content) for each in messages])
+            size_bytes = words + _MESSAGE_BYTES * len(messages)
+            self._known[session] = _Beginning(messages, size_bytes, time.monotonic())
+            self._size_bytes += size_bytes
+        while self._size_bytes > _MOST_BYTES:
+            self.forget(next(iter(self._known)))
+        return (*before, *newer)[-LOADED_MESSAGES:]
+
+    def forget(self, session: SessionKey) -> None:
+        """Forget a session, as one that is deleted."""
+        known = self._known.pop(session, None)
+        if known:
+            self._size_bytes -= known.size_bytes
+
+    async def forget_old(self) -> None:
+        """Forget those that nobody has gone on with for a while."""
+        before = time.monotonic() - _KEPT_SECONDS
+        for session, known in list(self._known.items()):
+            if known.used_at < before:
+                self.forget(session)
+
+
+def _is_final(message: HistoryMessage) -> bool:
+    """Tell what nothing changes any more.
+
+    A failed turn may be run again with its key, and of a spoken answer it may yet be told how much
+    was heard.
+    """
+    if message.modality != Modality.TEXT.value:
+        return False
+    return message.status not in _CHANGING or message.role == Role.USER.value
