@@ -7,11 +7,13 @@ round trips than there are statements.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import (
     ColumnElement,
     Dialect,
+    Enum,
     Float,
     Integer,
     Numeric,
@@ -32,6 +34,7 @@ SCHEMA = "agent_platform"
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
 Convert = Callable[[Any], Any]
+Pick = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 NUMBER = "number_"
@@ -52,11 +55,16 @@ class Compiled:
     """How the columns of a row are read."""
     changes: str | None = None
     """The table that it changes."""
+    pick: Pick = field(init=False, compare=False)
+    """Takes the values of `parameters`, in their order."""
+
+    def __post_init__(self) -> None:
+        """Prepare what is done each time."""
+        object.__setattr__(self, "pick", _picker(self.parameters))
 
     def values(self, parameters: Mapping[str, Any], number: int = 0) -> list[Any]:
         """Return the values of the SQL's places, as the driver takes them."""
-        known = {**self.fixed, **parameters, NUMBER: number}
-        values = [known[name] for name in self.parameters]
+        values = list(self.pick({**self.fixed, **parameters, NUMBER: number}))
         for place, convert in self.writers:
             values[place] = convert(values[place])
         return values
@@ -163,7 +171,15 @@ def upsert(dialect: Dialect, table: TableClause) -> "postgresql.Insert | sqlite.
     return insert(table)
 
 
+def _picker(names: Sequence[str]) -> Pick:
+    if len(names) > 1:
+        return itemgetter(*names)  # which gives a row only of several
+    return lambda known: [known[name] for name in names]
+
+
 def _writer(kind: Any, dialect: Dialect) -> Convert | None:  # noqa: ANN401  # a column's type
+    if isinstance(kind, Enum) and issubclass(kind.enum_class or object, str):
+        return None  # its members are what is stored
     return kind.dialect_impl(dialect).bind_processor(dialect)
 
 

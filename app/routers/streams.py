@@ -18,6 +18,7 @@ from app.routers.connections import READER_IS_TIMED
 from app.services.identity import OpenStreams
 from app.services.turns import LiveTurn, TurnEngine, TurnEvent, follow
 from app.services.turns.errors import ServerDraining
+from app.services.turns.events import NAMES
 
 SSE_TYPE = "text/event-stream"
 SSE_CONTENT: dict[str, Any] = {
@@ -146,10 +147,10 @@ def _timed(send: Send) -> Send:
 def _write(events: Sequence[TurnEvent]) -> bytes:
     if not events:
         return _HEARTBEAT
-    return b"".join(
-        b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.type.value.encode(), event.data)
+    return b"".join([
+        b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, NAMES[event.type], event.data)
         for event in events
-    )
+    ])  # fmt: skip
 
 
 async def until_left(request: Request, left: Callable[[], Awaitable[None]]) -> None:

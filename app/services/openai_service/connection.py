@@ -5,6 +5,7 @@ of `asyncio.timeout`.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -17,6 +18,16 @@ _SENT_AT_ONCE_BYTES = 256 << 10
 """What is larger goes in pieces, as fast as the server takes them."""
 _PIECE_BYTES = 64 << 10
 _CONTINUE = range(100, 200)
+
+
+def _pieces(request: tuple[bytes, ...]) -> Iterable[bytes | memoryview]:
+    if sum(map(len, request)) <= _SENT_AT_ONCE_BYTES:
+        return (b"".join(request),)
+    return (
+        memoryview(part)[start : start + _PIECE_BYTES]
+        for part in request
+        for start in range(0, len(part), _PIECE_BYTES)
+    )
 
 
 class NotHttpError(Exception):
@@ -85,16 +96,12 @@ class Connection(asyncio.Protocol):
             raise
 
     async def _write(self, request: tuple[bytes, ...], deadline: float) -> None:
-        is_small = sum(map(len, request)) <= _SENT_AT_ONCE_BYTES
-        for piece in (b"".join(request),) if is_small else request:
-            view = memoryview(piece)
-            step = _SENT_AT_ONCE_BYTES if is_small else _PIECE_BYTES
-            for start in range(0, len(view), step):
-                while not self._may_write and not self.status:
-                    await self._wait(deadline)
-                if self.status or self._transport is None:
-                    return
-                self._transport.write(view[start : start + step])
+        for piece in _pieces(request):
+            while not self._may_write and not self.status:
+                await self._wait(deadline)
+            if self.status or self._transport is None:
+                return
+            self._transport.write(piece)
         self._is_sent = True
 
     async def read_any(self, deadline: float) -> bytes:

@@ -27,6 +27,8 @@ class EventType(StrEnum):
     CANCELLED = "turn.cancelled"
 
 
+NAMES = {kind: kind.value.encode() for kind in EventType}
+"""Each as bytes, for there are many."""
 TERMINAL = frozenset((EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED))
 
 
@@ -54,7 +56,7 @@ def make_event(number: int, kind: EventType, data: object) -> TurnEvent:
 def pack(events: Iterable[TurnEvent]) -> bytes:
     """Return events as they are stored: a line each."""
     return b"\n".join(
-        b"%d %s %s" % (event.number, event.type.value.encode(), event.data) for event in events
+        [b"%d %s %s" % (event.number, NAMES[event.type], event.data) for event in events]
     )
 
 

@@ -7,6 +7,7 @@ never kept, so that something is always asked for and found: by its number the t
 import time
 from collections.abc import Sequence
 from itertools import takewhile
+from operator import attrgetter
 from uuid import UUID
 
 from app.core.values import value
@@ -22,6 +23,8 @@ _MESSAGE_BYTES = 250
 """What a message takes beside its words."""
 _KEPT_SECONDS = 300.0
 _CHANGING = frozenset((MessageStatus.FAILED.value, MessageStatus.IN_PROGRESS.value))
+_TEXT, _USER = Modality.TEXT.value, Role.USER.value
+_CONTENT = attrgetter("content")
 
 
 @value(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Histories:
         self.forget(session)
         messages = (*before, *takewhile(_is_final, newer[:-1]))[-LOADED_MESSAGES:]
         if messages:
-            words = sum([len(each.content) for each in messages])
+            words = sum(map(len, map(_CONTENT, messages)))
             size_bytes = words + _MESSAGE_BYTES * len(messages)
             self._known[session] = _Beginning(messages, size_bytes, time.monotonic())
             self._size_bytes += size_bytes
@@ -81,6 +84,4 @@ def _is_final(message: HistoryMessage) -> bool:
     A failed turn may be run again with its key, and of a spoken answer it may yet be told how much
     was heard.
     """
-    if message.modality != Modality.TEXT.value:
-        return False
-    return message.status not in _CHANGING or message.role == Role.USER.value
+    return message.modality == _TEXT and (message.status not in _CHANGING or message.role == _USER)
