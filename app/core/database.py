@@ -182,7 +182,7 @@ class Database:
         if self._postgres:
             self._postgres.start(make, locks, promise)
         elif self._sqlite:
-            self._sqlite.start(make(), promise)
+            self._sqlite.start(make, promise)
 
     async def _know_role(self) -> None:
         """Look up, until it is there, whether transactions can take on the role of the policies."""

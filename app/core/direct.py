@@ -7,11 +7,15 @@ round trips than there are statements.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    DateTime,
     Dialect,
     Enum,
     Float,
@@ -20,6 +24,7 @@ from sqlalchemy import (
     Select,
     TableClause,
     UpdateBase,
+    Uuid,
     bindparam,
 )
 from sqlalchemy import cast as sql_cast
@@ -180,7 +185,21 @@ def _picker(names: Sequence[str]) -> Pick:
 def _writer(kind: Any, dialect: Dialect) -> Convert | None:  # noqa: ANN401  # a column's type
     if isinstance(kind, Enum) and issubclass(kind.enum_class or object, str):
         return None  # its members are what is stored
+    if dialect.name == "sqlite":  # what SQLAlchemy would write, in a third of the time
+        if isinstance(kind, Uuid):
+            return _hex
+        if isinstance(getattr(kind, "impl", kind), DateTime):
+            return _without_zone
     return kind.dialect_impl(dialect).bind_processor(dialect)
+
+
+def _hex(value: UUID | None) -> str | None:
+    return None if value is None else f"{value.int:032x}"
+
+
+@lru_cache(maxsize=64)  # one moment goes into several columns
+def _without_zone(value: datetime | None) -> str | None:
+    return None if value is None else value.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _reader(kind: Any, dialect: Dialect) -> Convert | None:  # noqa: ANN401  # a column's type

@@ -6,7 +6,7 @@ thread and back. BEGIN never waits, and COMMIT, which waits for the disk, has a 
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _BUSY_PATIENCE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class _Job:
-    program: Program[Any]
+    make: Callable[[], Program[Any]]
     promise: Promise
     result: Any = None
     error: BaseException | None = None
@@ -53,9 +53,9 @@ class SqliteRunner:
         self._waiting: list[_Job] = []
         self._pump: asyncio.Task[None] | None = None
 
-    def start(self, program: Program[Any], promise: Promise) -> None:
-        """Run a program in a transaction; when the promise is kept it is on the disk."""
-        self._waiting.append(_Job(program, promise))
+    def start(self, make: Callable[[], Program[Any]], promise: Promise) -> None:
+        """Run the program that `make` returns; when the promise is kept it is on the disk."""
+        self._waiting.append(_Job(make, promise))
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._work_off())
 
@@ -85,8 +85,10 @@ class SqliteRunner:
         try:
             connection = await self._begin()
             try:
-                for job in batch:
-                    self._run_one(connection, job, is_alone=len(batch) == 1)
+                if not self._run_at_once(connection, batch):
+                    connection = await self._begin()
+                    for job in batch:
+                        self._run_apart(connection, job)
                 if connection.in_transaction:
                     loop = asyncio.get_running_loop()
                     await loop.run_in_executor(self._committer, connection.commit)
@@ -99,21 +101,30 @@ class SqliteRunner:
             if not isinstance(error, Exception):
                 raise
 
-    def _run_one(self, connection: sqlite3.Connection, job: _Job, *, is_alone: bool) -> None:
-        if not is_alone:
-            connection.execute("SAVEPOINT program")
+    def _run_at_once(self, connection: sqlite3.Connection, batch: Sequence[_Job]) -> bool:
+        """Run all of them; where one of several fails, as few do, nothing of them is done."""
         try:
-            job.result = self._drive(connection, job.program)
+            for job in batch:
+                job.result = self._drive(connection, job.make())
         except Exception as error:
-            job.error = error
             if not connection.in_transaction:  # a full disk, say: SQLite has rolled back all
                 raise
-            if is_alone:
-                connection.rollback()
-            else:
-                connection.execute("ROLLBACK TO program")
-        if not is_alone:
-            connection.execute("RELEASE program")
+            connection.rollback()
+            if len(batch) > 1:
+                return False  # it will show itself again
+            batch[0].error = error
+        return True
+
+    def _run_apart(self, connection: sqlite3.Connection, job: _Job) -> None:
+        connection.execute("SAVEPOINT program")
+        try:
+            job.result = self._drive(connection, job.make())
+        except Exception as error:
+            job.error = error
+            if not connection.in_transaction:
+                raise
+            connection.execute("ROLLBACK TO program")
+        connection.execute("RELEASE program")
 
     def _drive(self, connection: sqlite3.Connection, program: Program[Any]) -> object:
         try:

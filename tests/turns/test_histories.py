@@ -13,7 +13,7 @@ from app.core.database import Database
 from app.core.security import DEFAULT_WORKSPACE_ID
 from app.models import Message, MessageStatus, Modality, Role, Session, Turn
 from app.services.ports import ProviderUnavailable
-from app.services.turns.histories import Histories, SessionKey
+from app.services.turns.histories import Histories, SessionKey, settled_for_good
 from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
 from app.state import Providers, State, serving
 from tests.conftest import client_of
@@ -171,23 +171,24 @@ def message(seq: int, words: str = "word") -> HistoryMessage:
     return HistoryMessage(seq, role.value, MessageStatus.COMPLETED.value, words)
 
 
+def next_turn(histories: Histories, newer: list[HistoryMessage]) -> None:
+    """Do what a turn does that finds `newer` after what is known."""
+    histories.keep(PLACE, settled_for_good(histories.of(PLACE), newer))
+
+
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8))
-def test_history_is_what_would_have_been_loaded(steps: list[int]) -> None:
+def test_what_is_known_ends_before_the_newest_and_has_no_gap(steps: list[int]) -> None:
     histories = Histories()
     last = 0
     for step in steps:
-        before = histories.of(PLACE)
-        after = before[-1].seq if before else 0
+        known = histories.of(PLACE)
+        after = known[-1].seq if known else 0
         last += step
-        if last - after > LOADED_MESSAGES:  # then nothing is shown to go on where it ends
-            before, after = (), last - LOADED_MESSAGES
-        newer = [message(seq) for seq in range(after + 1, last + 1)]
 
-        history = histories.gone_on(PLACE, before, newer)
+        next_turn(histories, [message(seq) for seq in range(after + 1, last + 1)])
 
-        assert [each.seq for each in history] == list(range(max(1, last - 199), last + 1))
-        assert len(histories.of(PLACE)) <= LOADED_MESSAGES
-        assert history[-1] not in histories.of(PLACE)
+        numbers = [each.seq for each in histories.of(PLACE)]
+        assert numbers == list(range(max(1, last - LOADED_MESSAGES), last))
 
 
 @pytest.mark.parametrize(
@@ -202,17 +203,17 @@ def test_history_is_what_would_have_been_loaded(steps: list[int]) -> None:
 def test_nothing_is_kept_from_the_first_that_may_change(changing: HistoryMessage) -> None:
     histories = Histories()
 
-    histories.gone_on(PLACE, (), [message(1), changing, message(3), message(4)])
+    next_turn(histories, [message(1), changing, message(3), message(4)])
 
     assert [each.seq for each in histories.of(PLACE)] == [1]
 
 
 def test_what_is_kept_has_a_bound_and_the_last_used_stays() -> None:
     histories = Histories()
-    long = [message(1, "x" * 1_000_000), message(2)]
+    long = (message(1, "x" * 1_000_000),)
     for number in range(20):
-        histories.gone_on((UUID(int=1), UUID(int=number)), (), long)
-        histories.gone_on((UUID(int=1), UUID(int=0)), (), long)
+        histories.keep((UUID(int=1), UUID(int=number)), long)
+        histories.keep((UUID(int=1), UUID(int=0)), long)
 
     kept = [number for number in range(20) if histories.of((UUID(int=1), UUID(int=number)))]
 

@@ -27,7 +27,7 @@ from app.models import (
 from app.services.crud import AgentArchived, SessionBusy, SessionNotFound
 from app.services.turns import event_store, hot, keys, leases, receipts
 from app.services.turns.errors import SessionQueueFull, error_of_code, is_retryable
-from app.services.turns.histories import Histories
+from app.services.turns.histories import Histories, History, settled_for_good
 from app.services.turns.loading import (
     TURN_COLUMNS,
     TurnRow,
@@ -36,7 +36,7 @@ from app.services.turns.loading import (
     read_history,
 )
 from app.services.turns.personas import PersonaKey, Personas
-from app.services.turns.prompt import HistoryMessage
+from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
 from app.services.turns.records import OnBusy, Persona, TurnOptions, TurnRecord
 from app.services.turns.statements import (
     LEASE,
@@ -85,6 +85,8 @@ class Accepted:
     record: TurnRecord
     is_replayed: bool = False
     interrupt_id: UUID | None = None
+    settled: History = ()
+    """What the next turn of the session need not load."""
 
 
 def accept(
@@ -111,8 +113,7 @@ def _accept_new(
 ) -> Program[Accepted]:
     now = utc_now()
     session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
-    place = message.workspace_id, message.session_id
-    before = known.histories.of(place)
+    before = known.histories.of((message.workspace_id, message.session_id))
     places, newest = yield [
         hot.TAKE_PLACES(now=now, **session),
         hot.HISTORY_AND_WAITING(**session, after_=before[-1].seq if before else 0),
@@ -130,8 +131,8 @@ def _accept_new(
     interrupt_id = None
     if waiting:
         interrupt_id = yield from _make_room(message, options.on_busy)
-    history = known.histories.gone_on(place, before, read_history(newest))
-    told = (*history, _question(message, last_seq - 1))
+    newer = read_history(newest)
+    told = (*(*before, *newer)[-LOADED_MESSAGES:], _question(message, last_seq - 1))
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=new_id(),
@@ -162,7 +163,8 @@ def _accept_new(
         )
     said = hot.INSERT_MESSAGES(**_stored_messages(record, message.content))
     yield from budgets.reserve(message.account, record.reservation, [inserted, said])
-    return Accepted(record, interrupt_id=interrupt_id)
+    settled = settled_for_good(before, newer)
+    return Accepted(record, interrupt_id=interrupt_id, settled=settled)
 
 
 def _follow(before: Sequence[HistoryMessage], newest: Rows) -> bool:

@@ -251,6 +251,7 @@ class TurnEngine:
                 return running
             return LiveTurn(record, is_replayed=True)
         self._statistics.turns += 1
+        self.known.histories.keep((record.workspace_id, record.session_id), accepted.settled)
         live = LiveTurn(record, voice)
         self._turns[record.id] = live
         if record.status is TurnStatus.IN_PROGRESS:

@@ -46,23 +46,19 @@ class Histories:
         known = self._known.get(session)
         return known.messages if known else ()
 
-    def gone_on(
-        self, session: SessionKey, before: History, newer: Sequence[HistoryMessage]
-    ) -> History:
-        """Return `before`, which is what `of` returned, and `newer`, which goes on where it ends.
+    def keep(self, session: SessionKey, settled: History) -> None:
+        """Remember what `settled_for_good` returned.
 
-        All are oldest first. What of it can change no more is remembered.
+        Once the transaction that read it is committed: what others wrote in it might be undone.
         """
         self.forget(session)
-        messages = (*before, *takewhile(_is_final, newer[:-1]))[-LOADED_MESSAGES:]
-        if messages:
-            words = sum(map(len, map(_CONTENT, messages)))
-            size_bytes = words + _MESSAGE_BYTES * len(messages)
-            self._known[session] = _Beginning(messages, size_bytes, time.monotonic())
+        if settled:
+            words = sum(map(len, map(_CONTENT, settled)))
+            size_bytes = words + _MESSAGE_BYTES * len(settled)
+            self._known[session] = _Beginning(settled, size_bytes, time.monotonic())
             self._size_bytes += size_bytes
         while self._size_bytes > _MOST_BYTES:
             self.forget(next(iter(self._known)))
-        return (*before, *newer)[-LOADED_MESSAGES:]
 
     def forget(self, session: SessionKey) -> None:
         """Forget a session, as one that is deleted."""
@@ -76,6 +72,14 @@ class Histories:
         for session, known in list(self._known.items()):
             if known.used_at < before:
                 self.forget(session)
+
+
+def settled_for_good(before: History, newer: Sequence[HistoryMessage]) -> History:
+    """Return what is worth keeping of `before`, which is what was kept, and `newer`, oldest first.
+
+    Without the newest, for something must be found where the next turn asks for what came after.
+    """
+    return (*before, *takewhile(_is_final, newer[:-1]))[-LOADED_MESSAGES:]
 
 
 def _is_final(message: HistoryMessage) -> bool:
