@@ -82,7 +82,7 @@ class Database:
             if url.is_sqlite
             else _postgres_engine(url, max(1, pool_size - for_turns))
         )
-        self._confinement = Confinement()
+        self._confinement = Confinement(is_there=not url.is_sqlite)
         if not url.is_sqlite:
             event.listen(self.engine.sync_engine, "begin", self._confine)
         self._reading_engine = self.engine.execution_options(read_only=True)
@@ -173,7 +173,8 @@ class Database:
         `run`.
         """
         with _storage_errors():
-            await self._know_role()
+            if self._confinement.wants_to_know:
+                await self._know_role()
             promise = Promise(then)
             self._start(locks, make, promise)
             return await promise.result()
@@ -186,7 +187,7 @@ class Database:
 
     async def _know_role(self) -> None:
         """Look up, until it is there, whether transactions can take on the role of the policies."""
-        if self.is_sqlite or not self._confinement.wants_to_know:
+        if not self._confinement.wants_to_know:
             return
         async with self.engine.execution_options(as_owner=True).connect() as connection:
             found = await connection.scalar(text(ROLE_IS_THERE))

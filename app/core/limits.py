@@ -17,6 +17,8 @@ class Limits:
 
     def or_else(self, defaults: "Limits") -> "Limits":
         """Return these limits, with `defaults` where there is none."""
+        if self == DEFAULT_LIMITS:
+            return defaults
 
         def chosen(name: str) -> int | None:
             own: int | None = getattr(self, name)

@@ -25,7 +25,7 @@ from app.core.security import (
     unauthenticated,
 )
 from app.core.tenancy import only
-from app.routers.problems import add_quota, problem_response
+from app.routers.problems import problem_response, with_quota
 from app.routers.rules import PUBLIC_PATHS
 from app.services.identity import (
     RECHECK_SECONDS,
@@ -126,7 +126,7 @@ class Access:
                 return
             await problem_response(error, state["request_id"])(scope, receive, send)
             return
-        sends = _while_allowed(_with_quota(send, quota), door.callers, state["caller"])
+        sends = _while_allowed(send, door.callers, state["caller"], quota)
         with only(state["caller"].workspace_id):
             await self._app(scope, receive, sends)
 
@@ -144,22 +144,8 @@ def _token_of_url(scope: Scope) -> bytes:
     return given if given.startswith(_SESSION_TOKEN) else b""
 
 
-def _with_quota(send: Send, quota: Quota | None) -> Send:
-    """Tell the caller how they stand."""
-    if quota is None:
-        return send
-
-    async def send_with_quota(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ())]
-            add_quota(message["headers"], quota)
-        await send(message)
-
-    return send_with_quota
-
-
-def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:
-    """Cut a long answer, such as sound, once its key is revoked or expires.
+def _while_allowed(send: Send, callers: Callers, caller: Caller, quota: Quota | None) -> Send:
+    """Tell the caller how they stand, and cut a long answer once its key is revoked or expires.
 
     Event streams look for themselves: they say so, and are silent for long.
     """
@@ -168,8 +154,12 @@ def _while_allowed(send: Send, callers: Callers, caller: Caller) -> Send:
     async def send_if_allowed(message: Message) -> None:
         nonlocal look_again_at
         if message["type"] == "http.response.start":
-            if any(value.startswith(_EVENTS) for _, value in message.get("headers", ())):
-                look_again_at = float("inf")
+            headers = message.get("headers", ())
+            for _, value in headers:
+                if value.startswith(_EVENTS):
+                    look_again_at = float("inf")
+            if quota:
+                message["headers"] = with_quota(headers, quota)
         elif message.get("more_body") and time.monotonic() > look_again_at:
             look_again_at = time.monotonic() + RECHECK_SECONDS
             with suppress(StorageUnavailable):

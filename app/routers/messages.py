@@ -5,6 +5,7 @@ from typing import Annotated, TypeVar
 from uuid import UUID
 
 import anyio
+import orjson
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import Response
 
@@ -66,7 +67,8 @@ async def text_reply(turns: TurnEngine, live: LiveTurn) -> Response:
     """Answer with the turn's reply, once it is settled. Raises the error that it ended with."""
     reply = await turns.result(live)
     headers = {REPLAYED: "true"} if live.is_replayed else {}
-    shaped = ReplyRead.model_validate(reply).model_dump_json()
+    # As `ReplyRead` would: asyncpg has a UUID of its own, which only `str` understands.
+    shaped = orjson.dumps(reply, default=str, option=orjson.OPT_UTC_Z)
     return Response(shaped, headers=headers, media_type="application/json")
 
 

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents (`application/problem+json`)."""
 
 import math
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -157,12 +158,19 @@ def quota_headers(quota: Quota) -> dict[str, str]:
     }
 
 
-def add_quota(headers: list[tuple[bytes, bytes]], quota: Quota) -> None:
+def with_quota(headers: Iterable[tuple[bytes, bytes]], quota: Quota) -> list[tuple[bytes, bytes]]:
     """Add how a caller stands, unless the response speaks of a limit that was reached."""
-    if all(name != b"x-ratelimit-resource" for name, _ in headers):
-        headers += [
-            (name.lower().encode(), value.encode()) for name, value in quota_headers(quota).items()
-        ]
+    told = list(headers)
+    for name, _ in told:
+        if name == b"x-ratelimit-resource":
+            return told
+    told += (
+        (b"x-ratelimit-limit", quota.limit.encode()),
+        (b"x-ratelimit-remaining", quota.remaining.encode()),
+        (b"x-ratelimit-reset", b"%d" % quota.reset_at),
+        (b"x-ratelimit-resource", quota.resource.encode()),
+    )
+    return told
 
 
 async def _app_error(request: Request, error: AppError) -> Response:

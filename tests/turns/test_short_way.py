@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.core.security import ADMIN
 from app.routers.short_way import ShortWay
+from app.schemas.chat import ReplyRead
 from app.services.ports import ProviderRejected
 from app.state import State
 from tests.fakes import FakeChatModel
@@ -50,6 +51,14 @@ async def test_answers_are_alike(client: httpx2.AsyncClient, session_id: str) ->
     assert short.keys() == long.keys()
     assert without(short, *changing) == without(long, *changing)
     assert (short["seq"], long["seq"]) == (2, 4)
+
+
+async def test_answer_is_what_the_schema_says(client: httpx2.AsyncClient, session_id: str) -> None:
+    response = await client.post("/messages/text", json={"session_id": session_id, "content": "Hi"})
+
+    schema = ReplyRead.model_validate_json(response.content)
+    assert schema.model_dump(mode="json") == response.json()
+    assert list(ReplyRead.model_fields) == list(response.json())
 
 
 async def test_streams_are_alike(client: httpx2.AsyncClient, session_id: str) -> None:

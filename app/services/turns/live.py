@@ -282,12 +282,14 @@ class LiveTurn:
             session_id=record.session_id,
             turn_id=record.id,
             seq=record.user_seq + 1,
+            role=Role.ASSISTANT,
             content=outcome.content,
+            heard_content=None,
             status=outcome.message_status,
+            modality=record.modality,
             created_at=record.created_at,
             usage=self.progress.usage,
             timings=self.progress.timings,
-            modality=record.modality,
         )
 
 

@@ -140,17 +140,17 @@ class Outcome:
 
 @value(frozen=True, slots=True)
 class Reply:
-    """The assistant's message, stored."""
+    """The assistant's message, stored: the fields that clients see, and as they see them."""
 
     id: UUID
     session_id: UUID
     turn_id: UUID
     seq: int
+    role: Role
     content: str
+    heard_content: str | None
     status: MessageStatus
+    modality: Modality
     created_at: datetime
     usage: Usage
     timings: dict[str, float]
-    modality: Modality = Modality.TEXT
-    role: Role = Role.ASSISTANT
-    heard_content: str | None = None
