@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
-from yarl import URL
 
+from app.services.openai_service.base_url import BaseUrl
 from app.services.openai_service.connection import NotHttpError
 from app.services.openai_service.wire import Upload, WirePool
 
@@ -58,25 +58,25 @@ def server() -> Scripted:
 
 
 @pytest.fixture
-async def url(server: Scripted) -> AsyncIterator[URL]:
+async def url(server: Scripted) -> AsyncIterator[BaseUrl]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     port = listener.listeners[0].extra(SocketAttribute.local_port)  # noqa: S610  # no Django
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, server.serve)
-        yield URL(f"http://127.0.0.1:{port}/v1/chat?version=1")
+        yield BaseUrl(f"http://127.0.0.1:{port}/v1?version=1")
         group.cancel_scope.cancel()
 
 
 @pytest.fixture
-async def pool(url: URL) -> AsyncIterator[WirePool]:
+async def pool(url: BaseUrl) -> AsyncIterator[WirePool]:
     pool = WirePool(url, {"Authorization": "Bearer k"}, 5)
     yield pool
     pool.close()
 
 
-async def answer(pool: WirePool, url: URL, request: bytes | Upload = b"{}") -> tuple[int, bytes]:
+async def answer(pool: WirePool, request: bytes | Upload = b"{}") -> tuple[int, bytes]:
     deadline = asyncio.get_running_loop().time() + 10
-    response = await pool.post(url, request, deadline)
+    response = await pool.post("chat", request, deadline)
     body = b""
     while piece := await response.read_any(deadline):
         body += piece
@@ -87,12 +87,10 @@ async def answer(pool: WirePool, url: URL, request: bytes | Upload = b"{}") -> t
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
-async def test_connection_is_kept_and_request_is_whole(
-    server: Scripted, pool: WirePool, url: URL
-) -> None:
+async def test_connection_is_kept_and_request_is_whole(server: Scripted, pool: WirePool) -> None:
     server.answers = [OK, OK, OK]
 
-    assert [await answer(pool, url) for _ in range(3)] == [(200, b"hi")] * 3
+    assert [await answer(pool) for _ in range(3)] == [(200, b"hi")] * 3
 
     assert server.connections == 1
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
@@ -103,38 +101,38 @@ async def test_connection_is_kept_and_request_is_whole(
 
 
 async def test_kept_connection_that_was_closed_is_replaced(
-    server: Scripted, pool: WirePool, url: URL
+    server: Scripted, pool: WirePool
 ) -> None:
     server.answers = [OK, OK]
     server.hangs_up = True
 
-    assert await answer(pool, url) == (200, b"hi")
-    assert await answer(pool, url) == (200, b"hi")
+    assert await answer(pool) == (200, b"hi")
+    assert await answer(pool) == (200, b"hi")
 
     assert server.connections == 2
 
 
 @pytest.mark.parametrize("first", [[], [OK]], ids=["new connection", "kept connection"])
 async def test_server_that_is_silent_is_given_up_and_hung_up_on(
-    first: list[bytes], server: Scripted, pool: WirePool, url: URL
+    first: list[bytes], server: Scripted, pool: WirePool
 ) -> None:
     server.answers = [*first, b""]  # then it reads on, until we hang up
     server.reads_on = True
     for _ in first:
-        assert await answer(pool, url) == (200, b"hi")
+        assert await answer(pool) == (200, b"hi")
 
     with pytest.raises(TimeoutError):
-        await pool.post(url, b"{}", asyncio.get_running_loop().time() + 0.05)
+        await pool.post("chat", b"{}", asyncio.get_running_loop().time() + 0.05)
 
     with anyio.fail_after(5):
         await server.was_left.wait()
 
 
-async def test_body_that_stops_is_given_up(server: Scripted, pool: WirePool, url: URL) -> None:
+async def test_body_that_stops_is_given_up(server: Scripted, pool: WirePool) -> None:
     server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi"]
     server.reads_on = True
     loop = asyncio.get_running_loop()
-    response = await pool.post(url, b"{}", loop.time() + 10)
+    response = await pool.post("chat", b"{}", loop.time() + 10)
 
     assert await response.read_any(loop.time() - 1) == b"hi"  # what has come is never too late
     with pytest.raises(TimeoutError):
@@ -159,36 +157,36 @@ async def lookups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 async def test_crowd_asks_for_the_addresses_once(
-    server: Scripted, url: URL, lookups: list[tuple[str, int]]
+    server: Scripted, url: BaseUrl, lookups: list[tuple[str, int]]
 ) -> None:
     server.answers, server.hangs_up = [OK] * 20, True
-    lookups.append(("127.0.0.1", url.port or 0))
-    pool = WirePool(URL("http://provider.test/v1"), {}, 5)
+    lookups.append(("127.0.0.1", url.port))
+    pool = WirePool(BaseUrl("http://provider.test/v1"), {}, 5)
 
     answers: list[tuple[int, bytes]] = []
     async with anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(_keep, answers, pool, url)
+            group.start_soon(_keep, answers, pool)
     pool.close()
 
     assert answers == [(200, b"hi")] * 20
 
 
 async def test_host_that_has_moved_is_looked_up_again(
-    server: Scripted, url: URL, lookups: list[tuple[str, int]]
+    server: Scripted, url: BaseUrl, lookups: list[tuple[str, int]]
 ) -> None:
     server.answers = [OK]
-    lookups += [("127.0.0.1", 9), ("127.0.0.1", url.port or 0)]
-    pool = WirePool(URL("http://provider.test/v1"), {}, 5)
+    lookups += [("127.0.0.1", 9), ("127.0.0.1", url.port)]
+    pool = WirePool(BaseUrl("http://provider.test/v1"), {}, 5)
 
     with pytest.raises(ConnectionRefusedError):
-        await answer(pool, url)
-    assert await answer(pool, url) == (200, b"hi")
+        await answer(pool)
+    assert await answer(pool) == (200, b"hi")
     pool.close()
 
 
-async def _keep(answers: list[tuple[int, bytes]], pool: WirePool, url: URL) -> None:
-    answers.append(await answer(pool, url))
+async def _keep(answers: list[tuple[int, bytes]], pool: WirePool) -> None:
+    answers.append(await answer(pool))
 
 
 @pytest.mark.parametrize(
@@ -212,13 +210,11 @@ async def _keep(answers: list[tuple[int, bytes]], pool: WirePool, url: URL) -> N
         "much beside it",
     ],
 )
-async def test_every_kind_of_body_is_read(
-    said: bytes, server: Scripted, pool: WirePool, url: URL
-) -> None:
+async def test_every_kind_of_body_is_read(said: bytes, server: Scripted, pool: WirePool) -> None:
     server.answers = [said]
     server.hangs_up = True
 
-    assert await answer(pool, url) == (200, b"hi")
+    assert await answer(pool) == (200, b"hi")
 
 
 @pytest.mark.parametrize(
@@ -232,35 +228,33 @@ async def test_every_kind_of_body_is_read(
     ids=["another protocol", "endless headers", "not gzip", "not chunked"],
 )
 async def test_what_is_no_http_is_said_to_be_none(
-    said: bytes, server: Scripted, pool: WirePool, url: URL
+    said: bytes, server: Scripted, pool: WirePool
 ) -> None:
     server.answers = [said]
     server.hangs_up = True
 
     with pytest.raises(NotHttpError):
-        await answer(pool, url)
+        await answer(pool)
 
 
-async def test_body_that_breaks_off_is_a_connection_error(
-    server: Scripted, pool: WirePool, url: URL
-) -> None:
+async def test_body_that_breaks_off_is_a_connection_error(server: Scripted, pool: WirePool) -> None:
     server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhi"]
     server.hangs_up = True
 
     with pytest.raises(ConnectionError):
-        await answer(pool, url)
+        await answer(pool)
 
 
 LARGE = Upload("audio/wav", (b"a" * 3_000_000, b"b" * 100, b"c" * 3_000_000))
 
 
 async def test_large_upload_arrives_whole_and_its_connection_is_kept(
-    server: Scripted, pool: WirePool, url: URL
+    server: Scripted, pool: WirePool
 ) -> None:
     server.answers = [OK, OK]
     server.reads_bytes = 6_000_100
 
-    assert [await answer(pool, url, LARGE) for _ in range(2)] == [(200, b"hi")] * 2
+    assert [await answer(pool, LARGE) for _ in range(2)] == [(200, b"hi")] * 2
 
     assert server.connections == 1
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
@@ -270,13 +264,13 @@ async def test_large_upload_arrives_whole_and_its_connection_is_kept(
 
 
 async def test_answer_before_the_end_of_an_upload_is_read_and_its_connection_is_not_kept(
-    server: Scripted, pool: WirePool, url: URL
+    server: Scripted, pool: WirePool
 ) -> None:
     server.answers = [OK, OK]
 
-    assert await answer(pool, url, LARGE) == (200, b"hi")
+    assert await answer(pool, LARGE) == (200, b"hi")
     server.reads_bytes = 2
-    assert await answer(pool, url) == (200, b"hi")
+    assert await answer(pool) == (200, b"hi")
 
     assert server.connections == 2
     assert server.requests[1].endswith(b"\r\n\r\n{}")

@@ -68,6 +68,7 @@ AT_FIRST_USE = {
     "click",  # uvicorn's own command line
     "av",
     "cryptography",  # Supabase
+    "idna",  # with yarl
     "jwt",
     "lameenc",
     "logging.config",
@@ -75,6 +76,7 @@ AT_FIRST_USE = {
     "numpy",
     "sentencex",
     "uvicorn.main",
+    "yarl",
     "zipfile",
     "app.services.local_service",
     "app.services.openai_service.full_http",

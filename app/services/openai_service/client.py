@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from anyio import to_thread
-from yarl import URL
 
+from app.services.openai_service.base_url import BaseUrl
 from app.services.openai_service.connection import NotHttpError
 from app.services.openai_service.failures import failure_of_status
 from app.services.openai_service.wire import Response, Upload, WirePool
@@ -55,11 +55,11 @@ class OpenAIClient:
         first_byte_timeout_seconds: float = 30,
         chunk_timeout_seconds: float = 30,
     ) -> None:
-        self._base_url = URL(base_url)
+        self._base_url = BaseUrl(base_url)
         self._api_key = (api_key or "").strip()
         if not (self._api_key.isascii() and self._api_key.isprintable()):
             raise ValueError("The API key holds characters that no HTTP header can carry.")
-        if self._api_key and self._base_url.user is not None:
+        if self._api_key and self._base_url.has_credentials:
             raise ValueError("The base URL holds credentials although an API key is set.")
         self._connect_timeout_seconds = connect_timeout_seconds
         self.first_byte_timeout_seconds = first_byte_timeout_seconds
@@ -72,7 +72,6 @@ class OpenAIClient:
         self._wire: WirePool | None = None
         self._full: FullHttp | None = None
         self._opening_full = asyncio.Lock()
-        self._urls: dict[str, URL] = {}
 
     @property
     def is_openai(self) -> bool:
@@ -82,7 +81,7 @@ class OpenAIClient:
     async def __aenter__(self) -> Self:
         """Open the pool; nothing is connected before the first request."""
         self._proxy = _proxy_for(self._base_url)
-        if self._proxy is None and self._base_url.user is None:
+        if self._proxy is None and not self._base_url.has_credentials:
             self._wire = WirePool(self._base_url, self._headers, self._connect_timeout_seconds)
         self._is_open = True
         return self
@@ -112,24 +111,22 @@ class OpenAIClient:
         """
         deadline = self._first_byte_deadline() + patience_seconds
         http = self._wire or await self._full_http()
-        return await self._ask(http.post(self._url(path), body, deadline), deadline, setting)
+        return await self._ask(http.post(path, body, deadline), deadline, setting)
 
     async def get(self, path: str, *, setting: str) -> "Answer":
         """Ask for `path`; as `post`."""
         deadline = self._first_byte_deadline()
         http = self._wire or await self._full_http()
-        return await self._ask(http.get(self._url(path), deadline), deadline, setting)
+        return await self._ask(http.get(path, deadline), deadline, setting)
 
     async def open_websocket(
         self, path: str, query: Mapping[str, str], *, setting: str
     ) -> "WebSocket":
         """Connect a WebSocket, which the caller closes. Raises `ProviderError`."""
-        url = self._url(path)
-        url = url.with_scheme({"http": "ws", "https": "wss"}[url.scheme]).update_query(query)
         try:
             async with asyncio.timeout(self.first_byte_timeout_seconds):
                 http = await self._full_http()
-                return await http.open_websocket(url, setting=setting)
+                return await http.open_websocket(path, query, setting=setting)
         except _TRANSPORT_ERRORS as error:
             _raise_before_answer(error)
 
@@ -159,15 +156,10 @@ class OpenAIClient:
         async with self._opening_full:
             if self._full is None:
                 full_http = await to_thread.run_sync(_load_full_http)
-                self._full = full_http(self._headers, self._proxy, self._connect_timeout_seconds)
+                self._full = full_http(
+                    self._base_url, self._headers, self._proxy, self._connect_timeout_seconds
+                )
         return self._full
-
-    def _url(self, path: str) -> URL:
-        """Keep the base URL's query: some gateways want their version there."""
-        if path not in self._urls:
-            joined = self._base_url.joinpath(*path.split("/"))
-            self._urls[path] = joined.with_query(self._base_url.query)
-        return self._urls[path]
 
     def _log_refusal(self, status: int, body: bytes) -> None:
         if not logger.isEnabledFor(logging.DEBUG):
@@ -292,12 +284,12 @@ async def _read_error_body(response: "Response | FullResponse") -> bytes:
     return bytes(body[:_ERROR_BODY_BYTES])
 
 
-def _proxy_for(url: URL) -> str | None:
+def _proxy_for(url: BaseUrl) -> str | None:
     is_named = any(name.lower().endswith("_proxy") for name in os.environ)
     if not is_named and sys.platform not in {"darwin", "win32"}:  # which have settings of their own
         return None
     from urllib.request import getproxies, proxy_bypass
 
-    if url.host is None or proxy_bypass(url.host):
+    if not url.host or proxy_bypass(url.host):
         return None
     return getproxies().get(url.scheme)

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
-from yarl import URL
 
+from app.services.openai_service.base_url import BaseUrl
 from app.services.openai_service.connection import NotHttpError
 from app.services.openai_service.failures import failure_of_status
 from app.services.openai_service.wire import Upload
@@ -32,8 +32,13 @@ class FullHttp:
     """A pool of connections; `headers` go with every request. Open it on the event loop."""
 
     def __init__(
-        self, headers: Mapping[str, str], proxy: str | None, connect_seconds: float
+        self,
+        base_url: BaseUrl,
+        headers: Mapping[str, str],
+        proxy: str | None,
+        connect_seconds: float,
     ) -> None:
+        self._base_url = base_url
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=_CONNECTION_LIMIT, keepalive_timeout=240, ttl_dns_cache=60
@@ -49,18 +54,21 @@ class FullHttp:
         """Close every connection."""
         await self._session.close()
 
-    async def get(self, url: URL, deadline: float) -> "FullResponse":
-        """Ask for `url`; raises as `WirePool.post` does, and `ProviderError`."""
-        return await self._send(deadline, "GET", url)
+    async def get(self, path: str, deadline: float) -> "FullResponse":
+        """Ask for `path`; raises as `WirePool.post` does, and `ProviderError`."""
+        return await self._send(deadline, "GET", path)
 
-    async def post(self, url: URL, body: bytes | Upload, deadline: float) -> "FullResponse":
+    async def post(self, path: str, body: bytes | Upload, deadline: float) -> "FullResponse":
         """Send JSON or an upload; raises as `get` does."""
         upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
         data = io.BytesIO(b"".join(upload.pieces))
-        return await self._send(deadline, "POST", url, data, {"Content-Type": upload.content_type})
+        return await self._send(deadline, "POST", path, data, {"Content-Type": upload.content_type})
 
-    async def open_websocket(self, url: URL, *, setting: str) -> "WebSocket":
+    async def open_websocket(
+        self, path: str, query: Mapping[str, str], *, setting: str
+    ) -> "WebSocket":
         """Connect; errors of the provider name `setting`. Raises as `get` does."""
+        url = self._base_url.websocket_url(path, query)
         try:
             return WebSocket(await self._session.ws_connect(url, max_msg_size=_MAX_MESSAGE_BYTES))
         except aiohttp.WSServerHandshakeError as error:
@@ -76,14 +84,19 @@ class FullHttp:
         self,
         deadline: float,
         method: str,
-        url: URL,
+        path: str,
         body: io.BytesIO | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> "FullResponse":
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._session.request(
-                    method, url, data=body, headers=headers, allow_redirects=False, middlewares=()
+                    method,
+                    self._base_url.url(path),
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    middlewares=(),
                 )
         except aiohttp.ClientError as error:
             _raise_plainly(error)

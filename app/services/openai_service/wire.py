@@ -15,9 +15,9 @@ from aiohappyeyeballs import (
     start_connection,  # pyright: ignore[reportUnknownVariableType]  # of a bare tuple
 )
 from anyio import to_thread
-from yarl import URL
 
 from app.core.values import value
+from app.services.openai_service.base_url import BaseUrl
 from app.services.openai_service.connection import BUFFER_BYTES, Connection, NotHttpError
 
 _KEEP_ALIVE_SECONDS = 240
@@ -83,40 +83,50 @@ def _load_trust() -> ssl.SSLContext:
 class WirePool:
     """Connections to the origin of `base_url`; `headers` go with every request."""
 
-    def __init__(self, base_url: URL, headers: dict[str, str], connect_seconds: float) -> None:
+    def __init__(self, base_url: BaseUrl, headers: dict[str, str], connect_seconds: float) -> None:
         """Prepare, on the event loop; nothing is connected yet."""
         self._loop = asyncio.get_running_loop()
-        self._host = base_url.raw_host or ""
-        self._port = base_url.port or 443
+        self._base_url = base_url
         self._is_https = base_url.scheme == "https"
         self._connect_seconds = connect_seconds
-        host = base_url.host_port_subcomponent or ""
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        self._head = f"HTTP/1.1\r\nHost: {host}\r\n{''.join(lines)}".encode("latin-1")
+        self._headers = f"Host: {base_url.authority}\r\n{''.join(lines)}"
+        self._heads: dict[tuple[str, str, str], bytes] = {}
+        """What a request begins with, by method, path and type of the body: a handful."""
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._looking_up = asyncio.Lock()
         self._addresses: Any = None
         self._addresses_end = 0.0
 
-    async def post(self, url: URL, body: bytes | Upload, deadline: float) -> Response:
+    async def post(self, path: str, body: bytes | Upload, deadline: float) -> Response:
         """Send `body`, JSON or an upload, and return the response, once its head is here.
 
         A kept connection that turns out to be closed is replaced. Raises `OSError` (`TimeoutError`
         where no connection is made or no head comes in time, `ssl.SSLError`, `socket.gaierror`)
         and `NotHttpError`.
         """
-        upload = body if isinstance(body, Upload) else Upload("application/json", (body,))
-        head = b"POST %s %sContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
-            url.raw_path_qs.encode("ascii"), self._head, upload.content_type.encode("latin-1"),
-            sum(map(len, upload.pieces)),
-        )  # fmt: skip
-        return await self._send((head, *upload.pieces), deadline)
+        if isinstance(body, Upload):
+            # Its type has a boundary that is new each time.
+            kind = f"Content-Type: {body.content_type}\r\n".encode("latin-1")
+            head, pieces = self._head("POST", path) + kind, body.pieces
+        else:
+            head, pieces = self._head("POST", path, "application/json"), (body,)
+        length = b"Content-Length: %d\r\n\r\n" % sum(map(len, pieces))
+        return await self._send((head + length, *pieces), deadline)
 
-    async def get(self, url: URL, deadline: float) -> Response:
-        """Ask for `url`; as `post`."""
-        head = b"GET %s %s\r\n" % (url.raw_path_qs.encode("ascii"), self._head)
-        return await self._send((head,), deadline)
+    async def get(self, path: str, deadline: float) -> Response:
+        """Ask for `path`; as `post`."""
+        return await self._send((self._head("GET", path) + b"\r\n",), deadline)
+
+    def _head(self, method: str, path: str, content_type: str = "") -> bytes:
+        key = (method, path, content_type)
+        if key not in self._heads:
+            target = self._base_url.target(path)
+            kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+            head = f"{method} {target} HTTP/1.1\r\n{self._headers}{kind}"
+            self._heads[key] = head.encode("latin-1")
+        return self._heads[key]
 
     async def _send(self, request: tuple[bytes, ...], deadline: float) -> Response:
         if self._free.locked():
@@ -181,7 +191,7 @@ class WirePool:
                     lambda: Connection(self._loop),
                     sock=socket,
                     ssl=trust,
-                    server_hostname=self._host if trust else None,
+                    server_hostname=self._base_url.host if trust else None,
                 )
             except BaseException:
                 socket.close()
@@ -191,6 +201,7 @@ class WirePool:
     async def _look_up(self) -> Any:  # noqa: ANN401  # as asyncio
         async with self._looking_up:
             if self._addresses is None or self._loop.time() > self._addresses_end:
-                found = await self._loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
+                host, port = self._base_url.host, self._base_url.port
+                found = await self._loop.getaddrinfo(host, port, type=SOCK_STREAM)
                 self._addresses, self._addresses_end = found, self._loop.time() + _ADDRESSES_SECONDS
             return self._addresses
