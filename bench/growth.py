@@ -21,6 +21,7 @@ from bench.wire import ClientConnection, get, run, text_turn
 Cells = list[list[str]]
 
 _HISTORIES = (10, 1000, 100_000)
+_LOADED = (10, 1000)
 _BLOCKS, _BLOCK = 16, 8
 _LARGE_SESSIONS, _LARGE_MESSAGES = 50_000, 20
 _HISTORY_LIMIT, _P95_LIMIT = 1.15, 2.0
@@ -80,7 +81,10 @@ def _kinds(ids: Sequence[str], messages: int) -> dict[str, list[bytes]]:
 
 
 def history(site: Site) -> Cells:
-    """Sessions of 10, 1,000 and 100,000 messages: CPU-ms and p50 beside those of the shortest."""
+    """Sessions of 10, 1,000 and 100,000 messages: CPU-ms and p50 beside those of the shortest.
+
+    The first turn that a server answers in a session loads up to 200 messages, later ones two.
+    """
     cells = [
         ["database", "request", "messages", "CPU-ms", "x", "p50 ms", "x", f"<= {_HISTORY_LIMIT}"]
     ]
@@ -95,6 +99,16 @@ def history(site: Site) -> Cells:
                 run(_alternate(list(cases.values())))
                 labelled = {f"{count:,}": case for count, case in cases.items()}
                 cells += _compare(name, kind, labelled, _is_flat)
+            # Each session once, so that its history is loaded whole.
+            count = (_BLOCKS + 1) * _BLOCK
+            first = {
+                f"{messages:,}": Case(
+                    server, [text_turn(each) for each in place.fill(like, count, messages)]
+                )
+                for messages in _LOADED
+            }
+            run(_alternate(list(first.values())))
+            cells += _compare(name, "first text turn there", first, _is_flat)
     return cells
 
 

@@ -78,6 +78,8 @@ class Compiled:
         """Return what the driver found, in Python's types; the columns begin at `start`."""
         columns = self.columns
         if not any(columns):
+            if not start and rows and type(rows[0]) is tuple:  # SQLite's are it already
+                return cast("Rows", rows)
             return [tuple(row[start : start + len(columns)]) for row in rows]
         return [
             tuple(

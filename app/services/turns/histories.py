@@ -6,7 +6,6 @@ never kept, so that something is always asked for and found: by its number the t
 
 import time
 from collections.abc import Sequence
-from itertools import takewhile
 from operator import attrgetter
 from uuid import UUID
 
@@ -22,9 +21,17 @@ _MOST_BYTES = 8 << 20
 _MESSAGE_BYTES = 250
 """What a message takes beside its words."""
 _KEPT_SECONDS = 300.0
-_CHANGING = frozenset((MessageStatus.FAILED.value, MessageStatus.IN_PROGRESS.value))
-_TEXT, _USER = Modality.TEXT.value, Role.USER.value
 _CONTENT = attrgetter("content")
+_KIND = attrgetter("modality", "role", "status")
+_CHANGING = (MessageStatus.FAILED, MessageStatus.IN_PROGRESS)
+_FINAL = frozenset(
+    (Modality.TEXT.value, role.value, status.value)
+    for role in Role
+    for status in MessageStatus
+    if role is Role.USER or status not in _CHANGING
+)
+"""What nothing changes any more. A failed turn may be run again with its key, and of a spoken answer
+it may yet be told how much was heard."""
 
 
 @value(frozen=True, slots=True)
@@ -79,13 +86,6 @@ def settled_for_good(before: History, newer: Sequence[HistoryMessage]) -> Histor
 
     Without the newest, for something must be found where the next turn asks for what came after.
     """
-    return (*before, *takewhile(_is_final, newer[:-1]))[-LOADED_MESSAGES:]
-
-
-def _is_final(message: HistoryMessage) -> bool:
-    """Tell what nothing changes any more.
-
-    A failed turn may be run again with its key, and of a spoken answer it may yet be told how much
-    was heard.
-    """
-    return message.modality == _TEXT and (message.status not in _CHANGING or message.role == _USER)
+    kinds = map(_KIND, newer[:-1])
+    count = next((n for n, kind in enumerate(kinds) if kind not in _FINAL), len(newer) - 1)
+    return (*before, *newer[:count])[-LOADED_MESSAGES:] if count > 0 else before
