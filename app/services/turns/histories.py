@@ -30,8 +30,11 @@ _FINAL = frozenset(
     for status in MessageStatus
     if role is Role.USER or status not in _CHANGING
 )
-"""What nothing changes any more. A failed turn may be run again with its key, and of a spoken answer
-it may yet be told how much was heard."""
+"""What nothing changes any more.
+
+A failed turn may be run again with its key, and of a spoken answer it may yet be told how much was
+heard.
+"""
 
 
 @value(frozen=True, slots=True)
