@@ -6,6 +6,7 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -37,9 +38,17 @@ class EmbeddedModels(StrEnum):
     SMALL = "small"
 
 
+_ADDRESS = re.compile(
+    r"https?://([^/?#@\s]*@)?([^/?#@\s:\[\]]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?([/?#]|$)"
+)
+
+
 def _http_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
+    # The port's own `ValueError` is above 65535.
+    if _ADDRESS.match(url) is None or urlsplit(url).port == 0:
+        raise ValueError("must name a server, as https://host or http://host:port")
     return url.rstrip("/")
 
 

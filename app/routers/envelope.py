@@ -7,6 +7,7 @@ import logging
 import secrets
 import sys
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import StartRefused
@@ -63,8 +64,11 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception as bug:  # noqa: BLE001  # whatever it is
-            await _answer_for(bug, scope, receive, send_with_headers, started=started)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if started or scope["type"] != "http":
+                raise  # the server cuts the connection, so that nobody takes it for the end
+            await _problem(request_id)(scope, receive, send_with_headers)
 
 
 class Net:
@@ -87,19 +91,17 @@ class Net:
 
         try:
             await self._app(scope, receive, send_and_note)
-        except Exception as bug:  # noqa: BLE001  # whatever it is
-            await _answer_for(bug, scope, receive, send, started=started)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise  # to the envelope
+            request_id = scope["state"]["request_id"]
+            logger.exception("request %s failed", request_id)
+            await _problem(request_id)(scope, receive, send)
 
 
-async def _answer_for(
-    bug: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool
-) -> None:
-    request_id = scope["state"]["request_id"]
-    logger.error("request %s failed", request_id, exc_info=bug)
-    if started or scope["type"] != "http":
-        raise bug  # the server cuts the connection, so that nobody takes it for the end
-    told = InternalError("The server failed; its log says why, under the request's id.")
-    await problem_response(told, request_id)(scope, receive, send)
+def _problem(request_id: str) -> Response:
+    bug = InternalError("The server failed; its log says why, under the request's id.")
+    return problem_response(bug, request_id)
 
 
 def _without_traceback(send: Send) -> Send:

@@ -1,6 +1,6 @@
 """A provider's base URL, taken apart by the standard library.
 
-yarl would do it, too, and is what aiohttp has; it takes 1.4 MB that few servers need.
+yarl would do it, too, but it is aiohttp's, which few servers need.
 """
 
 from collections.abc import Mapping
