@@ -1,5 +1,6 @@
 """The database underneath: migrations, the gate, commits, outages, and one process per file."""
 
+import gc
 import os
 import re
 import sqlite3
@@ -245,3 +246,26 @@ async def test_row_that_the_database_refuses_is_not_in_the_log(
     assert [answer.status_code for answer in answers] == [500, 500]
     assert caplog.text.count("Traceback") >= 2
     assert SAID not in caplog.text
+
+
+async def test_connection_that_is_in_use_is_closed_as_well(settings: Settings) -> None:
+    database = Database.from_settings(settings)
+    asked, is_closing = anyio.Event(), anyio.Event()
+    answers: list[int | None] = []
+
+    async def ask() -> None:
+        async with database.reading() as db:
+            await db.scalar(text("SELECT 1"))
+            asked.set()
+            await is_closing.wait()
+            answers.append(await db.scalar(text("SELECT 2")))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await asked.wait()
+        group.start_soon(database.dispose)
+        await anyio.lowlevel.checkpoint()
+        is_closing.set()
+
+    gc.collect()  # says so where a connection is given up
+    assert answers == [2]

@@ -42,6 +42,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POOL_WAIT_SECONDS = 5
+_LAST_ANSWERS_SECONDS, _LAST_ANSWERS_PAUSE_SECONDS = 1.0, 0.005
 _UNAVAILABLE_SQLSTATES = ("08", "53", "57P", "25006", "58")
 """Connection lost, out of resources, shut down by an operator, read-only standby, disk."""
 _UNAVAILABLE_SQLITE = (
@@ -203,7 +204,14 @@ class Database:
         return pool.checkedout() + (self._postgres.checked_out if self._postgres else 0)
 
     async def dispose(self) -> None:
-        """Close every connection."""
+        """Close every connection; what is asked at this moment has a while to be answered.
+
+        SQLAlchemy would give up a connection that is in use, and nobody would close it.
+        """
+        pool: Any = self.engine.pool
+        with anyio.move_on_after(_LAST_ANSWERS_SECONDS):
+            while pool.checkedout():  # noqa: ASYNC110  # SQLAlchemy has no event for it
+                await anyio.sleep(_LAST_ANSWERS_PAUSE_SECONDS)
         if self._sqlite:
             await self._sqlite.close()
         if self._postgres:
@@ -274,7 +282,11 @@ def _prepare_sqlite(dbapi_connection: DBAPIConnection, _record: object) -> None:
     from app.core.sqlite_runner import prepare_sqlite
 
     dbapi_connection.isolation_level = None  # we say BEGIN ourselves
-    prepare_sqlite(dbapi_connection)
+    try:
+        prepare_sqlite(dbapi_connection)
+    except BaseException:  # SQLAlchemy does not know of it yet, so nobody else closes it
+        dbapi_connection.close()
+        raise
 
 
 def _begin_sqlite(connection: Connection) -> None:

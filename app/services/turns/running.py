@@ -13,6 +13,8 @@ from app.services.turns.live import LiveTurn
 
 DRAIN_SECONDS = 22
 """Leaves time to settle or give up what is cut off, within the 30 s of a shutdown."""
+_FOLLOWERS_SECONDS = 2
+"""How long a question to the database may still take; it may be away."""
 
 
 class Running:
@@ -34,7 +36,8 @@ class Running:
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         """asyncio's own, for anyio's cost a twentieth of a turn."""
-        self._followers: set[asyncio.Task[None]] = set()
+        self._followers: dict[asyncio.Task[None], anyio.CancelScope] = {}
+        """Each with what ends it: asyncio's own cancellation breaks off in mid-question."""
         self._is_open = False
         self._is_cutting_off = False
         self._emptied = anyio.Event()
@@ -47,11 +50,18 @@ class Running:
         live.begin()
         if self._is_cutting_off:
             live.cut_off()
-        _start(self._tasks, work)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def follow(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for a turn that runs elsewhere; shutdown does not wait for it."""
-        _start(self._followers, work)
+        scope = anyio.CancelScope()
+        task = asyncio.get_running_loop().create_task(_inside(scope, work))
+        self._followers[task] = scope
+        task.add_done_callback(self._followers.pop)
+        if self._is_cutting_off:
+            scope.cancel()
 
     def drain(self) -> None:
         """Let go who follows a turn, and stop soon."""
@@ -81,18 +91,21 @@ class Running:
 
     async def _cut_off(self) -> None:
         self._is_cutting_off = True
-        for task in self._followers:
-            task.cancel()
+        for scope in self._followers.values():
+            scope.cancel()
         for live in list(self._turns.values()):
             if live.record.status is TurnStatus.QUEUED:  # stays queued for who comes next
                 self._leave(live)
             else:
                 live.cut_off()
-        while tasks := self._tasks | self._followers:
+        if self._followers:
+            _, late = await asyncio.wait(set(self._followers), timeout=_FOLLOWERS_SECONDS)
+            for task in late:
+                task.cancel()
+        while tasks := self._tasks | self._followers.keys():
             await asyncio.wait(tasks)
 
 
-def _start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.get_running_loop().create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+async def _inside(scope: anyio.CancelScope, work: Coroutine[Any, Any, None]) -> None:
+    with scope:
+        await work
