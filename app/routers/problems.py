@@ -100,6 +100,8 @@ class RequestInvalid(AppError):
     code = "request-invalid"
 
 
+_RESOURCE = b"x-ratelimit-resource"
+
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "A problem document", "content": {PROBLEM_TYPE: {}}},
     "5XX": {"model": Problem, "description": "A problem document", "content": {PROBLEM_TYPE: {}}},
@@ -139,7 +141,7 @@ def problem_response(
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if error.quota:
-        headers |= quota_headers(error.quota)
+        headers |= {name.decode(): told.decode() for name, told in quota_headers(error.quota)}
     return Response(
         orjson.dumps(body | error.facts),
         status_code=status.value,
@@ -148,29 +150,23 @@ def problem_response(
     )
 
 
-def quota_headers(quota: Quota) -> dict[str, str]:
+def quota_headers(quota: Quota) -> tuple[tuple[bytes, bytes], ...]:
     """Write how a caller stands, as GitHub does."""
-    return {
-        "X-RateLimit-Limit": quota.limit,
-        "X-RateLimit-Remaining": quota.remaining,
-        "X-RateLimit-Reset": str(quota.reset_at),
-        "X-RateLimit-Resource": quota.resource,
-    }
+    return (
+        (b"x-ratelimit-limit", quota.limit.encode()),
+        (b"x-ratelimit-remaining", quota.remaining.encode()),
+        (b"x-ratelimit-reset", b"%d" % quota.reset_at),
+        (_RESOURCE, quota.resource.encode()),
+    )
 
 
 def with_quota(headers: Iterable[tuple[bytes, bytes]], quota: Quota) -> list[tuple[bytes, bytes]]:
     """Add how a caller stands, unless the response speaks of a limit that was reached."""
     told = list(headers)
     for name, _ in told:
-        if name == b"x-ratelimit-resource":
+        if name == _RESOURCE:
             return told
-    told += (
-        (b"x-ratelimit-limit", quota.limit.encode()),
-        (b"x-ratelimit-remaining", quota.remaining.encode()),
-        (b"x-ratelimit-reset", b"%d" % quota.reset_at),
-        (b"x-ratelimit-resource", quota.resource.encode()),
-    )
-    return told
+    return [*told, *quota_headers(quota)]
 
 
 async def _app_error(request: Request, error: AppError) -> Response:
