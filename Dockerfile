@@ -18,7 +18,10 @@ WORKDIR /app
 COPY alembic.ini ./
 COPY alembic ./alembic
 COPY app ./app
-RUN python3 -m compileall -q --invalidation-mode checked-hash .
+RUN python3 -m compileall -q --invalidation-mode checked-hash . \
+    && printf '%s\n' '#!/opt/venv/bin/python' 'import sys' 'sys.path[0] = "/app"' \
+      'from app.cli import main' 'sys.exit(main())' >/opt/venv/bin/agent-platform \
+    && chmod 0755 /opt/venv/bin/agent-platform
 
 FROM ${PYTHON_IMAGE}
 ARG EXTRA=runtime

@@ -1,4 +1,4 @@
-"""Alembic's environment: the same engine as the server, one history for SQLite and Postgres."""
+"""The Alembic environment; SQLite and PostgreSQL share one history of migrations."""
 
 import asyncio
 import logging
@@ -9,14 +9,15 @@ from sqlalchemy.sql.schema import SchemaConst
 
 from app.core.config import load_settings
 from app.core.database import SCHEMA, Database
+from app.core.private_files import protect_sqlite_files
 from app.models import Base
 
 _MIGRATION_LOCK = 7046029254386353131
-"""Two replicas that start together upgrade one after the other."""
+"""The key of the advisory lock with which replicas that start together migrate one by one."""
 
 
 def _is_compared(_item: object, name: str | None, kind: str, *_: object) -> bool:
-    """Leave the full-text index to its migration: SQLite has none, so the models have none."""
+    """Exclude the full-text index from comparison: it is not in the models, as SQLite lacks it."""
     return (kind, name) != ("index", "ix_messages_search")
 
 
@@ -40,7 +41,7 @@ def _migrate(connection: Connection) -> None:
 
 
 def _protect(connection: Connection, function: str) -> None:
-    """Cover what later migrations made, and a role that was made later."""
+    """Apply the policies to tables that later migrations created, and to a role created later."""
     if connection.scalar(text(f"SELECT to_regprocedure('{SCHEMA}.{function}')")):
         connection.execute(text(f"SELECT {SCHEMA}.{function}"))
 
@@ -59,7 +60,7 @@ async def _run() -> None:
         settings = load_settings()
     database = Database.from_settings(settings)
     if database.url.sqlite_path:
-        database.url.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+        protect_sqlite_files(database.url.sqlite_path)
     try:
         async with database.connection() as connection:
             await connection.run_sync(_migrate)

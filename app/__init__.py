@@ -1,3 +1,7 @@
-"""AI agent platform. Imports point down: main | cli > routers | state > services > models."""
+"""A self-hosted backend for AI agents that talk, in text and by voice.
 
-__version__ = "0.1.0"
+Layers, each of which imports only from those after it: `main` and `cli`, `admin_cli` and `server`,
+`state`, `providers` and `routers`, `http`, `schemas` and `services`, `models`, `core`.
+"""
+
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""The application: `uvicorn app.main:app`."""
+"""The ASGI application: `uvicorn app.main:app`."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,26 +10,37 @@ from typing_extensions import override
 
 from app import __version__
 from app.core.config import Settings, load_settings
+from app.http.authentication import AuthenticationMiddleware
+from app.http.cors import allow_origins
+from app.http.dispatcher import EndpointDispatcher
+from app.http.openapi import describe_errors, describe_events, describe_operations
+from app.http.problems import install_problem_handlers
+from app.http.request_log import RequestLogMiddleware
+from app.http.request_normalization import RequestNormalizationMiddleware
+from app.http.response_headers import ResponseHeadersMiddleware, UnhandledErrorMiddleware
+from app.http.shutdown import draining_on_signals
 from app.routers import (
     agents,
     audit,
+    console,
     docs,
     health,
     keys,
+    me,
     messages,
+    messages_text,
+    metrics,
+    secrets,
     sessions,
+    system,
     tokens,
+    tool_calls,
+    tools,
     turns,
     usage,
+    users,
     workspaces,
 )
-from app.routers.access import Access
-from app.routers.cors import allow_origins
-from app.routers.drain import draining_on_signals
-from app.routers.envelope import Envelope, Net
-from app.routers.problems import install_problem_handlers
-from app.routers.short_way import ShortWay
-from app.routers.statuses import describe_errors
 from app.state import State, open_state
 
 _DESCRIPTION = """
@@ -42,20 +53,29 @@ _ENDPOINTS = (
     sessions,
     tokens,
     messages,
+    messages_text,
     turns,
+    tool_calls,
     usage,
+    users,
+    tools,
+    secrets,
     keys,
     workspaces,
     audit,
+    me,
+    system,
     health,
+    metrics,
     docs,
+    console,
 )
 
 
 class Application(FastAPI):
-    """FastAPI behind our own front: what the front answers itself never comes to FastAPI's layers.
+    """FastAPI behind our own middleware, so that requests which that answers never reach FastAPI.
 
-    Those of FastAPI that are passed by ask whether OpenTelemetry is set up, and write a 500.
+    Bypassed are FastAPI's check whether OpenTelemetry is set up, and its handler that writes a 500.
     """
 
     front: ASGIApp | None = None
@@ -65,7 +85,7 @@ class Application(FastAPI):
         await (self.front or self.inside)(scope, receive, send)
 
     async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve as FastAPI does."""
+        """Serve a request with FastAPI."""
         await super().__call__(scope, receive, send)
 
 
@@ -73,9 +93,9 @@ def create_app(
     settings: Settings,
     open_state: Callable[[Settings], AbstractAsyncContextManager[State]] = open_state,
 ) -> Application:
-    """Build the application; nothing is opened before it starts.
+    """Build the application; its lifespan opens the database and the providers.
 
-    Tests pass their own `open_state`, with fakes for the providers.
+    Tests pass an `open_state` of their own, with fakes for the providers.
     """
 
     @asynccontextmanager
@@ -91,22 +111,25 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # As they are: `include_router` would build each again, at the first request.
+        # The routes themselves, since `include_router` would build each of them again.
         routes=[route for module in _ENDPOINTS for route in module.router.routes],
     )
     _describe_keys_and_errors(app)
     install_problem_handlers(app)
-    app.add_middleware(Net)
-    door: ASGIApp = Access(ShortWay(app.inside))
+    app.add_middleware(UnhandledErrorMiddleware)
+    plain_endpoints = {(messages_text.METHOD, messages_text.PATH): messages_text.send_text_message}
+    front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:
-        door = allow_origins(door, settings.allowed_origins)
-    app.front = Envelope(door)
+        front = allow_origins(front, settings.allowed_origins)
+    front = ResponseHeadersMiddleware(front)
+    front = RequestLogMiddleware(front, logs_every_request=settings.access_log)
+    app.front = RequestNormalizationMiddleware(front)
     docs.mount_assets(app)
     return app
 
 
 def _describe_keys_and_errors(app: FastAPI) -> None:
-    """Say in the API's description how to send a key, and what may go wrong where."""
+    """Add the security scheme and the error responses of each endpoint to the OpenAPI document."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
@@ -120,6 +143,8 @@ def _describe_keys_and_errors(app: FastAPI) -> None:
             }
             schema["security"] = [{"key": []}]
             describe_errors(schema)
+            describe_events(schema)
+            describe_operations(schema)
         return app.openapi_schema or {}
 
     app.openapi = described

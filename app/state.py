@@ -1,44 +1,60 @@
-"""The composition root: opens the database and the providers, and joins every part."""
+"""The composition root: opens the database and the providers, and builds the services."""
 
 import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, TypedDict
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
-from pydantic import SecretStr
+from sqlalchemy.exc import DBAPIError
 
+from app.core.capabilities import Capability
 from app.core.config import AppEnv, Settings
 from app.core.database import Database, StorageUnavailable
+from app.core.database.file_lock import exclusive_file_lock
+from app.core.database.revision import REVISION, RevisionCheck, current_revision
 from app.core.errors import StartRefused
+from app.core.key_file import load_or_create_admin_key
 from app.core.logging import configure_logging
-from app.core.schema_gate import REVISION, SchemaGate, current_revision
-from app.core.security import AdminKey, load_or_create_admin_key
-from app.core.single_process import sole_owner
-from app.routers.access import Door
-from app.services.identity import Callers, OpenStreams
-from app.services.openai_service import (
-    OpenAIChatModel,
-    OpenAIClient,
-    OpenAITranscriber,
-    make_speaker,
-    warn_of_shutdowns,
+from app.core.prices import LIST_PRICES
+from app.core.private_files import make_private_folder
+from app.core.security import AdminKey
+from app.http.authentication import Authenticator
+from app.http.readiness import Readiness
+from app.http.system_report import SystemReport
+from app.models import utc_now
+from app.providers import ANNOUNCED_ENDS, Providers, open_providers, outbound_of
+from app.services.identity import CallerLookup, OpenStreamRegistry
+from app.services.outbound_port import Outbound
+from app.services.resilience import (
+    CircuitBreakers,
+    ProviderTarget,
+    RetryingChatModel,
+    RetryingSpeaker,
+    RetryingTranscriber,
 )
-from app.services.ports import ChatModel, Speaker, Transcriber
-from app.services.resilience import Breaker, PatientChatModel, PatientSpeaker, PatientTranscriber
+from app.services.sandbox.sandbox import Sandbox
+from app.services.tool_ports import ToolRunner
+from app.services.tools.http_runner import HttpToolRunner
+from app.services.tools.key_ring import KeyRing
+from app.services.tools.secret_store import SecretStore
+from app.services.tools.secrets import used_key_ids
+from app.services.tools.tester import ToolTester
 from app.services.turns import AudioStore, TurnEngine
-from app.services.usage import Accounts, RequestLimiter, Tariff
-from app.services.usage import Part as PaidPart
-from app.services.usage.price_table import PRICES
+from app.services.usage import AccountDirectory, PriceTable, RequestLimiter, StorageMeter
+from app.services.usage.storage import MEGABYTE
 from app.services.voice import VoiceService, VoiceTurns
+from app.services.voice.upload_check import WARM_UP, UploadCheck
+from app.telemetry import Telemetry
+from app.telemetry.gauges import add_gauges
+from app.telemetry.observer import host_of
+from app.telemetry.tracing import open_tracer
+from app.telemetry.workers import MetricsOfWorkers
 
 if TYPE_CHECKING:
     from app.services.identity.supabase import SupabaseTokens
-    from app.services.local_service import Part
 
 logger = logging.getLogger(__name__)
 
@@ -46,68 +62,68 @@ _ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 
 ADMIN_KEY_FILE = "admin.key"
 
-_ChosenModel = tuple[OpenAIClient, dict[str, str]]
-"""A model by the setting that chose it, and who is asked for it."""
-
 
 class State(TypedDict):
-    """What lives as long as the process; `routers/deps.py` hands it to endpoints."""
+    """The objects that live as long as the process; `http/deps.py` passes them to endpoints."""
 
     database: Database
-    schema_gate: SchemaGate
-    door: Door
+    schema_gate: RevisionCheck
+    readiness: Readiness
+    telemetry: Telemetry
+    metrics: MetricsOfWorkers
+    authenticator: Authenticator
+    accounts: AccountDirectory
+    storage: StorageMeter
+    secret_keys: KeyRing
+    outbound: Outbound
+    tool_runner: ToolRunner
+    tool_tester: ToolTester
     request_limiter: RequestLimiter
-    open_streams: OpenStreams
+    open_streams: OpenStreamRegistry
     turns: TurnEngine
     voice: VoiceService
-
-
-class Providers(TypedDict):
-    """Who answers for each part."""
-
-    chat_model: ChatModel
-    transcriber: Transcriber
-    speaker: Speaker
+    system: SystemReport
 
 
 @asynccontextmanager
 async def open_state(settings: Settings) -> AsyncGenerator[State]:
-    """Open all that `settings` describe; close it in the reverse order."""
-    configure_logging(settings.log_level)
+    """Open everything that `settings` configure; close it in reverse order after the block.
+
+    Raises `StartRefused`.
+    """
+    configure_logging(settings.log_level, settings.chosen_log_format)
     async with AsyncExitStack() as stack:
         if path := settings.parsed_database_url.sqlite_path:
-            stack.enter_context(sole_owner(path))
+            stack.enter_context(exclusive_file_lock(path))
         database = Database.from_settings(settings)
         stack.push_async_callback(database.dispose)
         await _prepare_tables(settings, database)
-        chosen: list[_ChosenModel] = []
-        providers = await _open_providers(settings, stack, chosen)
-        background = await stack.enter_async_context(_background())
-        for client, models in chosen:
-            background.start_soon(warn_of_shutdowns, client, models)
-        async with serving(settings, database, providers) as state:
+        await _require_keys_of_secrets(settings, database)
+        providers = await stack.enter_async_context(open_providers(settings))
+        async with build_state(settings, database, providers) as state:
             logger.info("Database: %s", database.url)
-            _spare_the_collector()
+            _tune_garbage_collection()
             yield state
 
 
 async def prepare(settings: Settings) -> None:
-    """Do what is done once for several workers: development's migrations, and the admin key.
+    """Do once what several workers share: the migrations in development, and the admin key.
 
-    Raises `StartRefused`. The caller has set up logging.
+    The caller must have configured logging. Raises `StartRefused`.
     """
     database = Database.from_settings(settings)
     try:
         await _prepare_tables(settings, database)
+        await _require_keys_of_secrets(settings, database)
     finally:
         await database.dispose()
     _ = _admin_key(settings)
 
 
-def _spare_the_collector() -> None:
-    """Let the garbage collector leave alone what stays, and look at the rest less often.
+def _tune_garbage_collection() -> None:
+    """Exclude the objects of the start from garbage collection, and collect less often.
 
-    It was a tenth of a turn's CPU, and a full collection took 70 ms.
+    Collections took a tenth of a turn's CPU, and a full one took 70 ms.
     """
     gc.enable()
     gc.collect()
@@ -116,56 +132,150 @@ def _spare_the_collector() -> None:
 
 
 @asynccontextmanager
-async def serving(
+async def build_state(
     settings: Settings, database: Database, providers: Providers
 ) -> AsyncGenerator[State]:
-    """Build the use cases over an open database and providers, and run turns while it lasts."""
+    """Build the services on an open database and providers; run turns while the block runs."""
+    async with open_tracer(settings) as tracer:
+        telemetry = Telemetry(tracer)
+        async with _build_state(settings, database, providers, telemetry) as state:
+            yield state
+
+
+@asynccontextmanager
+async def _build_state(
+    settings: Settings, database: Database, providers: Providers, telemetry: Telemetry
+) -> AsyncGenerator[State]:
+    breakers = {
+        Capability.CHAT: CircuitBreakers(settings.chat_model),
+        Capability.STT: CircuitBreakers(),
+        Capability.TTS: CircuitBreakers(),
+    }
+    targets = _provider_targets(settings, telemetry)
     voices = VoiceTurns(
-        PatientTranscriber(providers["transcriber"], Breaker()),
-        PatientSpeaker(providers["speaker"], Breaker()),
+        RetryingTranscriber(
+            providers["transcriber"], breakers[Capability.STT], target=targets[Capability.STT]
+        ),
+        RetryingSpeaker(
+            providers["speaker"], breakers[Capability.TTS], target=targets[Capability.TTS]
+        ),
         settings.tts_voice,
     )
-    chat_model = PatientChatModel(providers["chat_model"], Breaker())
-    limits = settings.limits
-    accounts = Accounts(limits, _tariff(settings), chat_model.context_tokens)
+    chat_model = RetryingChatModel(
+        providers["chat_model"], breakers[Capability.CHAT], target=targets[Capability.CHAT]
+    )
+    accounts = AccountDirectory(
+        settings.key_limits,
+        settings.workspace_limits,
+        _price_table(settings),
+        chat_model.context_tokens,
+    )
     audio = AudioStore(settings.audio_retention_days)
-    turns = TurnEngine(database, chat_model, voices, audio, accounts)
-    voice = VoiceService(turns, voices, database)
-    schema_gate, callers = SchemaGate(database), Callers(database)
-    open_streams = OpenStreams(callers.require_still)
-    async with turns.running(), open_streams.watched(), _supabase_users(settings) as users:
+    storage = StorageMeter(database, settings.limit_stored_mb_per_workspace * MEGABYTE)
+    secret_keys, outbound = KeyRing.from_settings(settings), outbound_of(settings)
+    tool_runner = HttpToolRunner(outbound, SecretStore(database, secret_keys))
+    turns = TurnEngine(
+        database,
+        chat_model,
+        voices,
+        audio,
+        accounts,
+        observer=telemetry,
+        storage=storage,
+        tool_runner=tool_runner,
+    )
+    sandbox = Sandbox([WARM_UP])
+    voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
+    schema_gate, admin_key = RevisionCheck(database), _admin_key(settings)
+    callers = CallerLookup(database, admin_key)
+    open_streams = OpenStreamRegistry(callers.require_valid)
+    request_limiter = RequestLimiter(database, accounts)
+    metrics = MetricsOfWorkers(telemetry.metrics)
+    add_gauges(
+        telemetry.metrics,
+        turns=turns,
+        database=database,
+        open_streams=open_streams,
+        request_limiter=request_limiter,
+        breakers=breakers,
+        engine=providers.get("engine"),
+        sandbox=sandbox,
+    )
+    async with (
+        sandbox,
+        outbound,
+        turns.running(),
+        open_streams.watching(),
+        telemetry.watching(),
+        metrics.serving(),
+        _supabase_users(settings) as users,
+    ):
         yield State(
             database=database,
             schema_gate=schema_gate,
-            door=Door(settings.app_env, _admin_key(settings), callers, users, schema_gate),
+            readiness=Readiness(turns, schema_gate),
+            telemetry=telemetry,
+            metrics=metrics,
+            authenticator=Authenticator(
+                settings.app_env,
+                admin_key,
+                callers,
+                users,
+                schema_gate,
+                AdminKey(settings.metrics_token) if settings.metrics_token else None,
+            ),
             open_streams=open_streams,
-            request_limiter=RequestLimiter(database, limits),
+            accounts=accounts,
+            storage=storage,
+            secret_keys=secret_keys,
+            outbound=outbound,
+            tool_runner=tool_runner,
+            tool_tester=ToolTester(tool_runner),
+            request_limiter=request_limiter,
             turns=turns,
             voice=voice,
+            system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )
 
 
-def _tariff(settings: Settings) -> Tariff:
-    """Return the prices of the models that serve each part."""
-    embedded = {
-        PaidPart.CHAT: settings.chat_is_embedded,
-        PaidPart.STT: settings.stt_is_embedded,
-        PaidPart.TTS: settings.tts_is_embedded,
+def _provider_targets(settings: Settings, telemetry: Telemetry) -> dict[Capability, ProviderTarget]:
+    """Return what logs and metrics call the provider of each capability."""
+    named = {
+        Capability.CHAT: (None, settings.chat_model),
+        Capability.STT: (settings.stt_base_url, settings.stt_model),
+        Capability.TTS: (settings.tts_base_url, settings.speech_model),
     }
-    return Tariff(
-        {**PRICES, **settings.price_list},
-        {
-            PaidPart.CHAT: settings.chat_model,
-            PaidPart.STT: settings.stt_model,
-            PaidPart.TTS: settings.tts_model,
-        },
-        frozenset(part for part, is_embedded in embedded.items() if is_embedded),
+    embedded = settings.embedded_capabilities
+    return {
+        capability: ProviderTarget(capability, "embedded", None, telemetry)
+        if capability in embedded
+        else ProviderTarget(capability, host_of(url or settings.openai_base_url), model, telemetry)
+        for capability, (url, model) in named.items()
+    }
+
+
+def _price_table(settings: Settings) -> PriceTable:
+    """Return the prices of the configured models."""
+    models = {
+        Capability.CHAT: settings.chat_model,
+        Capability.STT: settings.stt_model,
+        Capability.TTS: settings.speech_model,
+    }
+    table = PriceTable(
+        {**LIST_PRICES, **settings.price_list}, models, settings.embedded_capabilities
     )
+    if settings.limits_dollars and (unpriced := table.models_without_price(utc_now().date())):
+        logger.warning(
+            "The price of %s is not known: limits in US dollars count it as that of a large model. "
+            "Set PRICES to its price; 0 is free.",
+            ", ".join(unpriced),
+        )
+    return table
 
 
 @asynccontextmanager
 async def _supabase_users(settings: Settings) -> AsyncGenerator["SupabaseTokens | None"]:
-    """Open what knows the end users of a Supabase project, where one is named."""
+    """Open the verifier of Supabase access tokens, or yield `None` without `SUPABASE_URL`."""
     url, audience = settings.supabase_url, settings.supabase_jwt_audience
     if url is None:
         yield None
@@ -183,170 +293,66 @@ async def _supabase_users(settings: Settings) -> AsyncGenerator["SupabaseTokens 
 def _admin_key(settings: Settings) -> AdminKey:
     if settings.admin_api_key:
         return AdminKey(settings.admin_api_key)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.data_dir)
     path = settings.data_dir / ADMIN_KEY_FILE
     key = load_or_create_admin_key(path)
-    logger.info("Admin key for requests from other machines: in the file %s", path)
+    logger.info("The admin key, for requests from other machines, is in the file %s", path)
     return AdminKey(key)
 
 
-async def _prepare_tables(settings: Settings, database: Database) -> None:
-    """Upgrade in development; in production serve nothing until the revision is right.
+async def _require_keys_of_secrets(settings: Settings, database: Database) -> None:
+    """Raise `StartRefused` in production where a stored secret is sealed with an unknown key.
 
-    Raises `StartRefused` where a database is not there in development; in production the server
-    starts, and serves once the database is back.
+    A database that cannot be read yet is not waited for.
+    """
+    if settings.app_env is not AppEnv.PRODUCTION:
+        return
+    try:
+        async with database.reading() as db:
+            used = await used_key_ids(db)
+    except (StorageUnavailable, DBAPIError):
+        return
+    keys = KeyRing.from_settings(settings)
+    if used and not used <= (keys.sealer().key_ids if settings.secrets_keys else set()):
+        raise StartRefused(
+            "The database has secrets that no key in SECRETS_KEY opens: add the key that they "
+            "were stored with, or the secrets.key file of the development server they are from."
+        )
+
+
+async def _prepare_tables(settings: Settings, database: Database) -> None:
+    """Migrate the database in development; in production only check and log its revision.
+
+    Raises `StartRefused` if the database is unreachable in development, or newer than this
+    version. In production the server starts anyway, and serves requests once the database is
+    reachable and at the right revision.
     """
     try:
         revision = await current_revision(database)
     except StorageUnavailable as error:
         if settings.app_env is AppEnv.DEVELOPMENT:
             raise StartRefused(
-                f"The database cannot be reached ({database.url}): check DATABASE_URL."
+                f"The database cannot be reached ({database.url}): start it, or check DATABASE_URL."
             ) from error
-        logger.exception("The database cannot be reached (%s)", database.url)
+        logger.error("The database cannot be reached (%s): trying again", database.url)  # noqa: TRY400
         return
     if revision == REVISION:
         return
     if settings.app_env is AppEnv.DEVELOPMENT:
         if revision and revision > REVISION:  # four digits each
             raise StartRefused(
-                f"The database is at revision {revision} and this version needs {REVISION}: "
-                "a newer version was here. Start that one, or set another DATABASE_URL or DATA_DIR."
+                f"The database is at revision {revision}, and this version needs {REVISION}: a "
+                "newer version has upgraded it. Start that version, or set another DATABASE_URL "
+                "or DATA_DIR."
             )
-        from app.core.migrations import upgrade
+        from app.core.database.migrations import upgrade
 
         logger.info("Upgrading the database from %s to %s", revision or "nothing", REVISION)
         await anyio.to_thread.run_sync(upgrade, settings)
     else:
         logger.error(
-            "The database is at revision %s and this version needs %s: run `alembic upgrade head`. "
-            "Until then every request is answered with 503.",
+            "The database is at revision %s and this version needs %s: run `agent-platform "
+            "migrate` (or `alembic upgrade head`). Until then every request is answered with 503.",
             revision or "none",
             REVISION,
         )
-
-
-def fetch_weights(settings: Settings) -> None:
-    """Bring the embedded models here before the server starts, with progress on standard error.
-
-    Does nothing where none is needed or all are here. Raises `StartRefused`.
-    """
-    if not settings.needs_embedded_engine:
-        return
-    from app.services.local_service import (
-        EmbeddedPackagesMissing,
-        WeightsUnavailable,
-        ensure_weights,
-        require_packages,
-    )
-
-    parts = _embedded_parts(settings)
-    try:
-        require_packages(parts)
-        ensure_weights(
-            settings.embedded_models,
-            data_dir=settings.data_dir,
-            models_dir=settings.models_dir,
-            parts=parts,
-        )
-    except (EmbeddedPackagesMissing, WeightsUnavailable) as error:
-        raise StartRefused(str(error)) from error
-
-
-def _embedded_parts(settings: Settings) -> "set[Part]":
-    from app.services.local_service import Part
-
-    chosen = {
-        Part.CHAT: settings.chat_is_embedded,
-        Part.STT: settings.stt_is_embedded,
-        Part.TTS: settings.tts_is_embedded,
-    }
-    return {part for part, is_embedded in chosen.items() if is_embedded}
-
-
-@asynccontextmanager
-async def _background() -> AsyncGenerator[TaskGroup]:
-    """Run what nobody waits for, until the server stops."""
-    async with anyio.create_task_group() as tasks:
-        yield tasks
-        tasks.cancel_scope.cancel()
-
-
-async def _open_providers(
-    settings: Settings, stack: AsyncExitStack, chosen: list[_ChosenModel]
-) -> Providers:
-    """Open an adapter for each part and say which; add to `chosen`. Raises `StartRefused`."""
-    embedded = await _open_engine(settings, stack) if settings.needs_embedded_engine else None
-
-    async def connect(base_url: str | None, api_key: SecretStr | None) -> OpenAIClient:
-        # Another server is not shown OpenAI's key.
-        key = api_key if base_url else api_key or settings.openai_api_key
-        client = OpenAIClient(
-            base_url or settings.openai_base_url, key.get_secret_value() if key else None
-        )
-        return await stack.enter_async_context(client)
-
-    chat_model: ChatModel
-    transcriber: Transcriber
-    speaker: Speaker
-    if embedded and settings.chat_is_embedded:
-        chat_model = embedded["chat_model"]
-        logger.info("Chat: embedded, %s models (demo grade)", settings.embedded_models)
-    else:
-        client = await connect(None, None)
-        chosen.append((client, {"CHAT_MODEL": settings.chat_model}))
-        chat_model = OpenAIChatModel(
-            client, settings.chat_model, context_tokens=settings.chat_context_tokens
-        )
-        logger.info("Chat: %s at %s", settings.chat_model, _host(settings.openai_base_url))
-    if embedded and settings.stt_is_embedded:
-        transcriber = embedded["transcriber"]
-        logger.info("Speech in: embedded, %s models", settings.embedded_models)
-    else:
-        client = await connect(settings.stt_base_url, settings.stt_api_key)
-        chosen.append((client, {"STT_MODEL": settings.stt_model}))
-        transcriber = OpenAITranscriber(client, settings.stt_model)
-        url = settings.stt_base_url or settings.openai_base_url
-        logger.info("Speech in: %s at %s", settings.stt_model, _host(url))
-    if embedded and settings.tts_is_embedded:
-        speaker = embedded["speaker"]
-        logger.info("Speech out: embedded, %s models", settings.embedded_models)
-    else:
-        client = await connect(settings.tts_base_url, settings.tts_api_key)
-        chosen.append((client, {"TTS_MODEL": settings.tts_model}))
-        speaker = make_speaker(client, settings.tts_model)
-        url = settings.tts_base_url or settings.openai_base_url
-        logger.info("Speech out: %s at %s", settings.tts_model, _host(url))
-    return Providers(chat_model=chat_model, transcriber=transcriber, speaker=speaker)
-
-
-async def _open_engine(settings: Settings, stack: AsyncExitStack) -> Providers:
-    """Start the embedded engine for the parts that need it. Raises `StartRefused`."""
-    from app.services.local_service import (
-        EmbeddedPackagesMissing,
-        LocalChatModel,
-        LocalEngine,
-        LocalSpeaker,
-        LocalTranscriber,
-    )
-
-    engine = LocalEngine(
-        models=settings.embedded_models,
-        data_dir=settings.data_dir,
-        models_dir=settings.models_dir,
-        threads=settings.embedded_threads,
-        parts=_embedded_parts(settings),
-    )
-    try:
-        await stack.enter_async_context(engine)
-    except EmbeddedPackagesMissing as error:
-        raise StartRefused(str(error)) from error
-    return Providers(
-        chat_model=LocalChatModel(engine),
-        transcriber=LocalTranscriber(engine),
-        speaker=LocalSpeaker(engine),
-    )
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or "?"

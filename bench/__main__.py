@@ -1,6 +1,6 @@
-"""`python -m bench [--quick]`: measure what a turn costs, and print it as tables.
+"""`python -m bench [--quick]`: measure the CPU, memory and latency of turns, and print tables.
 
-Linux only, as CPU and memory are read from `/proc`. It needs PostgreSQL's programs.
+Linux only, since CPU and memory are read from `/proc`. It needs PostgreSQL's executables.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from bench.sessions import (
     make_sqlite_floor_sessions,
 )
 from bench.starts import Start
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 _CONNECTIONS = 16
 _LIMITS = {
@@ -35,7 +35,7 @@ _LIMITS = {
     "LIMIT_TOKENS_PER_DAY": "1000000000",
     "LIMIT_USD_PER_DAY": "1000000",
 }
-"""Never reached, but checked at their cost."""
+"""Limits that are never reached, but whose checks are measured."""
 _PROVIDER_ROUNDS = 100
 _CHART = ROOT / "docs" / "performance.svg"
 _FLOOR_DATABASE, _SERVER_DATABASE = "floor", "server"
@@ -43,7 +43,7 @@ _FLOOR_DATABASE, _SERVER_DATABASE = "floor", "server"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of turn: what it is called, what the provider answers, how it is asked for."""
+    """A kind of turn: its name, its key in `budget.json`, the provider's model, and streaming."""
 
     name: str
     key: str
@@ -58,7 +58,7 @@ _PACED = Kind("stream, a token each 10 ms", "paced_stream", "tokens-20-every-10-
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """The amount of work in a run."""
 
     kinds: Sequence[Kind]
     warm_up_turns: int
@@ -74,28 +74,28 @@ _QUICK = Effort((_TEXT, _STREAM), 32, 24, 200, 1, 4)
 
 @dataclass(slots=True)
 class Findings:
-    """What came out so far."""
+    """The measurements so far."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
     provider: list[Result] = field(default_factory=list[Result])
-    """Of requests that went to it directly."""
+    """Results of requests sent directly to the provider."""
     starts: dict[str, Start] = field(default_factory=dict[str, Start])
-    """Medians; the floors' first."""
+    """Medians for each server; the floors first."""
     process: dict[str, float] = field(default_factory=dict[str, float])
-    """What else is measured of processes, by its name in `budget.json`."""
+    """Further measurements of processes, by their name in `budget.json`."""
 
     def add(self, kind: Kind, row: Row) -> None:
-        """Add a row, or its runs to the row that the target has."""
+        """Add a row, or add its results to the existing row of the same target."""
         rows = self.rows.setdefault(kind.name, [])
-        for number, known in enumerate(rows):
-            if known.target == row.target:
-                rows[number] = Row(row.key, row.target, [*known.results, *row.results])
+        for number, existing in enumerate(rows):
+            if existing.target == row.target:
+                rows[number] = Row(row.key, row.target, [*existing.results, *row.results])
                 return
         rows.append(row)
 
 
 class Bench:
-    """One run: the parts are started in turn, and end with it."""
+    """One run of the benchmark, which starts and stops one server after the other."""
 
     def __init__(
         self, effort: Effort, folder: Path, postgres: PostgresServer, provider: Server
@@ -107,7 +107,11 @@ class Bench:
         self._provider = provider
 
     def run(self) -> None:
-        """Measure everything; floors before and after, so that the machine's noise is in both."""
+        """Measure everything.
+
+        Each floor is measured before and after the server, so that the machine's noise affects
+        both alike.
+        """
         count = self._effort.floor_sessions
         sessions = make_floor_sessions(self._postgres, _FLOOR_DATABASE, count)
         self._postgres.create_database(_SERVER_DATABASE)
@@ -124,17 +128,22 @@ class Bench:
             self._measure_floor("floor, SQLite", floor, sessions)
             self._measure_server("SQLite", "sqlite", {})
             self._measure_floor("floor, SQLite", floor, sessions)
-        _say("provider alone")
-        some = sessions[: self._effort.warm_up_turns]
-        alone = self._load(
-            _TEXT, self._provider, some, _PROVIDER_ROUNDS, model=_TEXT.model, marker="[DONE]"
+        _log("the provider alone")
+        first_sessions = sessions[: self._effort.warm_up_turns]
+        result = self._load(
+            _TEXT,
+            self._provider,
+            first_sessions,
+            _PROVIDER_ROUNDS,
+            model=_TEXT.model,
+            marker="[DONE]",
         )
-        self.findings.provider.append(alone)
-        _say("command line")
+        self.findings.provider.append(result)
+        _log("the command line")
         self.findings.process["cli_help_seconds"] = _help_seconds()
 
     def _measure_starts(self, floor_database: str, on_postgres: Mapping[str, str]) -> None:
-        """Start every server several times; ours once before, for its migrations."""
+        """Measure starts of every server; ours is started once before, for its migrations."""
         databases: dict[str, Mapping[str, str]] = {"postgres": on_postgres, "sqlite": {}}
         for key, database in databases.items():
             with self._server(self._folder / key, database) as server:
@@ -146,7 +155,7 @@ class Bench:
                 ["bench.framework", str(port)], port, self._folder / "framework-starts", {}
             )
 
-        _say("starts")
+        _log("starts")
         self.findings.starts = starts.measure(
             {
                 "floor": lambda: self._floor("floor-starts", floor_database),
@@ -165,7 +174,7 @@ class Bench:
     def _measure_floor(self, target: str, server: Server, sessions: Sequence[str]) -> None:
         warm_up = sessions[: self._effort.warm_up_turns]
         for kind in self._effort.kinds:
-            _say(f"{target}: {kind.name}")
+            _log(f"{target}: {kind.name}")
             self._load(kind, server, warm_up, 1, model=kind.model)
             result = self._load(kind, server, sessions, TURNS_PER_SESSION, model=kind.model)
             self.findings.add(kind, Row("", target, [result]))
@@ -173,7 +182,7 @@ class Bench:
     def _measure_server(self, name: str, key: str, database: Mapping[str, str]) -> None:
         with self._server(self._folder / key, database) as server:
             for kind in self._effort.kinds:
-                _say(f"server on {name}: {kind.name}")
+                _log(f"server on {name}: {kind.name}")
                 warm_up, sessions = self._server_sessions(server, kind)
                 self._load(kind, server, warm_up, 1)
                 result = self._load(kind, server, sessions, TURNS_PER_SESSION)
@@ -182,13 +191,13 @@ class Bench:
             self.findings.process[f"memory_after_load_{key}_mb"] = memory_mb(server.pid)
 
     def _server_sessions(self, server: Server, kind: Kind) -> tuple[list[str], list[str]]:
-        """Return sessions for the warm-up, and sessions to measure."""
+        """Create sessions; return those for the warm-up and those for the measurement."""
         count = self._effort.warm_up_turns
-        made = ServerSessions(server.port).make(kind.model, count + self._effort.server_sessions)
-        return made[:count], made[count:]
+        ids = ServerSessions(server.port).make(kind.model, count + self._effort.server_sessions)
+        return ids[:count], ids[count:]
 
     def _server(self, folder: Path, database: Mapping[str, str]) -> Server:
-        """Return our server as its users start it, without the embedded engine."""
+        """Return our server, to be started as users start it, without the embedded engine."""
         port = free_port()
         settings = {
             **_LIMITS,
@@ -224,18 +233,18 @@ class Bench:
             model=model,
             marker=marker,
         )
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "bench.load"],
             input=orjson.dumps(asdict(job)),
             stdout=subprocess.PIPE,
             cwd=ROOT,
             check=True,
         )
-        return Result(**orjson.loads(done.stdout))
+        return Result(**orjson.loads(completed.stdout))
 
 
 def _help_seconds() -> float:
-    """Return how long `python -m app.cli --help` takes, the best of five."""
+    """Return the seconds that `python -m app.cli --help` takes, the best of five runs."""
     command = [sys.executable, "-m", "app.cli", "--help"]
 
     def once() -> float:
@@ -247,11 +256,11 @@ def _help_seconds() -> float:
 
 
 def _measured(findings: Findings) -> dict[str, float]:
-    """Return every measure that a budget may name; of two databases, the worse."""
+    """Return every measurement that a budget may name; of two databases, the worse."""
     measured = dict(findings.process)
-    ours = [start for name, start in findings.starts.items() if name.startswith("server")]
-    measured["idle_memory_mb"] = max(start.idle_memory_mb for start in ours)
-    measured["start_seconds"] = max(start.seconds for start in ours)
+    starts = [start for name, start in findings.starts.items() if name.startswith("server")]
+    measured["idle_memory_mb"] = max(start.idle_memory_mb for start in starts)
+    measured["start_seconds"] = max(start.seconds for start in starts)
     for rows in findings.rows.values():
         for row, times_floor in report.with_floors(rows):
             if not row.is_floor:
@@ -272,14 +281,18 @@ def _print(findings: Findings) -> None:
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
-def _say(what: str) -> None:
-    sys.stderr.write(f"bench: {what}\n")
+def _log(message: str) -> None:
+    sys.stderr.write(f"bench: {message}\n")
 
 
 def main() -> int:
-    """Run the bench; what it finds is never an error."""
-    parser = argparse.ArgumentParser(prog="bench", description="Measure what a turn costs.")
-    parser.add_argument("--quick", action="store_true", help="about a minute, and rougher")
+    """Run the benchmark; the exit status does not depend on what it measures."""
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Measure the CPU, memory and latency of turns."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="take about a minute, with less precise results"
+    )
     options = parser.parse_args()
     effort = _QUICK if options.quick else _FULL
     port = free_port()
@@ -290,9 +303,9 @@ def main() -> int:
             bench = Bench(effort, folder, postgres, provider)
             bench.run()
     _print(bench.findings)
-    if not options.quick:  # which is too rough to be shown
+    if not options.quick:  # a quick run is too imprecise for the chart
         _CHART.write_text(draw(bench.findings.rows))
-        _say(f"drew {_CHART.relative_to(ROOT)}")
+        _log(f"wrote {_CHART.relative_to(ROOT)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The CPU of a turn as a bar chart: SVG by hand, readable on light and on dark pages."""
+"""Draws the CPU of turns as an SVG bar chart for light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

@@ -1,9 +1,9 @@
-"""The floor: a text turn with nothing around it, as the physical limit to compare with.
+"""The floor: a minimal hand-written server for text turns, as the lower limit to compare with.
 
-uvloop, httptools and asyncpg, or SQLite without threads: read 20 messages, ask the provider over a
-raw connection, store two messages in one statement that commits. No validation, no identity, no
-recovery, no retries: it is no server that anybody could run.
-`python -m bench.floor PORT DATABASE PROVIDER_PORT`, where DATABASE is a URL or SQLite's file.
+It uses uvloop, httptools and asyncpg, or SQLite without threads: it reads 20 messages, sends them
+to the provider over a raw connection, and stores two messages in one statement that commits. It
+has no validation, authentication, recovery or retries, so it is not fit for production.
+`python -m bench.floor PORT DATABASE PROVIDER_PORT`, where DATABASE is a URL or a SQLite file.
 """
 
 import asyncio
@@ -39,20 +39,20 @@ _LF2 = b"\n\n"
 
 
 class _SqliteStatement:
-    """What asyncpg's prepared statements do, on the event loop."""
+    """A SQLite statement with the interface of asyncpg's; it runs on the event loop."""
 
     def __init__(self, connection: sqlite3.Connection, sql: str) -> None:
         self._connection = connection
         self._sql = sql.replace("$", "?")
 
     async def fetch(self, session_id: UUID, *values: object) -> list[Any]:
-        """Run it, and return its rows; what it changed is on the disk."""
+        """Run and commit the statement, and return its rows."""
         return self._connection.execute(self._sql, (str(session_id), *values)).fetchall()
 
 
 @dataclass(slots=True)
-class _Lane:
-    """What one turn at a time needs: nothing is waited for."""
+class _Connections:
+    """The database statements and the provider connection of one turn at a time."""
 
     read: Any
     store: Any
@@ -60,14 +60,14 @@ class _Lane:
 
 
 class Floor:
-    """Serves `POST /messages/text`, whole or as events."""
+    """Serves `POST /messages/text`, as JSON or as an event stream."""
 
     def __init__(self, tasks: asyncio.TaskGroup, database: str, provider_port: int) -> None:
         self._tasks = tasks
         self._database = database
         self._sqlite = None if "://" in database else open_sqlite(Path(database))
         self._provider_port = provider_port
-        self._idle: list[_Lane] = []
+        self._idle: list[_Connections] = []
 
     def accept(self) -> ServerConnection:
         """Return the protocol of a new connection."""
@@ -80,22 +80,22 @@ class Floor:
             client.write(answer(b"{}"))
 
     async def _turn(self, client: ServerConnection) -> None:
-        lane = self._idle.pop() if self._idle else await self._open_lane()
-        asked = orjson.loads(client.body)
-        session_id, question = UUID(asked["session_id"]), asked["content"]
+        connections = self._idle.pop() if self._idle else await self._connect()
+        request = orjson.loads(client.body)
+        session_id, question = UUID(request["session_id"]), request["content"]
         if client.wants_events:
-            created = _event("turn.created", {"session_id": asked["session_id"]})
+            created = _event("turn.created", {"session_id": request["session_id"]})
             client.write(STREAM_HEAD + chunk(created))
-        rows = await lane.read.fetch(session_id)
+        rows = await connections.read.fetch(session_id)
         history = [{"role": row[1], "content": row[2]} for row in reversed(rows)]
         history.append({"role": "user", "content": question})
         reader = _Reader(client if client.wants_events else None)
-        body = orjson.dumps({"model": asked["model"], "messages": history, "stream": True})
-        await lane.provider.exchange(post("/v1/chat/completions", body), reader.feed)
+        body = orjson.dumps({"model": request["model"], "messages": history, "stream": True})
+        await connections.provider.exchange(post("/v1/chat/completions", body), reader.feed)
         text = "".join(reader.texts)
         seq = rows[0][0] + 1 if rows else 1
-        await lane.store.fetch(session_id, seq, question, text)
-        self._idle.append(lane)
+        await connections.store.fetch(session_id, seq, question, text)
+        self._idle.append(connections)
         message = {"seq": seq + 1, "role": "assistant", "content": text, "status": "completed"}
         if client.wants_events:
             last = chunk(_event("turn.completed", {"message": message}))
@@ -103,18 +103,19 @@ class Floor:
         else:
             client.write(answer(orjson.dumps(message)))
 
-    async def _open_lane(self) -> _Lane:
+    async def _connect(self) -> _Connections:
         provider = await ClientConnection.open(self._provider_port)
         if self._sqlite:
             read, store = (_SqliteStatement(self._sqlite, sql) for sql in (_READ, _STORE))
-            return _Lane(read, store, provider)
-        driver: Any = asyncpg  # without types
+            return _Connections(read, store, provider)
+        driver: Any = asyncpg  # it has no type stubs
         database = await driver.connect(self._database)
-        return _Lane(await database.prepare(_READ), await database.prepare(_STORE), provider)
+        read, store = await database.prepare(_READ), await database.prepare(_STORE)
+        return _Connections(read, store, provider)
 
 
 class _Reader:
-    """Collects the text of a provider's stream, and passes each token on to who follows."""
+    """Collects the text of a provider's stream, and sends each token to a streaming client."""
 
     __slots__ = ("_client", "_rest", "texts")
 
@@ -124,7 +125,7 @@ class _Reader:
         self._rest = b""
 
     def feed(self, piece: bytes) -> None:
-        """Take a piece, wherever it was cut."""
+        """Parse a received piece, which may end within an event."""
         *events, self._rest = (self._rest + piece).split(_LF2)
         for event in events:
             if event == b"data: [DONE]":
@@ -142,7 +143,7 @@ def _event(name: str, data: object) -> bytes:
 
 
 def open_sqlite(path: Path) -> sqlite3.Connection:
-    """Return a connection as durable as our server's, each of whose statements commits."""
+    """Return a connection in autocommit mode, as durable as our server's (WAL, FULL)."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

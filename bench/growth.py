@@ -1,7 +1,7 @@
-"""What a request costs in long sessions and in large databases, beside short and small ones.
+"""The cost of requests in long sessions and large databases, compared with short and small ones.
 
-Everything that is compared is asked in turns, a block of each after the other, so that the
-machine's noise is in all of it alike.
+The compared cases are measured alternately, in blocks of requests, so that the machine's noise
+affects all of them alike.
 """
 
 import base64
@@ -29,25 +29,25 @@ _HISTORY_LIMIT, _P95_LIMIT = 1.15, 2.0
 
 @dataclass(slots=True)
 class Case:
-    """Requests that are measured together, and what was seen of them."""
+    """Requests that are measured together, and their measurements."""
 
     server: Server
     requests: Sequence[bytes]
     latencies_ms: list[float] = field(default_factory=list[float])
     cpu_ms: list[float] = field(default_factory=list[float])
-    """For one request, as the mean of each block."""
+    """The server's CPU per request: the mean of each block."""
 
     def latency_ms(self, share: float) -> float:
         """Return a quantile of the latencies."""
         return quantile(sorted(self.latencies_ms), share)
 
     def cost_ms(self) -> float:
-        """Return the server's CPU for a request: the median of the blocks."""
+        """Return the server's CPU per request: the median of the blocks."""
         return statistics.median(self.cpu_ms)
 
 
 async def _alternate(cases: Sequence[Case]) -> None:
-    """Send each case's requests, a block at a time; the first block warms up."""
+    """Send a block of each case's requests in turn; the first blocks are the warm-up."""
     connections = [await ClientConnection.open(case.server.port) for case in cases]
     sources = [cycle(case.requests) for case in cases]
     for number in range(_BLOCKS + 1):
@@ -67,7 +67,7 @@ async def _alternate(cases: Sequence[Case]) -> None:
 
 
 def _kinds(ids: Sequence[str], messages: int) -> dict[str, list[bytes]]:
-    """Return requests for each kind of thing that is asked of sessions of so many messages."""
+    """Return requests of each kind for sessions of `messages` messages."""
     last = base64.urlsafe_b64encode(max(0, messages - 10).to_bytes(8, "big")).decode().rstrip("=")
     return {
         "text turn": [text_turn(each) for each in ids],
@@ -81,9 +81,9 @@ def _kinds(ids: Sequence[str], messages: int) -> dict[str, list[bytes]]:
 
 
 def history(site: Site) -> Cells:
-    """Sessions of 10, 1,000 and 100,000 messages: CPU-ms and p50 beside those of the shortest.
+    """Sessions of 10, 1,000 and 100,000 messages: CPU-ms and p50 compared with the shortest.
 
-    The first turn that a server answers in a session loads up to 200 messages, later ones two.
+    The first turn of a session on a server loads up to 200 messages, later turns load two.
     """
     cells = [
         ["database", "request", "messages", "CPU-ms", "x", "p50 ms", "x", f"<= {_HISTORY_LIMIT}"]
@@ -99,7 +99,7 @@ def history(site: Site) -> Cells:
                 run(_alternate(list(cases.values())))
                 labelled = {f"{count:,}": case for count, case in cases.items()}
                 cells += _compare(name, kind, labelled, _is_flat)
-            # Each session once, so that its history is loaded whole.
+            # Each session is used once, so that its history is loaded and not cached.
             count = (_BLOCKS + 1) * _BLOCK
             first = {
                 f"{messages:,}": Case(
@@ -108,12 +108,12 @@ def history(site: Site) -> Cells:
                 for messages in _LOADED
             }
             run(_alternate(list(first.values())))
-            cells += _compare(name, "first text turn there", first, _is_flat)
+            cells += _compare(name, "first text turn of a session", first, _is_flat)
     return cells
 
 
 def large(site: Site) -> Cells:
-    """A database of 1,000,000 messages in 50,000 sessions beside a small one: p95 of each kind."""
+    """A database of 1,000,000 messages in 50,000 sessions compared with a small one, at p95."""
     cells = [["database", "request", "size", "CPU-ms", "x", "p95 ms", "x", f"<= {_P95_LIMIT}"]]
     for name in DATABASES:
         with ExitStack() as stack:
@@ -136,26 +136,27 @@ def _compare(
     database: str,
     kind: str,
     cases: Mapping[str, Case],
-    is_reached: Callable[[float, float], bool],
+    is_within_limit: Callable[[float, float], bool],
     share: float = 0.5,
 ) -> Cells:
     first = next(iter(cases.values()))
     cells: Cells = []
     for label, case in cases.items():
-        costs = case.cost_ms() / first.cost_ms()
-        takes = case.latency_ms(share) / first.latency_ms(share)
-        verdict = "" if case is first else "yes" if is_reached(costs, takes) else "NO"
-        numbers = [case.cost_ms(), costs, case.latency_ms(share), takes]
+        cpu_ratio = case.cost_ms() / first.cost_ms()
+        time_ratio = case.latency_ms(share) / first.latency_ms(share)
+        is_good = is_within_limit(cpu_ratio, time_ratio)
+        verdict = "" if case is first else "yes" if is_good else "NO"
+        numbers = [case.cost_ms(), cpu_ratio, case.latency_ms(share), time_ratio]
         cells.append([database, kind, label, *(f"{each:.2f}" for each in numbers), verdict])
     return cells
 
 
-def _is_flat(costs: float, takes: float) -> bool:
-    return min(costs, takes) <= _HISTORY_LIMIT
+def _is_flat(cpu_ratio: float, time_ratio: float) -> bool:
+    return min(cpu_ratio, time_ratio) <= _HISTORY_LIMIT
 
 
-def _is_quick(_costs: float, takes: float) -> bool:
-    return takes <= _P95_LIMIT
+def _is_quick(_cpu_ratio: float, time_ratio: float) -> bool:
+    return time_ratio <= _P95_LIMIT
 
 
 def _ignore(_piece: bytes) -> None:

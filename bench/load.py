@@ -1,7 +1,7 @@
-"""The load: turns over keep-alive connections, each completed one counted.
+"""The load generator: sends turns over keep-alive connections and measures their latencies.
 
 `python -m bench.load` reads a `Job` as JSON from standard input and writes a `Result` as JSON to
-standard output. It is a process of its own, so that its cost is nobody else's.
+standard output. It is a process of its own, so that its CPU is not counted with another's.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _QUESTION = "What happened then, and what do you make of all that so far?"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to send. Sessions are used in order, `rounds` times; never two turns of one at once."""
+    """The turns to send. Sessions are used in order, `rounds` times, never two turns at once."""
 
     port: int
     sessions: list[str]
@@ -32,16 +32,16 @@ class Job:
     connections: int
     give_up_seconds: float
     watched_pids: dict[str, int]
-    """Processes whose CPU is noted over the run, by a name for each."""
+    """Processes whose CPU is measured during the run, by name."""
     model: str | None = None
-    """For the floor and the provider, which know no agents."""
+    """The model in each request, for the floor and the provider, which have no agents."""
     marker: str | None = None
-    """What a good answer holds, where it is not a turn's."""
+    """A text that successful responses contain, if they are not those of a turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a job. Latencies are milliseconds, of a whole turn."""
+    """The measurements of a job. Latencies are of whole turns, in milliseconds."""
 
     turns: int
     failures: int
@@ -66,7 +66,7 @@ class _Load:
         job = self._job
         connections = [await ClientConnection.open(job.port) for _ in range(job.connections)]
         before = self._watched()
-        own_before = time.process_time()
+        load_before = time.process_time()
         started_at = time.perf_counter()
         self._give_up_at = started_at + job.give_up_seconds
         async with asyncio.TaskGroup() as tasks:
@@ -82,7 +82,7 @@ class _Load:
             p50_ms=quantile(ordered, 0.5),
             p95_ms=quantile(ordered, 0.95),
             cpu_seconds={name: after[name] - before[name] for name in before},
-            own_cpu_seconds=time.process_time() - own_before,
+            own_cpu_seconds=time.process_time() - load_before,
         )
 
     async def _use(self, connection: ClientConnection) -> None:
@@ -100,7 +100,7 @@ class _Load:
         connection.close()
 
     def _make_requests(self) -> Iterator[bytes]:
-        """Yield each request once; every connection takes its next one here."""
+        """Return an iterator of all requests, from which every connection takes its next one."""
         job = self._job
         headers = ["Accept: text/event-stream"] if job.streams else []
         prepared: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Processes under measurement: started, waited for, ended; their CPU and memory, from `/proc`."""
+"""Starts and stops the measured processes, and reads their CPU and memory from `/proc`."""
 
 import http.client
 import os
@@ -19,17 +19,17 @@ _STOP_SECONDS = 35
 _POLL_SECONDS = 0.01
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _CPU_CLOCK = 2
-"""Linux's kind of clock that counts what a process has run; see `clock_getcpuclockid`(3)."""
+"""Linux's clock type for the CPU time of a process; see `clock_getcpuclockid`(3)."""
 
 
 class ServerFailed(RuntimeError):
-    """A server did not start; the message quotes its log."""
+    """A server did not start; the message contains the end of its log."""
 
 
 class Server:
-    """`python -m ARGUMENTS` on a loopback port, ready once `GET /health/ready` answers 200.
+    """The process `python -m ARGUMENTS`, which is ready once `GET /health/ready` answers 200.
 
-    It sees no variables but `settings` and what Python itself needs, and no `.env`.
+    Its environment has only `settings` and what Python itself needs, and it reads no `.env`.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The running process."""
+        """The id of the running process."""
         if self._process is None:
-            raise ServerFailed("it was not started")
+            raise ServerFailed("The server was not started: use it as a context manager.")
         return self._process.pid
 
     def __enter__(self) -> Self:
-        """Start it, wait until it is ready, and note how long that took."""
+        """Start the process, wait until it is ready, and measure the seconds and CPU of that."""
         self._folder.mkdir(parents=True, exist_ok=True)
         log_path = self._folder / "log"
         started_at = time.monotonic()
@@ -79,11 +79,11 @@ class Server:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End it."""
+        """Stop the process."""
         self.stop()
 
     def stop(self) -> None:
-        """Ask it to end, and insist where it does not."""
+        """Send SIGTERM, and SIGKILL after 35 s."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -105,7 +105,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -115,9 +115,9 @@ def cpu_seconds(pid: int) -> float:
     """Return the user and system time of a process, its threads and all of its children."""
     total = 0.0
     for family_pid in _family(pid):
-        with suppress(OSError):  # it ended just now
+        with suppress(OSError):  # the process has ended
             total += time.clock_gettime((~family_pid << 3) | _CPU_CLOCK)
-    # Of ended children only the eldest's account: the others' are in it once they end.
+    # Ended children of `pid` itself only: it includes those of its children once they end.
     with suppress(OSError, IndexError):
         total += sum(int(ticks) for ticks in _stat(pid)[13:15]) / _TICKS_PER_SECOND
     return total

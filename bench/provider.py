@@ -1,7 +1,7 @@
-"""A chat provider that takes no time: `POST /v1/chat/completions`, streamed.
+"""A chat provider without latency of its own: `POST /v1/chat/completions`, streamed.
 
-The model's name says what it answers: `tokens-20` sends 20 tokens in one write, at once;
-`tokens-20-every-10-ms` sends each by itself. Run it with `python -m bench.provider PORT`.
+The model's name selects the answer: `tokens-20` sends 20 tokens at once in one write,
+`tokens-20-every-10-ms` sends them one by one. Run it with `python -m bench.provider PORT`.
 """
 
 import asyncio
@@ -48,11 +48,11 @@ def _event(data: object) -> bytes:
 
 
 def _serve(connection: ServerConnection) -> None:
-    asked = _MODEL.search(connection.body)
-    if asked is None:
+    match = _MODEL.search(connection.body)
+    if match is None:
         connection.write(answer(b"{}"))
         return
-    model, count, pause_ms = asked[1].decode(), int(asked[2]), int(asked[3] or 0)
+    model, count, pause_ms = match[1].decode(), int(match[2]), int(match[3] or 0)
     if pause_ms:
         connection.write(STREAM_HEAD)
         _send_each(connection, _chunks(model, count), pause_ms / 1000)

@@ -1,4 +1,4 @@
-"""What was measured, as tables; and how it compares with `budget.json`."""
+"""Formats measurements as Markdown tables, and compares them with `budget.json`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,54 +16,54 @@ FLOOR, SERVER, PROVIDER, DATABASE = "floor", "server", "provider", "database"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One target under one kind of turn. `results` are its runs, which are added up."""
+    """The measurements of one target with one kind of turn; several results are summed."""
 
     key: str
-    """Its name in `budget.json`; empty for the floor, which has no budget."""
+    """The name in `budget.json`; empty for the floor, which has no budget."""
     target: str
     results: Sequence[Result]
 
     @property
     def is_floor(self) -> bool:
-        """True for the hand-written server."""
+        """True for the hand-written server of `bench.floor`."""
         return not self.key
 
     @property
     def turns(self) -> int:
-        """Completed turns."""
+        """The number of completed turns."""
         return sum(result.turns for result in self.results)
 
     @property
     def failures(self) -> int:
-        """Turns that were not completed."""
+        """The number of turns that failed."""
         return sum(result.failures for result in self.results)
 
     @property
     def seconds(self) -> float:
-        """How long the load ran."""
+        """The duration of the load in seconds."""
         return sum(result.seconds for result in self.results)
 
     def cpu_ms(self, process: str) -> float:
-        """Return the CPU of a process for each turn; 0 where it took no part."""
+        """Return the CPU of a process per turn in milliseconds; 0 if it was not measured."""
         total = sum(result.cpu_seconds.get(process, 0.0) for result in self.results)
         return total * 1000 / max(1, self.turns)
 
     def latency_ms(self, quantile: str) -> float:
-        """Return the mean of the runs' `p50_ms` or `p95_ms`."""
+        """Return the mean of the results' `p50_ms` or `p95_ms`."""
         values: list[float] = [getattr(result, quantile) for result in self.results]
         return sum(values) / len(values)
 
     def busy_share(self, process: str) -> float:
-        """Return how much of one core a process used."""
+        """Return the share of one core that a process used."""
         return self.cpu_ms(process) * self.turns / 1000 / self.seconds
 
     def load_share(self) -> float:
-        """Return how much of one core the load generator used."""
+        """Return the share of one core that the load generator used."""
         return sum(result.own_cpu_seconds for result in self.results) / self.seconds
 
 
 def with_floors(rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
-    """Yield each row, and how many times its floor it costs: the floor is the last one above."""
+    """Yield each row with the ratio of its CPU to that of its floor, the last one above it."""
     floor_ms = rows[0].cpu_ms(SERVER)
     for row in rows:
         if row.is_floor:
@@ -72,7 +72,7 @@ def with_floors(rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
 
 
 def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
-    """Return the rows of each kind of turn; a server's floor is above it."""
+    """Return a table with the rows of each kind of turn; a server's floor is above it."""
     cells = [["turn", "target", "CPU-ms", "x floor", "p50 ms", "p95 ms", "turns/s", "db CPU-ms"]]
     for kind, rows in kinds.items():
         for row, times_floor in with_floors(rows):
@@ -91,7 +91,7 @@ def turns_table(kinds: Mapping[str, Sequence[Row]]) -> str:
 
 
 def starts_table(starts: Mapping[str, Start]) -> str:
-    """Return how soon each server is ready, and what it takes at rest; medians."""
+    """Return a table of each server's start time and idle memory; values are medians."""
     cells = [["start", "to ready, s", "CPU, s", "idle memory, MB"]]
     for name, start in starts.items():
         cells.append([
@@ -104,9 +104,9 @@ def starts_table(starts: Mapping[str, Start]) -> str:
 
 
 def helpers_line(kinds: Mapping[str, Sequence[Row]], alone: Result) -> str:
-    """Return how far the provider and the load generator were from being the limit.
+    """Return a sentence that shows whether the provider or the load generator were the limit.
 
-    `alone` is the provider's result without a server before it.
+    `alone` is the result of requests sent directly to the provider.
     """
     rows = [row for rows in kinds.values() for row in rows]
     provider = max(row.busy_share(PROVIDER) for row in rows)
@@ -115,16 +115,16 @@ def helpers_line(kinds: Mapping[str, Sequence[Row]], alone: Result) -> str:
     failures = sum(row.failures for row in rows)
     return (
         f"The provider was idle for at least {1 - provider:.0%} of a core's time "
-        f"({cost_ms:.2f} CPU-ms a turn at most), the load generator for {1 - load:.0%}; "
-        f"{failures} turns failed. Asked directly, the provider gave "
-        f"{alone.turns / alone.seconds:.0f} answers/s at "
+        f"({cost_ms:.2f} CPU-ms per turn at most), the load generator for {1 - load:.0%}; "
+        f"{failures} turns failed. Without a server, the provider served "
+        f"{alone.turns / alone.seconds:.0f} responses/s at "
         f"{alone.cpu_seconds[PROVIDER] * 1000 / max(1, alone.turns):.3f} CPU-ms; the highest rate "
         f"of turns was {max(row.turns / row.seconds for row in rows):.0f}/s."
     )
 
 
 def budget_table(measured: Mapping[str, float]) -> str:
-    """Return each measure that has a budget, and by how much it is over or under."""
+    """Return a table of the measurements that have a budget, with the difference to it."""
     budget: dict[str, float] = orjson.loads(_BUDGET.read_bytes())
     cells = [["measure", "measured", "budget", "difference"]]
     for name, allowed in budget.items():
@@ -137,7 +137,7 @@ def budget_table(measured: Mapping[str, float]) -> str:
 
 
 def table(cells: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as a Markdown table; the first row is its head."""
+    """Return rows of cells as a Markdown table; the first row is the header."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"

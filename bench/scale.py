@@ -1,9 +1,9 @@
-"""`python -m bench.scale [PART ...]`: what grows, and what must not.
+"""`python -m bench.scale [PART ...]`: measure how costs grow with size and load.
 
 Parts: `first-token`, `history` (sessions of 10 to 100,000 messages), `large` (a million messages),
-`streams` (2,000 at once), `followers` (5,000 of turns that say nothing), `processes` (one, two
-workers, two servers), and `storage` (bytes and WAL of a turn). Linux only; it needs PostgreSQL's
-programs. Each part ends by itself within a few minutes.
+`streams` (2,000 at once), `followers` (5,000 clients of waiting turns), `processes` (one process,
+two workers, two servers), and `storage` (bytes and WAL per turn). Linux only; it needs PostgreSQL's
+executables. Each part takes at most a few minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _P50_LIMIT_MS, _P95_LIMIT_MS = 4, 12
 
 
 def first_token(site: Site) -> Cells:
-    """What is added to the provider's first token, one turn at a time; its own time is taken off.
+    """Latency added to the provider's first token, one turn at a time, without the provider's time.
 
     The floor is the hand-written server of `bench.floor`.
     """
@@ -43,13 +43,14 @@ def first_token(site: Site) -> Cells:
         ["server", "p50 ms", f"<= {_P50_LIMIT_MS}", "p95 ms", f"<= {_P95_LIMIT_MS}", "p50 x floor"]
     ]
     body = orjson.dumps({"model": _MODEL, "messages": [], "stream": True})
-    asked = post("/v1/chat/completions", body)
-    bare = quantile(run(_first_tokens(site.provider.port, [asked], _PROVIDERS_TOKEN)), 0.5)
+    request = post("/v1/chat/completions", body)
+    provider_times = run(_first_tokens(site.provider.port, [request], _PROVIDERS_TOKEN))
+    provider_p50 = quantile(provider_times, 0.5)
     floor_p50 = 0.0
     for name, server, requests in _first_token_servers(site):
         with server:
-            taken = run(_first_tokens(server.port, requests(server), _OUR_TOKEN))
-        p50, p95 = quantile(taken, 0.5) - bare, quantile(taken, 0.95) - bare
+            times = run(_first_tokens(server.port, requests(server), _OUR_TOKEN))
+        p50, p95 = quantile(times, 0.5) - provider_p50, quantile(times, 0.95) - provider_p50
         floor_p50 = floor_p50 or p50
         verdicts = [
             "yes" if p50 <= _P50_LIMIT_MS else "NO",
@@ -85,19 +86,19 @@ def _first_token_servers(site: Site) -> Iterator[tuple[str, Server, _Requests]]:
 
 
 async def _first_tokens(port: int, requests: Sequence[bytes], token: bytes) -> list[float]:
-    """Return, sorted, after how many milliseconds `token` first came, of each exchange."""
+    """Return the milliseconds until the first `token` of each exchange, sorted."""
     connection = await ClientConnection.open(port)
-    taken: list[float] = []
+    times: list[float] = []
 
     def take(piece: bytes) -> None:
-        if len(taken) <= number and token in piece:
-            taken.append((time.perf_counter() - sent_at) * 1000)
+        if len(times) <= number and token in piece:
+            times.append((time.perf_counter() - sent_at) * 1000)
 
     for number in range(_FIRST_TOKENS):
         sent_at = time.perf_counter()
         await connection.exchange(requests[number % len(requests)], take)
     connection.close()
-    return sorted(taken[_WARM_UP:])
+    return sorted(times[_WARM_UP:])
 
 
 _PARTS: dict[str, Callable[[Site], Cells]] = {
@@ -112,16 +113,20 @@ _PARTS: dict[str, Callable[[Site], Cells]] = {
 
 
 def main() -> int:
-    """Run the parts that are named, or all; what they find is never an error."""
-    parser = argparse.ArgumentParser(prog="bench.scale", description="Measure what grows.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(_PARTS))
+    """Run the named parts, or all; the exit status does not depend on the measurements."""
+    parser = argparse.ArgumentParser(
+        prog="bench.scale", description="Measure how costs grow with size and load."
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"one of {', '.join(_PARTS)} (default: all)"
+    )
     chosen = parser.parse_args().parts or list(_PARTS)
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, ExitStack() as stack:
         site = Site(stack, Path(folder))
         for name in chosen:
             sys.stderr.write(f"bench: {name}\n")
-            told = " ".join((_PARTS[name].__doc__ or "").split())
-            sys.stdout.write(f"{told}\n\n{table(_PARTS[name](site))}\n\n")
+            title = " ".join((_PARTS[name].__doc__ or "").split())
+            sys.stdout.write(f"{title}\n\n{table(_PARTS[name](site))}\n\n")
             sys.stdout.flush()
     return 0
 

@@ -1,7 +1,7 @@
-"""Conversations to go on with: over the API for the server, in SQL for the floor.
+"""Prepares sessions with a history: over the API for the server, in SQL for the floor.
 
-The server's begin with 16 messages and take five turns each, so that a turn finds 20 on average;
-the floor reads 20 always.
+The server's sessions begin with 16 messages and take five turns each, so that a turn has 20
+messages before it on average; the floor always reads 20.
 """
 
 import http.client
@@ -14,7 +14,7 @@ from uuid import UUID
 import orjson
 
 from bench.floor import TABLE, open_sqlite
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 TURNS_PER_SESSION = 5
 _FIRST_TURNS = 8
@@ -22,19 +22,19 @@ _QUESTION = "Tell me a little more about it, and then say what came of it."
 
 
 class PreparationFailed(RuntimeError):
-    """The server refused to make an agent or a session."""
+    """The server refused to create an agent or a session."""
 
 
 class ServerSessions:
-    """Makes sessions on a running server."""
+    """Creates sessions on a running server."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def make(self, model: str, count: int, then: str | None = None) -> list[str]:
-        """Return `count` sessions whose agent's model is `model`, as forks of one conversation.
+        """Create `count` sessions as forks of one conversation with `model`; return their ids.
 
-        Their own turns are answered by the model `then`, where it is another one.
+        `then` is the model of their further turns, if it is another one.
         """
         agent = self._post("/agents", {"name": "Ada", "model": model, "system_prompt": _PROMPT})
         original = self._post("/sessions", {"agent_id": agent["id"]})
@@ -64,11 +64,11 @@ _PROMPT = "You are Ada, who knows the history of engines. Answer in one or two s
 
 
 def make_floor_sessions(postgres: PostgresServer, database: str, count: int) -> Sequence[str]:
-    """Make a database with `count` sessions of 20 messages, and return their ids."""
+    """Create a database with `count` sessions of 20 messages, and return their ids."""
     postgres.create_database(database)
     postgres.execute(TABLE, database)
     postgres.execute(
-        "INSERT INTO messages "  # noqa: S608  # numbers and our own sentence
+        "INSERT INTO messages "  # noqa: S608  # numbers and constants
         "SELECT lpad(to_hex(session), 32, '0')::uuid, seq, "
         f"CASE seq % 2 WHEN 1 THEN 'user' ELSE 'assistant' END, '{_QUESTION} {_QUESTION}' "
         f"FROM generate_series(1, {count}) session, generate_series(1, 20) seq",
@@ -79,7 +79,7 @@ def make_floor_sessions(postgres: PostgresServer, database: str, count: int) -> 
 
 
 def make_sqlite_floor_sessions(path: Path, count: int) -> Sequence[str]:
-    """Do the same in a SQLite file."""
+    """Do the same as `make_floor_sessions` in a SQLite file."""
     with closing(open_sqlite(path)) as connection:
         connection.execute(TABLE)
         connection.execute("BEGIN")

@@ -1,4 +1,4 @@
-"""A provider, a database server, and our servers on them, for measuring what grows."""
+"""The test bed of `bench.scale`: a provider, a PostgreSQL server, and servers that use them."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.large import fill_postgres, fill_sqlite
 from bench.processes import Server, free_port
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 DATABASES = ("PostgreSQL", "SQLite")
 _WITHOUT_LIMITS: Mapping[str, str] = {
@@ -15,11 +15,11 @@ _WITHOUT_LIMITS: Mapping[str, str] = {
     "LIMIT_TOKENS_PER_DAY": "1000000000000",
     "LIMIT_USD_PER_DAY": "1000000",
 }
-"""What they cost is measured, and none is reached."""
+"""Limits that are never reached, but whose checks are measured."""
 
 
 class Place:
-    """A database: by its name on Postgres, or a SQLite file."""
+    """A database: `name` on PostgreSQL, or a SQLite file for `None`."""
 
     def __init__(self, postgres: PostgresServer, folder: Path, name: str | None) -> None:
         self.name = name
@@ -28,19 +28,19 @@ class Place:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What tells a server to use it."""
+        """The settings of a server that uses the database."""
         url = self._postgres.url(self.name) if self.name else ""
         return {"DATABASE_URL": url, "DATA_DIR": str(self._folder)}
 
     def fill(self, like: str, sessions: int, messages: int) -> list[str]:
-        """Add sessions as `bench.large` does; a server has made the tables."""
+        """Add sessions with `bench.large`; a server must have created the tables before."""
         if self.name:
             return fill_postgres(self._postgres, self.name, like, sessions, messages)
         return fill_sqlite(self._folder / "agent-platform.db", like, sessions, messages)
 
 
 class Site:
-    """Everything that is measured; it ends with the stack."""
+    """Starts the provider and PostgreSQL, and builds servers; `stack` stops what it started."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._folder = folder
@@ -51,7 +51,7 @@ class Site:
         self.provider = stack.enter_context(Server(arguments, port, folder / "provider", {}))
 
     def place(self, kind: str) -> Place:
-        """Make a new database of one of `DATABASES`."""
+        """Create a new database; `kind` is one of `DATABASES`."""
         self._places += 1
         name = f"scale_{self._places}" if kind == "PostgreSQL" else None
         if name:
@@ -59,7 +59,7 @@ class Site:
         return Place(self.postgres, self._folder / f"data-{self._places}", name)
 
     def server(self, place: Place, **settings: str) -> Server:
-        """Return our server on a database."""
+        """Return our server with a database, not started yet."""
         port = free_port()
         environment = {
             "PORT": str(port),
@@ -73,7 +73,7 @@ class Site:
         return Server(["app.cli", "serve"], port, self._folder / f"server-{port}", environment)
 
     def floor(self, database: str) -> Server:
-        """Return the hand-written server on a database of `make_floor_sessions`."""
+        """Return the hand-written server with a database of `make_floor_sessions`."""
         port = free_port()
         url = self.postgres.url(database)
         arguments = ["bench.floor", str(port), url, str(self.provider.port)]

@@ -1,4 +1,4 @@
-"""How soon a server is ready, and what it takes while nobody asks: ours beside the floors."""
+"""Measures the start time and the idle memory of servers."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,27 +8,30 @@ from statistics import median
 from bench.processes import Server, memory_mb
 
 _IDLE_SECONDS = 2
-"""After the first answer, so that what follows a start is in the memory, too."""
+"""The wait after the first response, so that work after the start is in the memory as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a database at its revision, or the medians of several."""
+    """One start with an up-to-date database, or the medians of several."""
 
     seconds: float
     """From the start of the process to the first 200 of `/health/ready`."""
     cpu_seconds: float
     idle_memory_mb: float
-    """Of all its processes."""
+    """The resident memory of all of the server's processes."""
 
 
 def measure(targets: Mapping[str, Callable[[], Server]], rounds: int) -> dict[str, Start]:
-    """Start each in turn, `rounds` times over, so that the machine's noise is in all of them."""
+    """Start the servers alternately, `rounds` times each; return the medians.
+
+    Alternating lets the machine's noise affect all of them alike.
+    """
     starts: dict[str, list[Start]] = {name: [] for name in targets}
     for _ in range(rounds):
         for name, make in targets.items():
             starts[name].append(_start_once(make()))
-    return {name: _median(found) for name, found in starts.items()}
+    return {name: _median(server_starts) for name, server_starts in starts.items()}
 
 
 def _start_once(server: Server) -> Start:

@@ -1,4 +1,4 @@
-"""What a turn leaves in PostgreSQL: rows, bytes of tables and indexes, and write-ahead log."""
+"""Measures what a turn stores in PostgreSQL: rows, bytes of tables and indexes, and WAL."""
 
 import asyncio
 from typing import Any
@@ -25,7 +25,7 @@ _ROW = "SELECT avg(pg_column_size(t.*)) FROM agent_platform.{} t"
 
 
 def storage(site: Site) -> Cells:
-    """What 1,600 text turns of about 100 characters leave in PostgreSQL, for each turn."""
+    """Storage per turn in PostgreSQL, after 1,600 text turns of about 100 characters."""
     place = site.place("PostgreSQL")
     with site.server(place) as server:
         ids = ServerSessions(server.port).make("tokens-20", _SESSIONS)
@@ -36,13 +36,13 @@ def storage(site: Site) -> Cells:
 async def _measure(port: int, url: str, ids: list[str]) -> Cells:
     await _talk(port, ids[:_CONNECTIONS], _CONNECTIONS)
     connection = await asyncpg.connect(url)
-    await connection.execute("CHECKPOINT")  # so that full pages are in what is counted
+    await connection.execute("CHECKPOINT")  # so that the WAL includes full-page images
     await _settle()
-    before, wal, commits = await _look(connection)
+    before, wal, commits = await _read_sizes(connection)
     await _talk(port, ids, _TURNS)
     await _settle()
-    after, wal_after, commits_after = await _look(connection)
-    cells = [["", "rows a turn", "bytes of a row", "table bytes a turn", "index bytes a turn"]]
+    after, wal_after, commits_after = await _read_sizes(connection)
+    cells = [["", "rows per turn", "bytes per row", "table bytes per turn", "index bytes per turn"]]
     totals = [0.0, 0.0]
     for name, (rows, table_bytes, index_bytes) in sorted(after.items()):
         old = before[name]
@@ -61,11 +61,13 @@ async def _measure(port: int, url: str, ids: list[str]) -> Cells:
 
 
 async def _settle() -> None:
-    """Let the statistics arrive, which backends send a second late."""
+    """Wait for PostgreSQL's statistics, which backends report with a delay of a second."""
     await asyncio.sleep(2)
 
 
-async def _look(connection: Any) -> tuple[dict[str, tuple[int, int, int]], float, float]:  # noqa: ANN401
+async def _read_sizes(
+    connection: Any,  # noqa: ANN401  # asyncpg's
+) -> tuple[dict[str, tuple[int, int, int]], float, float]:
     rows = await connection.fetch(_TABLES)
     sizes = {row[0]: (row[1], row[2], row[3]) for row in rows}
     wal, commits = await connection.fetchval(_WAL), await connection.fetchval(_COMMITS)
@@ -73,13 +75,14 @@ async def _look(connection: Any) -> tuple[dict[str, tuple[int, int, int]], float
 
 
 async def _talk(port: int, ids: list[str], turns: int) -> None:
-    """Have turns on a few connections, each of which has sessions of its own."""
+    """Send turns on 16 connections, each of which uses sessions of its own."""
 
     async def use(number: int) -> None:
         connection = await ClientConnection.open(port)
-        own = ids[number::_CONNECTIONS]
+        session_ids = ids[number::_CONNECTIONS]
         for turn in range(turns // _CONNECTIONS):
-            await connection.exchange(text_turn(own[turn % len(own)]), lambda _: None)
+            session_id = session_ids[turn % len(session_ids)]
+            await connection.exchange(text_turn(session_id), lambda _: None)
         connection.close()
 
     async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,4 @@
-"""The embedded engine answers real recordings in every format: what each stage took."""
+"""Measures the stages of voice turns on the embedded engine, with recordings in every format."""
 
 import http.client
 import time
@@ -20,9 +20,10 @@ _AGENT = {"name": "Ada", "system_prompt": "Answer in one short sentence.", "max_
 
 
 def embedded_rows(models: Path, folder: Path, model_set: str) -> list[list[str]]:
-    """Send each recording in each format; return a table of milliseconds from acceptance.
+    """Send each recording in each format; return table rows of mean milliseconds per stage.
 
-    `models` has the weights, as `DATA_DIR/models` has them.
+    Stages are measured from the acceptance of the turn. `models` is a folder with the weights,
+    laid out as `DATA_DIR/models`.
     """
     folder.mkdir()
     (folder / "models").symlink_to(models.resolve())
@@ -46,7 +47,7 @@ def _row(port: int, agent_id: str, kind: str, names: Sequence[str]) -> list[str]
 
 
 def _wait_until_loaded(port: int, agent_id: str, recording: bytes) -> None:
-    """Send until something is answered: the engine loads while the server is up."""
+    """Send a recording until it is answered, since the engine loads after the server's start."""
     for _ in range(60):
         if _turn(port, agent_id, recording):
             return
@@ -54,7 +55,7 @@ def _wait_until_loaded(port: int, agent_id: str, recording: bytes) -> None:
 
 
 def _turn(port: int, agent_id: str, data: bytes) -> dict[str, Any] | None:
-    """Return the turn of a recording that was answered with sound."""
+    """Send a recording; return its turn, or `None` if it was not answered with audio."""
     session_id = _ask(port, "POST", "/sessions", {"agent_id": agent_id})["id"]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=180)
     headers = {"Content-Type": CONTENT_TYPE}

@@ -1,7 +1,7 @@
-"""A provider for voice that takes exactly as long as it is told: transcripts, chat, speech.
+"""A provider with configured delays for transcriptions, chat and speech.
 
-`python -m bench.voice_provider PORT STT_MS FIRST_TOKEN_MS TOKEN_MS SPEECH_MS`. `GET /counts` tells
-how many requests came. Speech is 50 ms of a tone for each character, in one piece.
+`python -m bench.voice_provider PORT STT_MS FIRST_TOKEN_MS TOKEN_MS SPEECH_MS`. `GET /counts`
+returns the number of requests. Speech is 50 ms of a tone for each character, in one piece.
 """
 
 import array
@@ -34,7 +34,7 @@ SAMPLES_PER_CHARACTER = SAMPLE_RATE_HZ // 20
 
 
 def tokens() -> Sequence[str]:
-    """Return the answer as a model sends it: each word with the space before it."""
+    """Return the answer as tokens: each word with the space before it."""
     return re.findall(r"\s*\S+", ANSWER)
 
 

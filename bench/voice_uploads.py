@@ -1,4 +1,4 @@
-"""What the voice bench sends: a recording, and one that is far too long."""
+"""The uploads of `bench.voice`: a recording, and one that is far too long."""
 
 import struct
 from pathlib import Path
@@ -44,7 +44,7 @@ def upload_body(session_id: str, recording: bytes) -> bytes:
 
 
 def hours_of_opus() -> tuple[bytes, float]:
-    """Return 25 MB of Ogg Opus, and how many hours it would play."""
+    """Return 25 MB of Ogg Opus and its duration in hours."""
     pages = [
         ogg_pages(OPUS_HEAD, is_first=True),
         ogg_pages(b"OpusTags" + struct.pack("<I", 1) + b"v" + bytes(4)),

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over bare asyncio protocols: nothing between a socket and its bytes but a parser."""
+"""Minimal HTTP/1.1 connections: asyncio protocols with httptools' parser."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 class ServerConnection(asyncio.Protocol):
-    """One client's keep-alive connection; `path`, `wants_events` and `body` are its request."""
+    """The server's side of a keep-alive connection.
+
+    `path`, `wants_events` and `body` are those of the current request.
+    """
 
     def __init__(self, on_request: Callable[["ServerConnection"], None]) -> None:
         self.path = b""
@@ -29,7 +32,7 @@ class ServerConnection(asyncio.Protocol):
         self.is_open = True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's name
-        """Remember that nobody reads any more."""
+        """Stop writing: the client is gone."""
         self.is_open = False
 
     def data_received(self, data: bytes) -> None:
@@ -37,34 +40,34 @@ class ServerConnection(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        """Forget the request before."""
+        """Reset the state of the previous request."""
         self.path, self.body, self.wants_events = b"", b"", False
 
     def on_url(self, url: bytes) -> None:
-        """Take the request's path."""
+        """Add to the request's path."""
         self.path += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Look for the one header that matters here."""
+        """Check for `Accept: text/event-stream`; other headers are ignored."""
         if value == b"text/event-stream" and name.lower() == b"accept":
             self.wants_events = True
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
+        """Add to the request's body."""
         self.body = self.body + body if self.body else body
 
     def on_message_complete(self) -> None:
-        """Hand the request over."""
+        """Call `on_request` with the complete request."""
         self._on_request(self)
 
     def write(self, data: bytes) -> None:
-        """Send bytes, unless the client is gone."""
+        """Send bytes, unless the client has disconnected."""
         if self._transport and self.is_open:
             self._transport.write(data)
 
 
 class ClientConnection(asyncio.Protocol):
-    """A keep-alive connection to a server; one request at a time."""
+    """The client's side of a keep-alive connection, with one request at a time."""
 
     def __init__(self) -> None:
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -79,9 +82,9 @@ class ClientConnection(asyncio.Protocol):
         return (await loop.create_connection(cls, "127.0.0.1", port))[1]
 
     async def exchange(self, request: bytes, on_piece: Callable[[bytes], None]) -> int:
-        """Send a request, call `on_piece` with each piece of the answer, and return the status.
+        """Send a request; pass each piece of the response's body to `on_piece`; return the status.
 
-        Raises `ConnectionError` where the server closes before the answer's end.
+        Raises `ConnectionError` if the server closes the connection before the response's end.
         """
         if self._transport is None or self._transport.is_closing():
             raise ConnectionError("the server closed the connection")
@@ -95,7 +98,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's name
-        """Fail the request that waits."""
+        """Fail the current exchange."""
         if self._answered and not self._answered.done():
             self._answered.set_exception(ConnectionError("the server closed the connection"))
 
@@ -104,16 +107,16 @@ class ClientConnection(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        """Pass a piece on."""
+        """Pass a piece of the response's body to `on_piece`."""
         self._on_piece(body)
 
     def on_message_complete(self) -> None:
-        """End the exchange."""
+        """Complete the exchange with the response's status."""
         if self._answered and not self._answered.done():
             self._answered.set_result(self._parser.get_status_code())
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport:
             self._transport.close()
 
@@ -148,14 +151,14 @@ def get(path: str) -> bytes:
 
 
 def text_turn(session_id: str, *, streams: bool = False, model: str | None = None) -> bytes:
-    """Return the bytes of a request for a turn; `model` is for the floor, which knows no agents."""
-    asked = {"session_id": session_id, "content": "What happened then?"}
-    body = orjson.dumps(asked | ({"model": model} if model else {}))
+    """Return the bytes of a request for a turn; `model` is for the floor, which has no agents."""
+    fields = {"session_id": session_id, "content": "What happened then?"}
+    body = orjson.dumps(fields | ({"model": model} if model else {}))
     return post("/messages/text", body, *(["Accept: text/event-stream"] if streams else []))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run until `main` ends, on uvloop, and return its result."""
+    """Run `main` on uvloop and return its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 

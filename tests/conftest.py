@@ -1,45 +1,75 @@
 """One application per test, on its own empty database, with fakes for the providers."""
 
-import os
+import gc
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio
 import httpx2
+import hypothesis
 import pytest
 from pydantic import SecretStr
-from pydantic_settings import SettingsConfigDict
-from starlette.types import Receive, Scope, Send
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.migrations import upgrade
-from app.main import create_app
-from app.state import Providers, State, serving
-from tests import canaries, statuses
-from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
-from tests.postgres import PgBouncer, PostgresMissing, PostgresServer
+from app.core.database.migrations import upgrade
+from app.state import Providers, State, build_state
+from tests.support import (
+    compiled_statements,
+    documented_statuses,
+    planted_secrets,
+    reports,
+    scheduling,
+)
+from tests.support.application import ADMIN_KEY, AUDIO, IsolatedSettings, client_of
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
+from tests.support.postgres import PgBouncer, PostgresServer
+from tests.support.recycled_databases import RecycledDatabases
+from tests.support.tools import IN_CI, missing_tool
+from tests.support.turns import assert_nothing_is_left, assert_nothing_stays_registered
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(canaries)
-    config.pluginmanager.register(statuses)
+    # How long an example takes says more about the machine than about the code.
+    hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("suite")
+    for plugin in (planted_secrets, documented_statuses, reports, scheduling):
+        config.pluginmanager.register(plugin)
 
 
-class IsolatedSettings(Settings):
-    """Settings that do not read the developer's `.env`."""
+def pytest_collection_finish() -> None:
+    # As the server does: looking through all that was imported took a twentieth of the run.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
-    model_config = SettingsConfigDict(env_file=None)
+
+@contextmanager
+def skipping_without_tools() -> Generator[None]:
+    """Skip the test where a program that it needs is missing; in CI let it fail."""
+    try:
+        yield
+    except Exception as error:
+        missing = missing_tool(error)
+        if missing is None or IN_CI:
+            raise
+        pytest.skip(str(missing))
 
 
-AUDIO = Path(__file__).parent / "audio"
-ADMIN_KEY = SecretStr(canaries.ADMIN_KEY)
-IN_CI = os.environ.get("CI") == "true"
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    with skipping_without_tools():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    with skipping_without_tools():
+        return (yield)
 
 
 @pytest.fixture
@@ -56,13 +86,7 @@ class Postgres:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A real server and a real transaction pooler, for the whole run."""
-    try:
-        server = PostgresServer(fsync=False)
-    except PostgresMissing as missing:
-        if IN_CI:
-            raise
-        pytest.skip(str(missing))
-    with server, PgBouncer(server) as pooler:
+    with PostgresServer(fsync=False) as server, PgBouncer(server) as pooler:
         yield Postgres(server, pooler)
 
 
@@ -83,28 +107,45 @@ def postgres_template(postgres: Postgres) -> str:
     return "template_migrated"
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: Postgres, postgres_template: str) -> Iterator[RecycledDatabases]:
+    databases = RecycledDatabases(postgres.server, postgres_template)
+    yield databases
+    databases.close()
+
+
+@pytest.fixture(scope="session")
+def valid_settings() -> Settings:
+    """What the settings of each test are copied from, for to validate them takes 5 ms."""
+    return IsolatedSettings(admin_api_key=ADMIN_KEY)
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+def settings(
+    request: pytest.FixtureRequest, tmp_path: Path, valid_settings: Settings
+) -> Iterator[Settings]:
     """Settings of an empty, migrated database: SQLite, and Postgres through PgBouncer."""
     if request.param == "sqlite":
         template: Path = request.getfixturevalue("sqlite_template")
         shutil.copy(template, tmp_path / "agent-platform.db")
-        yield IsolatedSettings(data_dir=tmp_path, admin_api_key=ADMIN_KEY)
-        canaries.search_sqlite(tmp_path)
+        yield valid_settings.model_copy(update={"data_dir": tmp_path})
+        planted_secrets.search_sqlite(tmp_path)
         return
     postgres: Postgres = request.getfixturevalue("postgres")
-    migrated: str = request.getfixturevalue("postgres_template")
-    name = f"test_{uuid4().hex[:12]}"
-    postgres.server.create_database(name, template=migrated)
-    url = SecretStr(postgres.pooler.url(name))
-    yield IsolatedSettings(data_dir=tmp_path, database_url=url, admin_api_key=ADMIN_KEY)
-    postgres.server.drop_database(name)
+    databases: RecycledDatabases = request.getfixturevalue("databases")
+    name = databases.take(new=request.node.get_closest_marker("new_database") is not None)
+    # Otherwise each connection is tried with TLS first, which neither server speaks.
+    url = SecretStr(f"{postgres.pooler.url(name)}?sslmode=disable")
+    yield valid_settings.model_copy(update={"data_dir": tmp_path, "database_url": url})
+    databases.give_back(name)
 
 
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
     database = Database.from_settings(settings)
+    compiled_statements.share(database)
     yield database
+    compiled_statements.keep(database)
     await database.dispose()
 
 
@@ -134,34 +175,36 @@ def providers(
 async def state(
     settings: Settings, database: Database, providers: Providers
 ) -> AsyncIterator[State]:
-    async with serving(settings, database, providers) as state:
+    async with build_state(settings, database, providers) as state:
         yield state
+        await assert_nothing_stays_registered(state["turns"])
+    await assert_nothing_is_left(database)
+
+
+StartServer = Callable[..., AbstractAsyncContextManager[State]]
+
+
+@pytest.fixture
+def second_server(settings: Settings, database: Database, providers: Providers) -> StartServer:
+    """Another server on the same database: `async with second_server(chat_model=...) as other`.
+
+    What is given replaces a provider or a setting of the first one's.
+    """
+
+    @asynccontextmanager
+    async def start(**changes: Any) -> AsyncGenerator[State]:
+        own_providers: Any = {name: changes.pop(name, each) for name, each in providers.items()}
+        own_settings = settings.model_copy(update=changes)
+        async with build_state(own_settings, database, own_providers) as other:
+            yield other
+            await assert_nothing_stays_registered(other["turns"])
+
+    return start
 
 
 @pytest.fixture
 async def client(settings: Settings, state: State) -> AsyncIterator[httpx2.AsyncClient]:
     async with client_of(settings, state) as client:
-        yield client
-
-
-@asynccontextmanager
-async def client_of(
-    settings: Settings, state: State, *, peer: str = "127.0.0.1", base_url: str = "http://test"
-) -> AsyncGenerator[httpx2.AsyncClient]:
-    """An HTTP client of an application that is in this process and has `state`."""
-
-    @asynccontextmanager
-    async def never_opened(_settings: Settings) -> AsyncGenerator[State]:
-        raise AssertionError("the state is the fixture's")
-        yield
-
-    app = create_app(settings, never_opened)
-
-    async def app_with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, "state": dict[str, Any](state)}, receive, send)
-
-    transport = httpx2.ASGITransport(canaries.watched(app_with_state), client=(peer, 50000))
-    async with httpx2.AsyncClient(transport=transport, base_url=base_url) as client:
         yield client
 
 

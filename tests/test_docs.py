@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from app.core.errors import AppError
-from app.routers.rules import PUBLIC_PATHS
-from tests.statuses import undocumented
+from app.http.permissions import PUBLIC_PATHS
+from tests.support.documented_statuses import undocumented
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +23,7 @@ def leaves(error: type[AppError]) -> Iterator[type[AppError]]:
 
 def test_every_error_is_documented_once() -> None:
     importlib.import_module("app.main")  # joins every part, so that every error class exists
-    codes = {error.code for error in leaves(AppError)}
+    codes = {error.code for error in leaves(AppError) if hasattr(error, "code")}
     documented = re.findall(r"^### (\S+)$", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
 
     assert sorted(codes) == sorted(documented)
@@ -102,3 +102,43 @@ async def test_status_that_is_not_documented_is_noticed(client: httpx2.AsyncClie
 
     expected = ["GET /agents/{agent_id}: 418", "GET /agents: 409", "GET /health/live: 503"]
     assert wrong == expected
+
+
+@pytest.mark.anyio
+async def test_operations_have_short_ids_which_generated_clients_use_as_names(
+    client: httpx2.AsyncClient,
+) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    ids = [each["operationId"] for operations in paths.values() for each in operations.values()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+){1,4}", each) for each in ids), ids
+    assert paths["/messages/text"]["post"]["operationId"] == "send_text_message"
+
+
+@pytest.mark.anyio
+async def test_changes_have_no_defaults_that_a_generated_client_would_send(
+    client: httpx2.AsyncClient,
+) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+
+    for name in ("AgentUpdate", "SessionUpdate", "KeyUpdate"):
+        for field, schema in schemas[name]["properties"].items():
+            assert "default" not in schema, (name, field)
+
+
+@pytest.mark.anyio
+async def test_openapi_describes_problems_pages_and_who_needs_no_key(
+    client: httpx2.AsyncClient,
+) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    problem = {"$ref": "#/components/schemas/Problem"}
+    for path, operations in paths.items():
+        for operation in operations.values():
+            assert (operation.get("security") == []) == (path in PUBLIC_PATHS)
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert response["content"] == {"application/problem+json": {"schema": problem}}
+                assert ("Retry-After" in response.get("headers", {})) == (status in {"429", "503"})
+    assert "Link" in paths["/sessions"]["get"]["responses"]["200"]["headers"]

@@ -6,8 +6,8 @@ from datetime import date
 
 import pytest
 
-from app.services.openai_service import OpenAIClient, warn_of_shutdowns
-from tests.provider import Fault, Provider
+from app.services.openai_service import ProviderClient, warn_of_shutdowns
+from tests.support.provider import Fault, Provider
 
 pytestmark = pytest.mark.anyio
 
@@ -21,8 +21,8 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture
-async def client(provider: Provider) -> AsyncIterator[OpenAIClient]:
-    async with OpenAIClient(provider.base_url, "key") as client:
+async def client(provider: Provider) -> AsyncIterator[ProviderClient]:
+    async with ProviderClient(provider.base_url, "key") as client:
         yield client
 
 
@@ -40,7 +40,7 @@ async def client(provider: Provider) -> AsyncIterator[OpenAIClient]:
 )
 async def test_announced_end_is_a_warning_that_names_the_setting(
     provider: Provider,
-    client: OpenAIClient,
+    client: ProviderClient,
     caplog: pytest.LogCaptureFixture,
     end: object,
     words: str | None,
@@ -57,7 +57,7 @@ async def test_announced_end_is_a_warning_that_names_the_setting(
 
 @pytest.mark.parametrize("fault", [Fault.STATUS_404, Fault.CLOSE_BEFORE_HEADERS, Fault.EMPTY])
 async def test_provider_without_a_list_is_no_warning(
-    provider: Provider, client: OpenAIClient, caplog: pytest.LogCaptureFixture, fault: Fault
+    provider: Provider, client: ProviderClient, caplog: pytest.LogCaptureFixture, fault: Fault
 ) -> None:
     provider.fail(fault, "models", times=None)
 

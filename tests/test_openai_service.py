@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from app.models.chat import Role
 from app.services.openai_service import (
     OpenAIChatModel,
-    OpenAIClient,
     OpenAISpeaker,
     OpenAITranscriber,
+    ProviderClient,
 )
-from app.services.openai_service.chat import ReplyReader
+from app.services.openai_service.chat_reply import ReplyReader
 from app.services.openai_service.pcm import PcmReader
-from app.services.openai_service.sse import EventReader
 from app.services.ports import (
     AudioFormat,
     ChatFinished,
+    ChatItem,
     ChatRequest,
     FinishReason,
     PromptMessage,
@@ -38,14 +38,17 @@ from app.services.ports import (
     ProviderTimeout,
     ProviderUnauthorized,
     ProviderUnavailable,
+    ReasoningDelta,
     Recording,
     TextDelta,
     Transcript,
     UpstreamIncomplete,
 )
-from tests.canaries import PROVIDER_KEY as KEY
-from tests.provider import PROVIDER_WORDS, Fault, Provider
-from tests.provider_faults import spoil_speech
+from app.services.provider_http.failures import SettingNames
+from app.services.provider_http.sse import EventReader
+from tests.support.planted_secrets import PROVIDER_KEY as KEY
+from tests.support.provider import PROVIDER_WORDS, Fault, Provider
+from tests.support.provider_faults import spoil_speech
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +59,7 @@ RECORDING = Recording(b"RIFF" + bytes(2000), AudioFormat.WAV, 0.1)
 REFUSALS: dict[Fault, type[ProviderError]] = {
     Fault.STATUS_400: ProviderRejected,
     Fault.STATUS_401: ProviderUnauthorized,
+    Fault.STATUS_402: ProviderUnauthorized,
     Fault.STATUS_403: ProviderUnauthorized,
     Fault.STATUS_404: ProviderRejected,
     Fault.STATUS_405: ProviderRejected,
@@ -65,6 +69,7 @@ REFUSALS: dict[Fault, type[ProviderError]] = {
     Fault.STATUS_415: ProviderRejected,
     Fault.STATUS_418: ProviderRejected,
     Fault.STATUS_422: ProviderRejected,
+    Fault.STATUS_426: ProviderRejected,
     Fault.STATUS_429: ProviderRateLimited,
     Fault.STATUS_429_SECONDS: ProviderRateLimited,
     Fault.STATUS_429_DATE: ProviderRateLimited,
@@ -101,9 +106,10 @@ CHAT_FAILURES = REFUSALS | {
     Fault.INVALID_JSON_CHUNK: UpstreamIncomplete,
     Fault.ARRAY_CHUNK: UpstreamIncomplete,
     Fault.DEEP_CHUNK: UpstreamIncomplete,
-    Fault.MISSING_CHOICES: UpstreamIncomplete,
     Fault.CONTENT_NOT_TEXT: UpstreamIncomplete,
     Fault.HUGE_LINE: UpstreamIncomplete,
+    Fault.FINISH_ERROR: UpstreamIncomplete,
+    Fault.FINISH_UNKNOWN: UpstreamIncomplete,
     Fault.NO_FINISH: UpstreamIncomplete,
     Fault.DONE_WITHOUT_FINISH: UpstreamIncomplete,
     Fault.ERROR_IN_STREAM: UpstreamIncomplete,
@@ -115,6 +121,7 @@ CHAT_FAILURES = REFUSALS | {
 }
 
 STOP = FinishReason.STOP
+EMOJI = TEXT.replace(" can", "\U0001f600")
 REPLACED = TEXT.replace(" can", "a\ufffdb")
 CHAT_SURVIVED: dict[Fault, tuple[str, FinishReason, bool]] = {
     Fault.WRONG_CONTENT_TYPE: (TEXT, STOP, True),
@@ -129,7 +136,18 @@ CHAT_SURVIVED: dict[Fault, tuple[str, FinishReason, bool]] = {
     Fault.RESET_AFTER_FINISH: (TEXT, STOP, False),
     Fault.FINISH_LENGTH: (TEXT, FinishReason.LENGTH, True),
     Fault.FINISH_CONTENT_FILTER: (TEXT, FinishReason.CONTENT_FILTER, True),
-    Fault.FINISH_UNKNOWN: (TEXT, STOP, True),
+    Fault.FINISH_MAX_TOKENS: (TEXT, FinishReason.LENGTH, True),
+    Fault.FINISH_IN_EVERY_CHUNK: (TEXT, STOP, True),
+    Fault.BARE_DATA: (TEXT, STOP, True),
+    Fault.MISSING_CHOICES: (TEXT, STOP, True),
+    Fault.CONTENT_PARTS: (TEXT, STOP, True),
+    Fault.CONTENT_ENCODING_NONE: (TEXT, STOP, True),
+    Fault.EVENTS_AS_JSON: (TEXT, STOP, True),
+    Fault.JSON_AS_EVENTS: (TEXT, STOP, True),
+    Fault.HALVED_EMOJI: (EMOJI, STOP, True),
+    Fault.THINK_TAGS: (TEXT, STOP, True),
+    Fault.REASONING_CONTENT: (TEXT, STOP, True),
+    Fault.REFUSAL: (TEXT, FinishReason.CONTENT_FILTER, True),
     Fault.USAGE_MISSING: (TEXT, STOP, False),
     Fault.USAGE_STALLED: (TEXT, STOP, False),
     Fault.USAGE_WITH_FINISH: (TEXT, STOP, True),
@@ -150,9 +168,9 @@ SPEECH_FAILURES = REFUSALS | {
     Fault.RESET_AT_TOKEN: UpstreamIncomplete,
     Fault.STALL_AT_TOKEN: ProviderTimeout,
     Fault.CONTENT_LENGTH_LIE: UpstreamIncomplete,
-    Fault.WAV_OTHER_RATE: UpstreamIncomplete,
     Fault.MP3: UpstreamIncomplete,
     Fault.MP3_ID3: UpstreamIncomplete,
+    Fault.SOUND_IS_TEXT: UpstreamIncomplete,
 }
 ONLY_REALTIME = {
     Fault.BAD_BASE64,
@@ -184,17 +202,19 @@ def provider(running_provider: Provider) -> Provider:
 
 
 @pytest.fixture
-async def client(provider: Provider, request: pytest.FixtureRequest) -> AsyncIterator[OpenAIClient]:
+async def client(
+    provider: Provider, request: pytest.FixtureRequest
+) -> AsyncIterator[ProviderClient]:
     """Patient, except where the test is about a provider that says nothing."""
     seconds = 0.5 if is_about(request, SILENCES) else 10
-    async with OpenAIClient(
+    async with ProviderClient(
         provider.base_url, KEY, first_byte_timeout_seconds=seconds, chunk_timeout_seconds=seconds
     ) as client:
         yield client
 
 
 @pytest.fixture
-def chat_model(client: OpenAIClient, request: pytest.FixtureRequest) -> OpenAIChatModel:
+def chat_model(client: ProviderClient, request: pytest.FixtureRequest) -> OpenAIChatModel:
     seconds = 0.2 if is_about(request, {Fault.USAGE_STALLED}) else 10
     return OpenAIChatModel(client, "gpt-6-luna", usage_wait_seconds=seconds)
 
@@ -207,13 +227,12 @@ def is_about(request: pytest.FixtureRequest, faults: set[Fault]) -> bool:
 async def answer_of(
     model: OpenAIChatModel, request: ChatRequest = HELLO
 ) -> tuple[str, ChatFinished]:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         items = [item async for item in model.stream(request)]
     *deltas, finished = items
     assert isinstance(finished, ChatFinished)
+    assert all(delta.text for delta in deltas if isinstance(delta, TextDelta | ReasoningDelta))
     texts = [delta.text for delta in deltas if isinstance(delta, TextDelta)]
-    assert len(texts) == len(deltas)
-    assert all(texts)
     return "".join(texts), finished
 
 
@@ -228,7 +247,7 @@ def test_every_fault_of_the_provider_has_an_expectation() -> None:
         set(CHAT_FAILURES)
         | set(CHAT_SURVIVED)
         | set(SPEECH_FAILURES)
-        | {Fault.WAV, Fault.ODD_BYTES}
+        | {Fault.WAV, Fault.WAV_OTHER_RATE, Fault.ODD_BYTES, Fault.ONLY_TOOL_CALLS}
         | ONLY_REALTIME
     )
 
@@ -268,7 +287,7 @@ async def test_openai_itself_gets_its_own_name_for_the_limit_and_the_proxy_is_ho
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
-    async with OpenAIClient("http://api.openai.com/v1", KEY) as client:
+    async with ProviderClient("http://api.openai.com/v1", KEY) as client:
         request = ChatRequest(HELLO.messages, max_output_tokens=5)
         await answer_of(OpenAIChatModel(client, "gpt-6-luna"), request)
     [received] = provider.to("chat")
@@ -280,7 +299,7 @@ async def test_openai_itself_gets_its_own_name_for_the_limit_and_the_proxy_is_ho
 async def test_a_server_without_a_key_gets_none_and_keeps_the_query_of_its_address(
     provider: Provider,
 ) -> None:
-    async with OpenAIClient(provider.base_url + "?api-version=3", "") as client:
+    async with ProviderClient(provider.base_url + "?api-version=3", "") as client:
         await answer_of(OpenAIChatModel(client, "local"))
     [received] = provider.requests
     assert "Authorization" not in received.headers
@@ -289,7 +308,7 @@ async def test_a_server_without_a_key_gets_none_and_keeps_the_query_of_its_addre
 
 def test_a_key_that_no_header_can_carry_is_refused_without_being_repeated() -> None:
     with pytest.raises(ValueError, match="characters") as caught:
-        OpenAIClient("http://127.0.0.1/v1", "sk-one\nsk-two")
+        ProviderClient("http://127.0.0.1/v1", "sk-one\nsk-two")
     assert "sk-" not in str(caught.value)
 
 
@@ -299,7 +318,7 @@ async def test_a_chat_that_fails_raises_the_documented_error(
 ) -> None:
     provider.chat.text = ["x" * 4000] * 5 if fault is Fault.ENDLESS else TEXT
     provider.fail(fault)
-    with anyio.fail_after(10), pytest.raises(ProviderError) as caught:
+    with anyio.fail_after(60), pytest.raises(ProviderError) as caught:
         await answer_of(chat_model)
     assert type(caught.value) is CHAT_FAILURES[fault]
     assert_says_nothing_of_the_provider(caught.value)
@@ -324,7 +343,7 @@ async def test_text_before_a_failure_is_delivered(
     provider: Provider, chat_model: OpenAIChatModel
 ) -> None:
     provider.fail(Fault.INVALID_JSON_CHUNK)
-    items: list[TextDelta | ChatFinished] = []
+    items: list[ChatItem] = []
 
     async def listen() -> None:
         async for item in chat_model.stream(HELLO):
@@ -359,7 +378,7 @@ async def test_the_wait_that_a_provider_asks_for_is_passed_on(
 @pytest.mark.parametrize("reached", ["refused", "tls"])
 async def test_a_server_that_is_not_there_is_unavailable(provider: Provider, reached: str) -> None:
     url = {"refused": "http://127.0.0.1:9/v1", "tls": provider.base_url.replace("http", "https")}
-    async with OpenAIClient(url[reached], KEY) as client:
+    async with ProviderClient(url[reached], KEY) as client:
         with pytest.raises(ProviderUnavailable) as caught:
             await answer_of(OpenAIChatModel(client, "m"))
     assert_says_nothing_of_the_provider(caught.value)
@@ -409,7 +428,7 @@ async def test_cancelling_a_chat_breaks_the_request_off(
 async def test_a_slow_reader_is_not_taken_for_a_silent_provider(provider: Provider) -> None:
     provider.chat.text, provider.chat.token_delay_seconds = ["word "] * 12, 0.1
     async with (
-        OpenAIClient(provider.base_url, KEY, chunk_timeout_seconds=0.5) as client,
+        ProviderClient(provider.base_url, KEY, chunk_timeout_seconds=0.5) as client,
         aclosing(OpenAIChatModel(client, "m").stream(HELLO)) as items,
     ):
         await anext(items)
@@ -439,7 +458,7 @@ async def test_fifty_chats_at_once_each_get_their_own_answer(
 # Speech
 
 
-async def test_a_recording_becomes_a_transcript(provider: Provider, client: OpenAIClient) -> None:
+async def test_a_recording_becomes_a_transcript(provider: Provider, client: ProviderClient) -> None:
     provider.transcription.text, provider.transcription.language = "¿Qué tal?", "es"
     transcriber = OpenAITranscriber(client, "gpt-transcribe")
     recording = Recording(bytes(3 << 20), AudioFormat.MP4, 60)
@@ -463,7 +482,7 @@ async def test_a_recording_becomes_a_transcript(provider: Provider, client: Open
     ],
 )
 async def test_a_transcript_is_streamed_where_the_model_does(
-    model: str, streams: bool, pieces: list[str], provider: Provider, client: OpenAIClient
+    model: str, streams: bool, pieces: list[str], provider: Provider, client: ProviderClient
 ) -> None:
     provider.transcription.text, provider.transcription.streams = "What is it?", streams
     heard: list[str] = []
@@ -477,7 +496,7 @@ async def test_a_transcript_is_streamed_where_the_model_does(
 
 
 async def test_a_streamed_transcript_without_its_end_is_no_transcript(
-    provider: Provider, client: OpenAIClient
+    provider: Provider, client: ProviderClient
 ) -> None:
     provider.transcription.streams = provider.transcription.is_cut_off = True
 
@@ -489,7 +508,7 @@ async def test_a_streamed_transcript_without_its_end_is_no_transcript(
 
 @pytest.mark.parametrize(("named", "language"), [("english", None), ("pt-BR", "pt"), ("", None)])
 async def test_silence_is_an_empty_transcript_and_a_language_is_a_code_or_nothing(
-    named: str, language: str | None, provider: Provider, client: OpenAIClient
+    named: str, language: str | None, provider: Provider, client: ProviderClient
 ) -> None:
     provider.transcription.text, provider.transcription.language = "", named
     transcript = await OpenAITranscriber(client, "m").transcribe(RECORDING)
@@ -499,18 +518,18 @@ async def test_silence_is_an_empty_transcript_and_a_language_is_a_code_or_nothin
 
 @pytest.mark.parametrize("fault", [*REFUSALS, Fault.TRUNCATED_JSON, Fault.CONTENT_LENGTH_LIE])
 async def test_a_transcription_that_fails_raises_the_documented_error(
-    fault: Fault, provider: Provider, client: OpenAIClient
+    fault: Fault, provider: Provider, client: ProviderClient
 ) -> None:
     provider.transcription.text = "word " * (500 if fault is Fault.ENDLESS else 5)
     provider.fail(fault, "transcription")
-    with anyio.fail_after(10), pytest.raises(ProviderError) as caught:
+    with anyio.fail_after(60), pytest.raises(ProviderError) as caught:
         await OpenAITranscriber(client, "m").transcribe(RECORDING)
     assert type(caught.value) is REFUSALS.get(fault, UpstreamIncomplete)
     assert_says_nothing_of_the_provider(caught.value)
 
 
 async def test_speech_is_streamed_as_whole_samples(
-    provider: Provider, client: OpenAIClient
+    provider: Provider, client: ProviderClient
 ) -> None:
     provider.speech.piece_bytes = 777
     speaker = OpenAISpeaker(client, "tts-1")
@@ -527,17 +546,17 @@ async def test_speech_is_streamed_as_whole_samples(
 
 
 async def test_speech_is_heard_before_it_is_complete(
-    provider: Provider, client: OpenAIClient
+    provider: Provider, client: ProviderClient
 ) -> None:
     provider.fail(Fault.STALL_AT_TOKEN, "speech")
     async with aclosing(OpenAISpeaker(client, "tts-1").speak("Good morning!", voice="a")) as sound:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert await anext(sound)
 
 
 @pytest.mark.parametrize("fault", [Fault.WAV, Fault.ODD_BYTES, Fault.BYTE_BY_BYTE, Fault.PACKED])
 async def test_speech_in_odd_clothes_is_undressed(
-    fault: Fault, provider: Provider, client: OpenAIClient
+    fault: Fault, provider: Provider, client: ProviderClient
 ) -> None:
     provider.speech.ms_per_character = 10
     provider.fail(fault, "speech")
@@ -548,10 +567,10 @@ async def test_speech_in_odd_clothes_is_undressed(
 
 @pytest.mark.parametrize("fault", SPEECH_FAILURES)
 async def test_speech_that_fails_raises_the_documented_error(
-    fault: Fault, provider: Provider, client: OpenAIClient
+    fault: Fault, provider: Provider, client: ProviderClient
 ) -> None:
     provider.fail(fault, "speech", at=1)
-    with anyio.fail_after(10), pytest.raises(ProviderError) as caught:
+    with anyio.fail_after(60), pytest.raises(ProviderError) as caught:
         async for _ in OpenAISpeaker(client, "tts-1").speak("Good morning!", voice="alloy"):
             pass
     assert type(caught.value) is SPEECH_FAILURES[fault]
@@ -559,7 +578,7 @@ async def test_speech_that_fails_raises_the_documented_error(
 
 
 async def test_closing_speech_early_breaks_the_request_off(
-    provider: Provider, client: OpenAIClient
+    provider: Provider, client: ProviderClient
 ) -> None:
     provider.speech.piece_delay_seconds = 0.05
     speech = OpenAISpeaker(client, "tts-1").speak("a long text " * 50, voice="alloy")
@@ -612,8 +631,10 @@ def test_an_answer_is_the_same_wherever_the_stream_is_cut(
     chunks.append({"choices": [{"delta": {}, "finish_reason": "length"}]})
     lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks]
     stream = b"".join(line + line_end * 2 for line in lines)
-    reply = ReplyReader("m")
-    text = "".join(reply.feed(piece) for piece in [*split(stream, cuts), b""])
+    reply = ReplyReader("m", SettingNames("CHAT_MODEL"))
+    pieces = [*split(stream, cuts), b""]
+    deltas = [delta for piece in pieces for delta in reply.feed(piece)]
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
     assert text == "".join(texts).replace("\0", "\ufffd")
     assert reply.finish() == ChatFinished(FinishReason.LENGTH, "m")
 
@@ -659,7 +680,7 @@ def test_speech_that_never_ends_is_refused_soon() -> None:
 
 
 def test_the_provider_serves_and_is_told_what_to_do_from_outside() -> None:
-    command = [sys.executable, "-m", "tests.provider", "--port", "0"]
+    command = [sys.executable, "-m", "tests.support.provider", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         base_url = process.stdout.readline().strip()

@@ -1,5 +1,6 @@
 """The servers that other tests and fault suites stand on."""
 
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,11 @@ import anyio
 import asyncpg
 import pytest
 
-from tests.postgres import PgBouncer, PostgresMissing, PostgresServer, ServerFailed
-from tests.postgres_programs import find_postgres, wheel_folders
+from tests.conftest import Postgres
+from tests.support.postgres import PgBouncer, PostgresServer, ServerFailed
+from tests.support.postgres_programs import find_pgbouncer, find_postgres, wheel_folders
+from tests.support.recycled_databases import RecycledDatabases
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 ROOT = Path(__file__).parent.parent
@@ -19,22 +23,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    try:
-        started = PostgresServer()
-    except PostgresMissing as missing:
-        pytest.skip(str(missing))
-    with started:
-        yield started
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def bouncer(server: PostgresServer) -> Iterator[PgBouncer]:
-    try:
-        started = PgBouncer(server)
-    except PostgresMissing as missing:
-        pytest.skip(str(missing))
-    with started:
-        yield started
+    with PgBouncer(server) as bouncer:
+        yield bouncer
 
 
 @asynccontextmanager
@@ -144,7 +140,7 @@ async def test_a_frozen_server_answers_when_it_is_thawed(
                 await answered.wait()
             assert not answered.is_set()
             part.thaw()
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await answered.wait()
 
 
@@ -165,9 +161,11 @@ async def test_a_frozen_server_can_be_killed_and_started(server: PostgresServer)
     ids=["fails", "is killed", "is terminated"],
 )
 async def test_a_script_leaves_no_process_and_no_file_where_it(end: str, exit_code: int) -> None:
+    for find_program in (find_postgres, find_pgbouncer):
+        find_program()
     script = f"""
 import os
-from tests.postgres import PgBouncer, PostgresServer
+from tests.support.postgres import PgBouncer, PostgresServer
 server = PostgresServer(fsync=False)
 server.start()
 bouncer = PgBouncer(server)
@@ -177,14 +175,9 @@ print(server.pid, bouncer.pid, server.folder, bouncer.folder, flush=True)
 {end}
 """
     ended = await anyio.run_process([sys.executable, "-c", script], cwd=ROOT, check=False)
-    if b"PostgresMissing" in ended.stderr:
-        pytest.skip(ended.stderr.decode().splitlines()[-1])
     assert ended.returncode == exit_code, ended.stderr
     *pids, server_folder, bouncer_folder = ended.stdout.decode().split()
-    with anyio.fail_after(10):
-        for folder in (anyio.Path(server_folder), anyio.Path(bouncer_folder)):
-            while await folder.exists():
-                await anyio.sleep(0.02)
+    await until(lambda: not (Path(server_folder).exists() or Path(bouncer_folder).exists()))
     still_there = await anyio.run_process(["ps", "-p", ",".join(pids)], check=False)
     assert still_there.returncode == 1
 
@@ -195,3 +188,92 @@ async def test_the_postgres_of_the_wheel_works_as_well() -> None:
         pytest.skip("either not installed, or what the other tests use")
     with PostgresServer(fsync=False, programs=programs) as server:
         assert await value(server.url(), "SELECT 1") == 1
+
+
+@pytest.fixture
+def databases(
+    postgres: Postgres, postgres_template: str
+) -> Iterator[tuple[PostgresServer, RecycledDatabases]]:
+    databases = RecycledDatabases(postgres.server, postgres_template)
+    yield postgres.server, databases
+    databases.close()
+
+
+def test_database_whose_rows_were_changed_is_as_it_was_and_used_again(
+    databases: tuple[PostgresServer, RecycledDatabases],
+) -> None:
+    server, recycled = databases
+    name = recycled.take()
+    before = rows_of(server, name)
+    server.execute("UPDATE agent_platform.workspaces SET name = 'other'", name)
+    server.execute(
+        "INSERT INTO agent_platform.workspaces (id, name, created_at) "
+        "VALUES (gen_random_uuid(), 'more', now())",
+        name,
+    )
+    assert rows_of(server, name) != before
+
+    recycled.give_back(name)
+
+    assert recycled.take() == name
+    assert rows_of(server, name) == before
+    recycled.give_back(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TABLE agent_platform.more (id int)",
+        "DROP INDEX agent_platform.ix_turns_lease",
+        "ALTER TABLE agent_platform.turns ALTER COLUMN status DROP NOT NULL",
+        "GRANT SELECT ON agent_platform.turns TO PUBLIC",
+        "ANALYZE agent_platform.workspaces",
+    ],
+)
+def test_database_that_was_changed_otherwise_is_dropped(
+    databases: tuple[PostgresServer, RecycledDatabases], change: str
+) -> None:
+    server, recycled = databases
+    name = recycled.take()
+    server.execute(change, name)
+
+    recycled.give_back(name)
+
+    with pytest.raises(ServerFailed, match="does not exist"):
+        server.execute("SELECT 1", name)
+    other = recycled.take()
+    assert other != name
+    recycled.give_back(other)
+
+
+async def test_database_that_is_still_used_is_dropped(
+    databases: tuple[PostgresServer, RecycledDatabases],
+) -> None:
+    server, recycled = databases
+    name = await anyio.to_thread.run_sync(recycled.take)
+    async with connected(server.url(name)) as connection:
+        await connection.execute("BEGIN; SELECT FROM agent_platform.turns")
+        await anyio.to_thread.run_sync(recycled.give_back, name)
+
+    assert await anyio.to_thread.run_sync(recycled.take) != name
+
+
+def test_new_database_is_one_that_nobody_used(
+    databases: tuple[PostgresServer, RecycledDatabases],
+) -> None:
+    _, recycled = databases
+    name = recycled.take()
+    recycled.give_back(name)
+
+    new = recycled.take(new=True)
+
+    assert new != name
+    recycled.give_back(new)
+    assert recycled.take() == name
+
+
+def rows_of(server: PostgresServer, name: str) -> str:
+    """Return the workspaces of a database."""
+    query = "SELECT id, name FROM agent_platform.workspaces ORDER BY id"
+    command = [server.programs / "psql", "-qAt", "-c", query, server.url(name)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -14,11 +14,13 @@ from sqlalchemy import Dialect, Integer, Text, bindparam, column, func, insert, 
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database, StorageUnavailable
-from app.core.database_url import DatabaseUrl
-from app.core.direct import Direct, Program, one
+from app.core.database.statements import PreparedStatement
+from app.core.database.transactions import TransactionScript, fetch_one
+from app.core.database.url import DatabaseUrl
 from app.models import Workspace, new_id, utc_now
-from app.services.turns.statements import named
+from app.services.turns.storage.tables import same_named_parameters
 from tests.conftest import Postgres
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +30,7 @@ def _count(_dialect: Dialect) -> ClauseElement:
 
 
 def _add(_dialect: Dialect) -> ClauseElement:
-    return insert(Workspace).values(**named("id", "name", "created_at"))
+    return insert(Workspace).values(**same_named_parameters("id", "name", "created_at"))
 
 
 def _named(_dialect: Dialect) -> ClauseElement:
@@ -40,27 +42,27 @@ def _transaction(_dialect: Dialect) -> ClauseElement:
     return select(func.pg_current_xact_id().cast(Text))
 
 
-COUNT = Direct(_count)
-NAMED = Direct(_named)
-TRANSACTION = Direct(_transaction)
-ADD = Direct(_add)
+COUNT = PreparedStatement(_count)
+NAMED = PreparedStatement(_named)
+TRANSACTION = PreparedStatement(_transaction)
+ADD = PreparedStatement(_add)
 
 
 class Refused(Exception):
     """What a program raises that takes its work back."""
 
 
-def add_workspace(*, refuse: bool = False) -> Program[int]:
+def add_workspace(*, refuse: bool = False) -> TransactionScript[int]:
     """Add a row and return how many there are, or refuse."""
     yield [ADD(id=new_id(), name="w", created_at=utc_now())]
-    ((count,),) = yield from one(COUNT())
+    ((count,),) = yield from fetch_one(COUNT())
     if refuse:
         raise Refused
     return count
 
 
-def count_workspaces() -> Program[int]:
-    ((count,),) = yield from one(COUNT())
+def count_workspaces() -> TransactionScript[int]:
+    ((count,),) = yield from fetch_one(COUNT())
     return count
 
 
@@ -102,12 +104,12 @@ async def test_programs_with_other_locks_share_transactions_and_fail_alone(
     transactions: set[object] = set()
     refused = 0
 
-    def add(number: int) -> Program[None]:
+    def add(number: int) -> TransactionScript[None]:
         yield [ADD(id=new_id(), name=f"w{number}", created_at=utc_now())]
         if not database.is_sqlite:
-            ((transaction,),) = yield from one(TRANSACTION())
+            ((transaction,),) = yield from fetch_one(TRANSACTION())
             transactions.add(transaction)
-        ((count,),) = yield from one(NAMED(name_=f"w{number}"))
+        ((count,),) = yield from fetch_one(NAMED(name_=f"w{number}"))
         assert count == 1  # its own row and no other's
         if number % refused_each == refused_each - 1:
             raise Refused
@@ -115,7 +117,7 @@ async def test_programs_with_other_locks_share_transactions_and_fail_alone(
     async def run(number: int) -> None:
         nonlocal refused
         try:
-            await database.run_with((str(number),), lambda: add(number))
+            await database.run_batched((str(number),), lambda: add(number))
         except Refused:
             refused += 1
 
@@ -132,16 +134,16 @@ async def test_programs_with_other_locks_share_transactions_and_fail_alone(
 
 async def test_programs_with_one_lock_do_not_share_a_transaction(database: Database) -> None:
     if database.is_sqlite:
-        return  # has one transaction at a time, and programs in it follow each other
+        pytest.skip("SQLite has one transaction at a time, in which programs follow each other")
     transactions: list[object] = []
 
-    def see_transaction() -> Program[None]:
-        ((transaction,),) = yield from one(TRANSACTION())
+    def see_transaction() -> TransactionScript[None]:
+        ((transaction,),) = yield from fetch_one(TRANSACTION())
         transactions.append(transaction)
 
     async with anyio.create_task_group() as group:
         for _ in range(10):
-            group.start_soon(database.run_with, ("same",), see_transaction)
+            group.start_soon(database.run_batched, ("same",), see_transaction)
 
     assert len(set(transactions)) == 10
 
@@ -185,9 +187,9 @@ async def test_full_disk_fails_every_program_of_the_commit(sqlite_file: Path) ->
     database = Database(DatabaseUrl(sqlite_path=sqlite_file))
     before = await database.run(count_workspaces)
 
-    def limit_pages(count: int) -> Program[None]:
+    def limit_pages(count: int) -> TransactionScript[None]:
         pragma = text(f"PRAGMA max_page_count={count}").columns(column("count", Integer))
-        yield from one(Direct(lambda _dialect: pragma)())
+        yield from fetch_one(PreparedStatement(lambda _dialect: pragma)())
 
     await database.run(limit_pages, 1)  # it stays as large as it is
     failed = 0
@@ -219,10 +221,10 @@ async def test_statements_are_prepared_on_postgres_alone(postgres: Postgres) -> 
     }.items():
         database = Database(DatabaseUrl.parse(SecretStr(url), Path()))
 
-        def prepared_statements() -> Program[int]:
+        def prepared_statements() -> TransactionScript[int]:
             for _ in range(3):
                 yield [NOW()]
-            ((count,),) = yield from one(PREPARED())
+            ((count,),) = yield from fetch_one(PREPARED())
             return count
 
         prepared[name] = await database.run(prepared_statements)
@@ -236,8 +238,8 @@ async def test_statements_are_prepared_on_postgres_alone(postgres: Postgres) -> 
 async def test_program_outlives_a_restart_of_postgres(postgres: Postgres) -> None:
     database = Database(DatabaseUrl.parse(SecretStr(postgres.server.url("postgres")), Path()))
 
-    def now() -> Program[object]:
-        ((found,),) = yield from one(NOW())
+    def now() -> TransactionScript[object]:
+        ((found,),) = yield from fetch_one(NOW())
         return found
 
     async with anyio.create_task_group() as group:
@@ -261,8 +263,8 @@ def _prepared(_dialect: Dialect) -> ClauseElement:
     return select(func.count()).select_from(statements).where(statements.c.name != "")
 
 
-NOW = Direct(_now)
-PREPARED = Direct(_prepared)
+NOW = PreparedStatement(_now)
+PREPARED = PreparedStatement(_prepared)
 
 
 MINE: ContextVar[str] = ContextVar("mine", default="nobody's")
@@ -272,42 +274,40 @@ MINE: ContextVar[str] = ContextVar("mine", default="nobody's")
 async def test_program_is_finished_where_its_caller_leaves(database: Database, others: int) -> None:
     told: list[tuple[str, int]] = []
 
-    def add(name: str) -> Program[int]:
+    def add(name: str) -> TransactionScript[int]:
         yield [ADD(id=new_id(), name=name, created_at=utc_now())]
-        ((count,),) = yield from one(NAMED(name_=name))
+        ((count,),) = yield from fetch_one(NAMED(name_=name))
         return count
 
     async def run_and_leave() -> None:
         MINE.set("the caller's")
-        await database.run_with(
+        await database.run_batched(
             ("a",), lambda: add("left"), lambda count: told.append((MINE.get(), count))
         )
 
-    await database.run_with(("a",), lambda: add("first"))  # after it nothing has to be looked up
+    await database.run_batched(("a",), lambda: add("first"))  # after it nothing has to be looked up
     async with anyio.create_task_group() as group:
         for number in range(others):
             name = f"w{number}"
-            group.start_soon(database.run_with, (name,), lambda name=name: add(name))
+            group.start_soon(database.run_batched, (name,), lambda name=name: add(name))
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as leaving:
                 leaving.start_soon(run_and_leave)
                 await anyio.lowlevel.checkpoint()
                 scope.cancel()
 
-    with anyio.fail_after(5):
-        while not told:
-            await anyio.sleep(0.01)
+    await until(lambda: told)
     assert told == [("the caller's", 1)]
 
 
 async def test_what_follows_from_a_program_may_fail(database: Database) -> None:
-    def add() -> Program[None]:
+    def add() -> TransactionScript[None]:
         yield [ADD(id=new_id(), name="added", created_at=utc_now())]
 
     def refuse(_: None) -> None:
         raise Refused
 
     with pytest.raises(Refused):
-        await database.run_with(("a",), add, refuse)
+        await database.run_batched(("a",), add, refuse)
 
-    assert await database.run_with(("a",), lambda: one(NAMED(name_="added"))) == [(1,)]
+    assert await database.run_batched(("a",), lambda: fetch_one(NAMED(name_="added"))) == [(1,)]

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from app.services.openai_service import (
-    OpenAIClient,
     OpenAISpeaker,
+    ProviderClient,
     RealtimeSpeaker,
     make_speaker,
 )
@@ -22,8 +22,8 @@ from app.services.ports import (
     ProviderUnavailable,
     UpstreamIncomplete,
 )
-from tests.canaries import PROVIDER_KEY as KEY
-from tests.provider import PROVIDER_WORDS, Fault, Provider
+from tests.support.planted_secrets import PROVIDER_KEY as KEY
+from tests.support.provider import PROVIDER_WORDS, Fault, Provider
 
 pytestmark = pytest.mark.anyio
 
@@ -75,28 +75,30 @@ def provider(running_provider: Provider) -> Provider:
 
 
 @pytest.fixture
-async def client(provider: Provider, request: pytest.FixtureRequest) -> AsyncIterator[OpenAIClient]:
+async def client(
+    provider: Provider, request: pytest.FixtureRequest
+) -> AsyncIterator[ProviderClient]:
     """Patient, except where the test is about a provider that says nothing."""
     callspec = getattr(request.node, "callspec", None)
     fault = callspec.params.get("fault") if callspec else None
     seconds = 0.5 if fault and FAILURES[fault] is ProviderTimeout else 10
-    async with OpenAIClient(
+    async with ProviderClient(
         provider.base_url, KEY, first_byte_timeout_seconds=seconds, chunk_timeout_seconds=seconds
     ) as client:
         yield client
 
 
 @pytest.fixture
-def speaker(client: OpenAIClient) -> RealtimeSpeaker:
+def speaker(client: ProviderClient) -> RealtimeSpeaker:
     return RealtimeSpeaker(client, MODEL)
 
 
 async def sound_of(speaker: RealtimeSpeaker, text: str = TEXT, voice: str = "alloy") -> bytes:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         return b"".join([piece async for piece in speaker.speak(text, voice=voice)])
 
 
-async def test_the_models_name_chooses_the_endpoint(client: OpenAIClient) -> None:
+async def test_the_models_name_chooses_the_endpoint(client: ProviderClient) -> None:
     assert isinstance(make_speaker(client, MODEL), RealtimeSpeaker)
     assert isinstance(make_speaker(client, "tts-1"), OpenAISpeaker)
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
@@ -21,16 +22,19 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database
-from app.core.direct import Direct, Program, Rows
-from app.core.round_trips import RoundTrips
+from app.core.database.statement_batching import RoundTripPlanner
+from app.core.database.statements import PreparedStatement, Rows
+from app.core.database.transactions import TransactionScript
 from app.models import Session, Workspace, new_id, utc_now
-from app.services.turns.statements import named
+from app.services.turns.storage.tables import same_named_parameters
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 def _add(_dialect: Dialect) -> ClauseElement:
-    return insert(Workspace).values(**named("id", "name", "created_at"))
+    return insert(Workspace).values(**same_named_parameters("id", "name", "created_at"))
 
 
 def _rename(_dialect: Dialect) -> ClauseElement:
@@ -62,12 +66,14 @@ def _others(_dialect: Dialect) -> ClauseElement:
     )
 
 
-ADD, RENAME, FORGET_SESSIONS, NAMES = map(Direct, (_add, _rename, _forget_sessions, _names))
-LOCK, OTHERS = Direct(_rename, _is_as_seen), Direct(_others)
+ADD, RENAME, FORGET_SESSIONS, NAMES = map(
+    PreparedStatement, (_add, _rename, _forget_sessions, _names)
+)
+LOCK, OTHERS = PreparedStatement(_rename, _is_as_seen), PreparedStatement(_others)
 
 
-def plan(*statements: Direct) -> list[str]:
-    trips = RoundTrips(asyncpg_dialect()).plan([statement() for statement in statements])
+def plan(*statements: PreparedStatement) -> list[str]:
+    trips = RoundTripPlanner(asyncpg_dialect()).plan([statement() for statement in statements])
     return [trip.sql for trip in trips]
 
 
@@ -82,7 +88,9 @@ def test_changes_of_different_tables_are_one_statement() -> None:
 @pytest.mark.parametrize(
     "statements", [(ADD, RENAME), (RENAME, NAMES), (NAMES, NAMES), (NAMES, FORGET_SESSIONS)]
 )
-def test_what_may_depend_on_each_other_stays_apart(statements: tuple[Direct, ...]) -> None:
+def test_what_may_depend_on_each_other_stays_apart(
+    statements: tuple[PreparedStatement, ...],
+) -> None:
     assert len(plan(*statements)) == 2
 
 
@@ -90,16 +98,16 @@ def test_a_lock_and_the_question_after_it_are_one_statement() -> None:
     (sql,) = plan(LOCK, OTHERS)
 
     assert sql.startswith("WITH lock (l0) AS (UPDATE agent_platform.workspaces")
-    assert "question (q0, q1) AS (SELECT" in sql
+    assert "selected (q0, q1) AS (SELECT" in sql
     assert sql.endswith(
-        "SELECT 0, l0, NULL, NULL FROM lock UNION ALL SELECT 1, NULL, q0, q1 FROM question"
+        "SELECT 0, l0, NULL, NULL FROM lock UNION ALL SELECT 1, NULL, q0, q1 FROM selected"
     )
 
 
 @pytest.mark.parametrize(
     "statements", [(LOCK, FORGET_SESSIONS), (LOCK, OTHERS, OTHERS), (OTHERS, LOCK)]
 )
-def test_only_one_question_goes_with_a_lock(statements: tuple[Direct, ...]) -> None:
+def test_only_one_question_goes_with_a_lock(statements: tuple[PreparedStatement, ...]) -> None:
     assert all("xmin" not in sql for sql in plan(*statements))
 
 
@@ -107,7 +115,7 @@ def test_only_one_question_goes_with_a_lock(statements: tuple[Direct, ...]) -> N
 async def test_each_statement_gets_its_own_rows(database: Database, count: int) -> None:
     results: list[tuple[str, list[Rows]]] = []
 
-    def work(name: str) -> Program[list[Rows]]:
+    def work(name: str) -> TransactionScript[list[Rows]]:
         workspace_id = new_id()
         yield [ADD(id=workspace_id, name=f"old {name}", created_at=utc_now())]
         return (
@@ -121,7 +129,7 @@ async def test_each_statement_gets_its_own_rows(database: Database, count: int) 
 
     async def run(number: int) -> None:
         name = f"w{number}"
-        results.append((name, await database.run_with((name,), lambda: work(name))))
+        results.append((name, await database.run_batched((name,), lambda: work(name))))
 
     async with anyio.create_task_group() as group:
         for number in range(count):
@@ -137,7 +145,7 @@ async def test_a_lock_and_a_question_get_their_own_rows(database: Database, coun
     results: dict[str, list[Rows]] = {}
     made = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
 
-    def work(name: str) -> Program[list[Rows]]:
+    def work(name: str) -> TransactionScript[list[Rows]]:
         locked_id, missing_id = new_id(), new_id()
         for number in reversed(range(3)):
             workspace_id = new_id() if number else locked_id
@@ -153,7 +161,7 @@ async def test_a_lock_and_a_question_get_their_own_rows(database: Database, coun
         return [*found, *none]
 
     async def run(name: str) -> None:
-        results[name] = await database.run_with((name,), lambda: work(name))
+        results[name] = await database.run_batched((name,), lambda: work(name))
 
     async with anyio.create_task_group() as group:
         for number in range(count):
@@ -172,15 +180,15 @@ async def test_a_lock_that_is_waited_for_is_followed_by_an_answer_of_after_it(
     ids = [new_id() for _ in range(count)]
     results: dict[int, list[Rows]] = {}
 
-    def add(workspace_id: UUID, name: str) -> Program[None]:
+    def add(workspace_id: UUID, name: str) -> TransactionScript[None]:
         yield [ADD(id=workspace_id, name=name, created_at=utc_now())]
 
-    def look(number: int) -> Program[list[Rows]]:
+    def look(number: int) -> TransactionScript[list[Rows]]:
         its = {"id_": ids[number]}
         return (yield [LOCK(**its, name="mine"), OTHERS(**its, prefix_=f"{number}-")])
 
     async def run(number: int) -> None:
-        results[number] = await database.run_with((f"{number:03}",), lambda: look(number))
+        results[number] = await database.run_batched((f"{number:03}",), lambda: look(number))
 
     for workspace_id in ids:
         await database.run(add, workspace_id, "old")
@@ -189,7 +197,13 @@ async def test_a_lock_that_is_waited_for_is_followed_by_an_answer_of_after_it(
         await db.execute(theirs)
         for number in range(count):
             group.start_soon(run, number)
-        await anyio.sleep(0.3)
+        if not database.is_sqlite:  # where they wait without a word
+
+            async def somebody_waits_for_the_row() -> bool:
+                async with database.connection() as other:
+                    return bool(await other.scalar(text(WAITING)))
+
+            await until(somebody_waits_for_the_row)
         db.add(Workspace(id=new_id(), name="0-late", created_at=utc_now()))
         if is_deleted:
             await db.execute(delete(Workspace).where(Workspace.id == ids[0]))

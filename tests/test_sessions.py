@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from app.core.database import Database
 from app.models import IdempotencyKey
-from tests.fakes import FakeChatModel
+from tests.support.fake_providers import FakeChatModel
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +171,7 @@ async def test_fork_of_a_running_turn_is_refused(
         forks.append(await client.post(f"/sessions/{session_id}/fork", json={}))
 
     chat_model.while_thinking = fork_meanwhile
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await say(client, session_id, "Hi")
 
     assert forks[0].status_code == 409

@@ -9,25 +9,27 @@ import sys
 from pathlib import Path
 
 from app.core.config import Settings
-from tests.provider import Provider
+from tests.support.provider import Provider
 
 ROOT = Path(__file__).parent.parent
 
 SERVE = """
 import asyncio, sys
-from app import cli, frameworks
-frameworks.load()
+from app import cli
+from app.server import lean_imports
+lean_imports.load_frameworks()
 from uvicorn.server import Server
 from app.main import app, load_settings
-from app.routers.connections import PatientProtocol
-from app.services.openai_service import OpenAIClient, warn_of_shutdowns
-from app.state import fetch_weights
+from app.http.protocol import DeadlineHttpProtocol
+from app.services.openai_service import warn_of_shutdowns
+from app.services.provider_http.client import ProviderClient
+from app.providers import fetch_weights
 
 async def serve():
     settings = load_settings()
     fetch_weights(settings)
     async with app.router.lifespan_context(app):
-        async with OpenAIClient(settings.openai_base_url, "key") as client:
+        async with ProviderClient(settings.openai_base_url, "key") as client:
             await warn_of_shutdowns(client, {})
 
 asyncio.run(serve())
@@ -40,11 +42,11 @@ import json
 from app.main import app
 print(json.dumps(app.openapi(), sort_keys=True))
 """
-DESCRIBE_LATER = f"from app import frameworks; frameworks.load(); {DESCRIBE}"
+DESCRIBE_LATER = f"from app.server import lean_imports; lean_imports.load_frameworks(); {DESCRIBE}"
 
 USE_ALL = """
-from app import frameworks
-frameworks.load()
+from app.server import lean_imports
+lean_imports.load_frameworks()
 import logging.config, zipfile
 import uvicorn
 from uvicorn.main import main
@@ -77,9 +79,8 @@ AT_FIRST_USE = {
     "sentencex",
     "uvicorn.main",
     "yarl",
-    "zipfile",
     "app.services.local_service",
-    "app.services.openai_service.full_http",
+    "app.services.provider_http.aiohttp_transport",
 }
 DRIVERS = {
     "sqlite": {"aiosqlite", "sqlite3", "sqlalchemy.dialects.sqlite"},
@@ -151,5 +152,6 @@ def test_a_start_builds_each_route_once() -> None:
         "APIRoute",
         "Mount",
         "Route",
-        "StrictRoute",
+        "EndpointRoute",
+        "_TextMessageRoute",
     }

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import send_signal
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 
 _PROGRAM = """
 import os, signal, sys, time
-from app.core.supervisor import Supervisor
+from app.server.supervisor import Supervisor
 
 def say(word):
     os.write(1, f"{word} {os.getpid()}\\n".encode())
@@ -74,7 +76,7 @@ def test_all_children_end_with_the_parent_and_its_status_is_zero() -> None:
         words = [supervised.next()[0] for _ in range(3)]
         supervised.process.send_signal(signal.SIGTERM)
         rest = supervised.rest()
-        status = supervised.process.wait(10)
+        status = supervised.process.wait(60)
 
     assert words == ["prepared", "works", "works"]
     assert not rest
@@ -85,10 +87,10 @@ def test_child_that_is_killed_is_replaced() -> None:
     with parent() as supervised:
         supervised.next()
         pids = {supervised.next()[1], supervised.next()[1]}
-        os.kill(max(pids), signal.SIGKILL)
+        send_signal(max(pids), signal.SIGKILL)
         word, pid = supervised.next()
         supervised.process.send_signal(signal.SIGINT)
-        status = supervised.process.wait(10)
+        status = supervised.process.wait(60)
 
     assert word == "works"
     assert pid not in pids
@@ -100,7 +102,7 @@ def test_child_that_does_not_end_is_killed_and_the_status_tells() -> None:
         assert [supervised.next()[0] for _ in range(5)].count("deaf") == 2
         supervised.process.send_signal(signal.SIGTERM)
         rest = supervised.rest()
-        status = supervised.process.wait(10)
+        status = supervised.process.wait(60)
 
     assert not rest
     assert status == 1
@@ -109,13 +111,13 @@ def test_child_that_does_not_end_is_killed_and_the_status_tells() -> None:
 def test_first_child_that_refuses_ends_all_with_its_status() -> None:
     with parent("sys.exit(3)") as supervised:
         supervised.rest()
-        assert supervised.process.wait(10) == 3
+        assert supervised.process.wait(60) == 3
 
 
 def test_nothing_is_started_where_the_preparation_failed() -> None:
     with parent(prepared=3) as supervised:
         said = supervised.rest()
-        assert supervised.process.wait(10) == 3
+        assert supervised.process.wait(60) == 3
 
     assert "works" not in said
 

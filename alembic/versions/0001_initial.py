@@ -53,7 +53,7 @@ def _persona() -> list[sa.Column[object]]:
 
 
 def upgrade() -> None:
-    """Create every table, and the workspace that a server begins with."""
+    """Create every table, and the default workspace."""
     schema = _schema()
     workspaces = op.create_table(
         "workspaces",

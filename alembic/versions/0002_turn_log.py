@@ -1,4 +1,4 @@
-"""Events of turns, idempotency keys, cancelling from another server, an agent's context.
+"""Events of turns, idempotency keys, cancellation by another server, and `context_tokens`.
 
 Revision ID: 0002
 Revises: 0001
@@ -30,7 +30,7 @@ def _of_a_turn(table: str) -> sa.ForeignKeyConstraint:
 
 
 def upgrade() -> None:
-    """Create what a client needs that comes back."""
+    """Create the tables and columns for reconnecting clients."""
     schema = _schema()
     op.add_column(
         "turns", sa.Column("cancel_requested_at", sa.DateTime(timezone=True)), schema=schema
@@ -74,7 +74,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the tables and columns."""
     schema = _schema()
     op.drop_table("idempotency_keys", schema=schema)
     op.drop_table("turn_events", schema=schema)

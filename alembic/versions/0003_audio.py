@@ -1,4 +1,4 @@
-"""The sound of voice turns, and what was heard of an answer.
+"""The audio of voice turns, and the part of an answer that was heard.
 
 Revision ID: 0003
 Revises: 0002
@@ -30,7 +30,7 @@ def _of_a_turn(table: str) -> sa.ForeignKeyConstraint:
 
 
 def upgrade() -> None:
-    """Create where sound is kept."""
+    """Create the tables for recordings and clips."""
     schema = _schema()
     op.add_column("messages", sa.Column("heard_content", sa.String()), schema=schema)
     op.create_table(
@@ -70,7 +70,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the tables and columns."""
     schema = _schema()
     op.drop_table("audio_clips", schema=schema)
     op.drop_table("recordings", schema=schema)

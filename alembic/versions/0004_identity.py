@@ -1,4 +1,4 @@
-"""Keys, session tokens, and an audit log that only grows.
+"""API keys, session tokens, an append-only audit log, and row-level security.
 
 Revision ID: 0004
 Revises: 0003
@@ -16,8 +16,8 @@ down_revision: str | None = "0003"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# The server takes this role on in each transaction, so that the policies hold for it whoever it
-# connects as. Where roles cannot be made, they hold for the tables' owner all the same.
+# The server switches to this role in each transaction, so that the policies apply whichever user it
+# connects as. Where roles cannot be created, the policies apply to the tables' owner as well.
 _MAKE_ROLE = """
 DO $$ BEGIN
     BEGIN
@@ -114,7 +114,7 @@ def _of_a_workspace(table: str) -> sa.ForeignKeyConstraint:
 
 
 def upgrade() -> None:
-    """Create what tells callers apart."""
+    """Create the tables, the role and the policies."""
     schema = _schema()
     op.create_table(
         "api_keys",
@@ -213,7 +213,7 @@ def _refuse_changes_of_the_log() -> None:
 
 
 def downgrade() -> None:
-    """Drop it. The role stays: other databases of the server may use it."""
+    """Drop the tables and policies; the role remains, as other databases may use it."""
     schema = _schema()
     if schema:
         op.execute("DROP FUNCTION agent_platform.protect_tables()")

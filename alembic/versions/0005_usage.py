@@ -1,4 +1,4 @@
-"""Receipts of turns, budgets of a day, requests of a minute, and usage of what was deleted.
+"""Usage and cost of turns, daily budgets, requests per minute, and usage of deleted sessions.
 
 Revision ID: 0005
 Revises: 0004
@@ -32,7 +32,7 @@ def _schema() -> str | None:
 
 
 def upgrade() -> None:
-    """Make room for money; the turns there are get the agent and the user of their sessions."""
+    """Create the tables and columns; set agent and user of existing turns from their sessions."""
     schema = _schema()
     for name, kind in _TURN_COLUMNS:
         op.add_column("turns", sa.Column(name, kind), schema=schema)
@@ -96,7 +96,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the tables and columns."""
     schema = _schema()
     for table in ("kept_usage", "request_windows", "budgets"):
         op.drop_table(table, schema=schema)

@@ -1,4 +1,4 @@
-"""Full-text search that uses its index behind the row policies, and who may call functions.
+"""Full-text search that uses its index under row-level security, and grants on functions.
 
 Revision ID: 0006
 Revises: 0005
@@ -13,12 +13,12 @@ down_revision: str | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# Each document also has its workspace as a word. No text has it, since it holds a space.
+# Each document contains its workspace as a lexeme, which no text contains, as it has a space.
 _DOCUMENT = (
     "to_tsvector('simple', content) || array_to_tsvector(ARRAY['in ' || workspace_id::text])"
 )
-# Runs as the owner, for whom the policies do not come before the index where the owner may pass
-# over them; so it asks itself for what they would, the transaction's workspace.
+# Runs as the owner. Where the owner bypasses row-level security, the policies do not prevent the
+# use of the index; so the function itself checks the transaction's workspace, as they would.
 _SEARCH = f"""
 CREATE FUNCTION agent_platform.sessions_that_say(words text) RETURNS SETOF uuid
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -59,7 +59,7 @@ def _index(document: str) -> None:
 
 
 def upgrade() -> None:
-    """Let the index know workspaces, and make what searches in it."""
+    """Add the workspace to the index, and create the search function."""
     if _is_postgres():
         _index(_DOCUMENT)
         op.execute(_SEARCH)
@@ -67,7 +67,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the functions and restore the index."""
     if _is_postgres():
         op.execute("DROP FUNCTION agent_platform.protect_functions()")
         op.execute("DROP FUNCTION agent_platform.sessions_that_say(text)")

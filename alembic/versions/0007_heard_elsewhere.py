@@ -1,4 +1,4 @@
-"""How much of an answer was heard, for the server that speaks it.
+"""The played milliseconds of an answer, with a cancellation that another server requests.
 
 Revision ID: 0007
 Revises: 0006
@@ -20,10 +20,10 @@ def _schema() -> str | None:
 
 
 def upgrade() -> None:
-    """Keep it beside the wish that the turn ends."""
+    """Add the column next to `cancel_requested_at`."""
     op.add_column("turns", sa.Column("cancel_played_ms", sa.Integer()), schema=_schema())
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the column."""
     op.drop_column("turns", "cancel_played_ms", schema=_schema())

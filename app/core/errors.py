@@ -1,43 +1,47 @@
-"""The errors a caller can cause or must expect.
+"""The base classes of expected errors.
 
-Services raise these; `routers/problems.py` is the one place that turns them into
-HTTP. Anything that is not an `AppError` is a bug and answers 500 without detail.
+Services raise subclasses of `AppError`; `http/problems.py` alone turns them into HTTP responses.
+Any other exception is a bug and is answered with 500 without detail.
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from app.core.limits import Quota
 
 
 class ErrorKind(StrEnum):
-    """What the caller can do about it; each edge (HTTP, WebSocket, CLI) has its own code."""
+    """The category of an error; HTTP, WebSocket and the CLI each map it to a code of theirs."""
 
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    GONE = "gone"
+    """It was there, and is not kept."""
     NOT_ALLOWED = "not_allowed"
-    """The resource exists, the method does not."""
+    """The resource exists, but does not support the method."""
     CONFLICT = "conflict"
+    CHANGED = "changed"
+    """It is not any more what the caller has seen."""
     MALFORMED = "malformed"
-    """The bytes are not what their type says: broken JSON, broken multipart."""
+    """The body does not match its content type: broken JSON, broken multipart."""
     TOO_LARGE = "too_large"
     TOO_SLOW = "too_slow"
-    """The request did not come in time."""
+    """The request was not received in time."""
     UNSUPPORTED = "unsupported"
-    """The type of the content is one we do not take."""
+    """The content type is not supported."""
     OUT_OF_RANGE = "out_of_range"
-    """There is no such part of what was asked for."""
+    """The requested byte range does not exist."""
     INVALID = "invalid"
     """Well-formed, but not acceptable."""
     TOO_MANY = "too_many"
-    """The caller is over a limit of its own."""
+    """The caller has reached one of its limits."""
     UPSTREAM = "upstream"
-    """A provider answered, and the answer is of no use."""
+    """A provider failed, or its response cannot be used."""
     UNAVAILABLE = "unavailable"
-    """We, or what we need, cannot serve now; the same request may succeed later."""
+    """The server or a dependency is unavailable; the same request may succeed later."""
     INTERNAL = "internal"
-    """A bug of ours."""
+    """A bug of the server."""
     TIMEOUT = "timeout"
     """A provider did not answer in time."""
 
@@ -47,8 +51,8 @@ class AppError(Exception):
 
     A subclass sets `kind` and `code`; `code` is public API, so it never changes. The
     first line of its docstring is the title that clients see. `detail` is for the
-    client: it holds no secret, no provider's words and no input. `facts` are further members of
-    the problem document, such as the id of the turn that failed; `quota` is the limit that was
+    client: it holds no secret, no provider's words and no input. `extensions` are further members
+    of the problem document, such as the id of the turn that failed; `quota` is the limit that was
     reached, if one was.
     """
 
@@ -59,7 +63,7 @@ class AppError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
-        self.facts: dict[str, str] = {}
+        self.extensions: dict[str, Any] = {}
         self.quota: Quota | None = None
 
     @classmethod
@@ -68,5 +72,5 @@ class AppError(Exception):
         return (cls.__doc__ or cls.__name__).partition("\n")[0].rstrip(".")
 
 
-class StartRefused(Exception):  # as the others
-    """The server cannot start; the text is a sentence for its operator that says what to do."""
+class StartRefused(Exception):
+    """The server cannot start; the message is a sentence that tells the operator what to do."""

@@ -1,13 +1,15 @@
-"""Every table. Importing this package is enough for Alembic to see them all."""
+"""The SQLAlchemy models. Importing this package registers every table, for Alembic."""
 
-from app.models.audio import AudioClip, StoredRecording
+from app.models.audio import StoredClip, StoredRecording
 from app.models.base import Base, new_id, utc_now
 from app.models.chat import (
     LIVE,
     PERSONA_FIELDS,
     UNSETTLED,
+    UNSUCCESSFUL,
     Agent,
     AgentVersion,
+    BusyPolicy,
     Message,
     MessageStatus,
     Modality,
@@ -16,21 +18,37 @@ from app.models.chat import (
     Turn,
     TurnStatus,
 )
-from app.models.identity import ApiKey, AuditEntry, SessionToken, Workspace
+from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
+from app.models.steps import (
+    UNFINISHED_CALLS,
+    WAITING_CALLS,
+    WAITING_STATUSES,
+    CallStatus,
+    ToolCall,
+    TurnStep,
+)
+from app.models.tools import AgentTool, StoredSecret, Tool, ToolVersion
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
 from app.models.usage import Budget, KeptUsage, RequestWindow
 
 __all__ = [
     "LIVE",
     "PERSONA_FIELDS",
+    "UNFINISHED_CALLS",
     "UNSETTLED",
+    "UNSUCCESSFUL",
+    "WAITING_CALLS",
+    "WAITING_STATUSES",
     "Agent",
+    "AgentTool",
     "AgentVersion",
     "ApiKey",
-    "AudioClip",
     "AuditEntry",
     "Base",
     "Budget",
+    "BusyPolicy",
+    "CallStatus",
+    "ConsoleSession",
     "IdempotencyKey",
     "KeptUsage",
     "Message",
@@ -40,10 +58,16 @@ __all__ = [
     "Role",
     "Session",
     "SessionToken",
+    "StoredClip",
     "StoredRecording",
+    "StoredSecret",
+    "Tool",
+    "ToolCall",
+    "ToolVersion",
     "Turn",
     "TurnEventBatch",
     "TurnStatus",
+    "TurnStep",
     "Workspace",
     "new_id",
     "utc_now",

@@ -1,4 +1,4 @@
-"""The sound of voice turns: what was uploaded, and what was spoken."""
+"""Tables for the audio of voice turns: uploaded recordings and synthesized speech."""
 
 from datetime import datetime
 from uuid import UUID
@@ -19,7 +19,10 @@ def _of_a_turn() -> ForeignKeyConstraint:
 
 
 class StoredRecording(Base):
-    """What a voice turn's user sent; there until the turn is settled, whatever is kept after."""
+    """The recording that a voice turn answers.
+
+    It is stored at least until the turn is settled, whatever the retention of audio is.
+    """
 
     __tablename__ = "recordings"
     __table_args__ = (_of_a_turn(), Index(None, "created_at"))
@@ -29,12 +32,12 @@ class StoredRecording(Base):
     format: Mapped[str] = mapped_column(String(8))
     duration_seconds: Mapped[float]
     has_clips: Mapped[bool]
-    """True where the turn's followers want the sound as events."""
+    """True if the turn's event stream includes clips of MP3."""
     data: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
-class AudioClip(Base):
+class StoredClip(Base):
     """One spoken piece of an answer. The clips of a turn, one after the other, are its MP3."""
 
     __tablename__ = "audio_clips"
@@ -43,11 +46,11 @@ class AudioClip(Base):
     workspace_id: Mapped[UUID] = mapped_column(primary_key=True)
     turn_id: Mapped[UUID] = mapped_column(primary_key=True)
     index: Mapped[int] = mapped_column(primary_key=True)
-    """From 0."""
+    """The position in the answer, from 0."""
     text: Mapped[str]
-    """What was said; it may differ from what is written."""
+    """The text that was spoken; unlike the message's content it has no Markdown and no code."""
     content_start: Mapped[int]
-    """Where the piece begins in the message's content, in characters."""
+    """The offset of the piece in the message's content, in characters."""
     content_end: Mapped[int]
     sample_rate_hz: Mapped[int]
     start_sample: Mapped[int]
@@ -55,5 +58,5 @@ class AudioClip(Base):
     start_ms: Mapped[int]
     duration_ms: Mapped[int]
     mp3: Mapped[bytes | None] = mapped_column(LargeBinary)
-    """Frames of the turn's one stream; `None` where no sound is kept."""
+    """The piece's frames of the turn's MP3 stream; `None` if audio is not stored."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

@@ -1,4 +1,4 @@
-"""Tables of a conversation: an agent has sessions, a session has turns and messages."""
+"""Tables for conversations: an agent has sessions, a session has turns and messages."""
 
 from datetime import date, datetime
 from enum import StrEnum
@@ -15,11 +15,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import SCHEMA
-from app.models.base import Base, Json, Record, text_enum, utc_now
+from app.models.base import Base, Json, JsonText, Record, text_enum, utc_now
 
 
 class Role(StrEnum):
-    """Who speaks, in the words of the chat API."""
+    """The author of a message, as in OpenAI's chat API."""
 
     SYSTEM = "system"
     USER = "user"
@@ -27,14 +27,22 @@ class Role(StrEnum):
 
 
 class Modality(StrEnum):
-    """How a turn came in and goes out."""
+    """Whether a turn's message and answer are text or speech."""
 
     TEXT = "text"
     VOICE = "voice"
 
 
+class BusyPolicy(StrEnum):
+    """What becomes of a message while a turn of its session is live."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+
+
 class TurnStatus(StrEnum):
-    """A turn goes from `QUEUED` or `IN_PROGRESS` to exactly one of the last three."""
+    """The status of a turn. `COMPLETED`, `FAILED` and `CANCELLED` are final."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -45,13 +53,18 @@ class TurnStatus(StrEnum):
 
 
 LIVE = "status IN ('in_progress', 'requires_action')"
-"""At most one turn of a session is live: a unique index says so."""
+"""The condition for live turns; a unique index allows one live turn per session."""
 UNSETTLED = "status IN ('queued', 'in_progress', 'requires_action')"
-"""Literal SQL, in queries too: the planner must see that a partial index applies."""
+"""The condition for turns without a final status. It is literal SQL in queries as well, so that
+the planner sees that a partial index applies."""
+
+
+UNSUCCESSFUL = "status IN ('failed', 'cancelled')"
+"""Few, and what is looked for in a list of turns."""
 
 
 class MessageStatus(StrEnum):
-    """`IN_PROGRESS` is a place kept for what a turn has yet to hear or to answer."""
+    """The status of a message. `IN_PROGRESS`: its transcript or answer is not complete yet."""
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
@@ -61,8 +74,8 @@ class MessageStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Persona:
-    """What an agent is at one version of it. `None` means the server's default."""
+class PersonaColumns:
+    """The configuration of an agent at one version. `None` means the server's default."""
 
     name: Mapped[str] = mapped_column(String(200))
     system_prompt: Mapped[str]
@@ -70,25 +83,22 @@ class Persona:
     temperature: Mapped[float | None]
     max_output_tokens: Mapped[int | None]
     context_tokens: Mapped[int | None]
-    """How many tokens prompt and answer may have together."""
+    """The most tokens that prompt and answer may have together."""
     voice: Mapped[str | None] = mapped_column(String(64))
     language: Mapped[str | None] = mapped_column(String(16))
+    tools: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonText())
+    """The pinned tools: objects with `tool_id`, `version` and `approval`."""
+    tool_policy: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
+    output_schema: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
+    """The JSON Schema of the agent's answers."""
 
 
-PERSONA_FIELDS = (
-    "name",
-    "system_prompt",
-    "model",
-    "temperature",
-    "max_output_tokens",
-    "context_tokens",
-    "voice",
-    "language",
-)
+PERSONA_FIELDS = tuple(PersonaColumns.__annotations__)
+"""The names of these columns, in their order."""
 
 
-class Agent(Persona, Record):
-    """A persona at its newest version. An archived one takes no new sessions."""
+class Agent(PersonaColumns, Record):
+    """An agent at its newest version. An archived agent accepts no new sessions."""
 
     __tablename__ = "agents"
     __table_args__ = (ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),)
@@ -98,8 +108,8 @@ class Agent(Persona, Record):
     archived_at: Mapped[datetime | None]
 
 
-class AgentVersion(Persona, Base):
-    """A persona as it was: one row for each version, the newest included."""
+class AgentVersion(PersonaColumns, Base):
+    """A version of an agent: one row for each version, including the newest."""
 
     __tablename__ = "agent_versions"
     __table_args__ = (
@@ -115,7 +125,7 @@ class AgentVersion(Persona, Base):
 
 
 class Session(Record):
-    """One conversation with one agent. Never called `session` where `db` is meant."""
+    """A conversation with one agent; a database session is called `db` in this code base."""
 
     __tablename__ = "sessions"
     __table_args__ = (
@@ -137,7 +147,7 @@ class Session(Record):
 
 
 class Turn(Record):
-    """One user message and everything done to answer it."""
+    """A user message, its answer, and the state and usage of answering it."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -146,8 +156,8 @@ class Turn(Record):
             [f"{SCHEMA}.sessions.workspace_id", f"{SCHEMA}.sessions.id"],
             ondelete="CASCADE",
         ),
-        # `info` says which rows an index is of, and the migration makes it so: each of SQLAlchemy's
-        # `postgresql_where` and `sqlite_where` would load a dialect, of which only one is used.
+        # `info` documents the condition of a partial index, which the migration creates:
+        # `postgresql_where` and `sqlite_where` would each import a dialect, and one is not used.
         Index(
             "uq_turns_live",
             "workspace_id",
@@ -169,6 +179,8 @@ class Turn(Record):
             info={"where": LIVE},
         ),
         Index(None, "workspace_id", "created_at"),
+        Index(None, "workspace_id", "agent_id", "id"),
+        Index("ix_turns_unsuccessful", "workspace_id", "id", info={"where": UNSUCCESSFUL}),
     )
 
     session_id: Mapped[UUID]
@@ -177,19 +189,19 @@ class Turn(Record):
     status: Mapped[TurnStatus] = mapped_column(text_enum(TurnStatus))
     user_message_id: Mapped[UUID]
     message_id: Mapped[UUID]
-    """The assistant's message: its place is kept from the start."""
+    """The assistant's message, which is inserted together with the turn."""
     user_seq: Mapped[int]
     """The user message's `seq`; the assistant's is the next one."""
     attempt: Mapped[int] = mapped_column(default=1)
-    """A fence: a write that carries an older attempt is refused."""
+    """A fencing token: a write with an older attempt is refused."""
     cancel_requested_at: Mapped[datetime | None]
+    """When another server than the owner requested the cancellation."""
     cancel_played_ms: Mapped[int | None]
-    """How much of the answer's sound whoever asked for that had played."""
-    """Asked for by another server than the one that runs it."""
+    """With that request: how much of the answer's audio the client had played."""
     recoveries: Mapped[int] = mapped_column(default=0)
-    """How often it was run again because its owner died."""
+    """How often the turn was restarted because its owner's lease had expired."""
     owner_id: Mapped[UUID | None]
-    """The process that runs it."""
+    """The process that runs the turn."""
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -203,22 +215,30 @@ class Turn(Record):
     speech_in_seconds: Mapped[float | None]
     speech_out_characters: Mapped[int | None]
     timings: Mapped[dict[str, Any] | None] = mapped_column(Json())
+    request: Mapped[dict[str, Any] | None] = mapped_column(Json())
+    """What this turn alone asks for; `None` for what the agent's version says."""
+    step_count: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many steps with tool calls are stored."""
+    stop_reason: Mapped[str | None] = mapped_column(String(32))
+    """`max_steps` or `max_calls`, where that ended the calls."""
     agent_id: Mapped[UUID | None]
     key_id: Mapped[str | None] = mapped_column(String(64))
-    """The key that paid; `None` for the admin key and for this machine's own requests."""
+    """The key that is charged; `None` for the admin key and for requests from loopback."""
     user_id: Mapped[str | None] = mapped_column(String(200))
     cost_nanos: Mapped[int | None] = mapped_column(BigInteger)
-    """Nano-dollars of every attempt; `None` where a price is not known."""
+    """The cost of all attempts in nano-dollars; `None` if a price is unknown."""
     usage_estimated: Mapped[bool | None]
-    """True where the provider did not say how many tokens an attempt used."""
+    """True if the provider did not report the tokens of an attempt, so they were estimated."""
     reserved_day: Mapped[date | None]
-    """The day whose budgets keep something for this turn, while it is not settled."""
+    """The day whose budgets have a reservation for this turn, until it is settled."""
     reserved_tokens: Mapped[int | None] = mapped_column(BigInteger)
     reserved_nanos: Mapped[int | None] = mapped_column(BigInteger)
+    reserved_buckets: Mapped[list[str] | None] = mapped_column(Json())
+    """The budgets that keep it; `None` for the one of `key_id`."""
 
 
 class Message(Record):
-    """What one side said. On Postgres the migration adds a full-text index of `content`."""
+    """A message of a session. On Postgres a migration adds a full-text index on `content`."""
 
     __tablename__ = "messages"
     __table_args__ = (
@@ -238,5 +258,7 @@ class Message(Record):
     modality: Mapped[Modality] = mapped_column(text_enum(Modality))
     status: Mapped[MessageStatus] = mapped_column(text_enum(MessageStatus))
     content: Mapped[str]
+    parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json())
+    """Typed parts; `None` for plain text, which `content` has."""
     heard_content: Mapped[str | None]
-    """What was heard of a spoken answer before it was interrupted; `None` means all of it."""
+    """The part of a spoken answer that was played before an interruption; `None` means all."""

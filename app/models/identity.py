@@ -1,4 +1,4 @@
-"""Who owns what and who comes in: workspaces, keys, session tokens, and the log of it."""
+"""Tables for workspaces, API keys, session tokens and the audit log."""
 
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from app.models.base import Base, Json, Record, new_id, utc_now
 
 
 class Workspace(Base):
-    """The owner of agents, sessions and keys; nothing crosses it."""
+    """A tenant: it owns agents, sessions and keys, and sees nothing of other workspaces."""
 
     __tablename__ = "workspaces"
 
@@ -22,7 +22,7 @@ class Workspace(Base):
 
 
 class ApiKey(Base):
-    """A key, without its secret. It is found by its id alone, before the workspace is known."""
+    """An API key, without its secret. It is looked up by id alone, which yields the workspace."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -37,10 +37,12 @@ class ApiKey(Base):
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     """SHA-256 of the whole key."""
     previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
-    """What it was before it was rotated: good until `previous_expires_at`."""
+    """The hash of the key before its rotation, which is valid until `previous_expires_at`."""
     previous_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     created_by: Mapped[str] = mapped_column(String(256))
+    parent_id: Mapped[str | None] = mapped_column(String(8))
+    """The key that made it, whose limits count for it, too, and with which it ends."""
     rotated_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -49,10 +51,12 @@ class ApiKey(Base):
     upload_minutes_per_day: Mapped[float | None]
     tokens_per_day: Mapped[int | None]
     usd_per_day: Mapped[float | None]
+    user_limits: Mapped[dict[str, Any] | None] = mapped_column(Json())
+    """The limits of each end user that it serves; `None` means the settings' defaults."""
 
 
 class SessionToken(Base):
-    """What a browser may hold: opens one session for minutes, and goes with it."""
+    """A short-lived token for browsers that gives access to one session."""
 
     __tablename__ = "session_tokens"
     __table_args__ = (
@@ -70,14 +74,35 @@ class SessionToken(Base):
     workspace_id: Mapped[UUID]
     session_id: Mapped[UUID]
     key_id: Mapped[str | None] = mapped_column(String(8))
-    """The key that asked for it: its limits count, and the token ends with it."""
+    """The key that created it: its limits apply, and the token becomes invalid with it."""
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     expires_at: Mapped[datetime]
 
 
+class ConsoleSession(Base):
+    """A browser that is signed in with a key; its cookie has the secret."""
+
+    __tablename__ = "console_sessions"
+    __table_args__ = (
+        ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),
+        ForeignKeyConstraint(["key_id"], [f"{SCHEMA}.api_keys.id"]),
+        Index(None, "expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(8), primary_key=True)
+    workspace_id: Mapped[UUID]
+    key_id: Mapped[str | None] = mapped_column(String(8))
+    """`None` for the admin key."""
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    credential_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    """Of the key that signed in: the session ends when that is rotated or replaced."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime]
+
+
 class AuditEntry(Record):
-    """Who did what. Rows are only ever added: the migration's triggers refuse the rest."""
+    """An entry of the audit log. Triggers of the migration refuse updates and deletes."""
 
     __tablename__ = "audit_log"
     __table_args__ = (ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),)
@@ -86,4 +111,4 @@ class AuditEntry(Record):
     action: Mapped[str] = mapped_column(String(64))
     target_id: Mapped[str] = mapped_column(String(64))
     details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
-    """Names of what was changed, never what was said."""
+    """The names of changed fields, never their content."""

@@ -1,4 +1,4 @@
-"""What a turn leaves for clients that come back: its events, and the key it was sent with."""
+"""Tables for reconnecting clients: the events of turns, and idempotency keys."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +11,7 @@ from app.models.base import Base, utc_now
 
 
 class TurnEventBatch(Base):
-    """Events of a turn that were stored together, in the order of their numbers."""
+    """Consecutive events of a turn that were stored together, in the order of their numbers."""
 
     __tablename__ = "turn_events"
     __table_args__ = (
@@ -27,12 +27,12 @@ class TurnEventBatch(Base):
     turn_id: Mapped[UUID] = mapped_column(primary_key=True)
     last_number: Mapped[int] = mapped_column(primary_key=True)
     events: Mapped[bytes] = mapped_column(LargeBinary)
-    """For each event a line: its number, a space, its type, a space, its data as JSON."""
+    """One line per event: `NUMBER TYPE DATA`, where DATA is JSON."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class IdempotencyKey(Base):
-    """A request that must not be done twice, and what came of it: a turn, or a stored answer."""
+    """An idempotency key and the result of its first request: a turn, or a stored response."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (
@@ -48,7 +48,7 @@ class IdempotencyKey(Base):
     workspace_id: Mapped[UUID] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
-    """SHA-256 of route and body."""
+    """SHA-256 of the request's path and body."""
     turn_id: Mapped[UUID | None]
     status: Mapped[int | None]
     body: Mapped[bytes | None] = mapped_column(LargeBinary)

@@ -1,4 +1,4 @@
-"""What accounts use: a day's budgets, a minute's requests, and receipts of what was deleted."""
+"""Tables for usage: daily budgets, requests per minute, and the usage of deleted sessions."""
 
 from datetime import date
 from uuid import UUID
@@ -10,25 +10,26 @@ from app.models.base import Base, Record
 
 
 class Budget(Base):
-    """What a key, or a workspace without one, has used of its newest day; one row for each."""
+    """The usage of one key, or of a workspace's requests without a key, on its latest day."""
 
     __tablename__ = "budgets"
 
     workspace_id: Mapped[UUID] = mapped_column(primary_key=True)
-    bucket: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The key's id; empty for what comes without a key."""
+    bucket: Mapped[str] = mapped_column(String(300), primary_key=True)
+    """The name of a bucket of `app.services.usage.accounts`."""
     day: Mapped[date]
     tokens: Mapped[int] = mapped_column(BigInteger)
-    """Used and reserved on `day`."""
+    """Tokens used and reserved on `day`."""
     nanos: Mapped[int] = mapped_column(BigInteger)
-    """Nano-dollars, likewise."""
+    """Nano-dollars used and reserved on `day`."""
     upload_ms: Mapped[int] = mapped_column(BigInteger)
+    """Milliseconds of recordings uploaded on `day`."""
     live_turns: Mapped[int]
-    """Turns that are not settled, of whatever day."""
+    """The number of unsettled turns, of any day."""
 
 
 class RequestWindow(Base):
-    """How many requests of a caller's newest minute its servers have taken for themselves."""
+    """The requests of a caller's latest minute that servers have reserved from its limit."""
 
     __tablename__ = "request_windows"
     __table_args__ = (Index(None, "minute"),)
@@ -38,10 +39,11 @@ class RequestWindow(Base):
     minute: Mapped[int] = mapped_column(BigInteger)
     """Minutes since 1970."""
     taken: Mapped[int] = mapped_column(BigInteger)
+    """The number of requests that all servers together have reserved."""
 
 
 class KeptUsage(Record):
-    """What the turns of a deleted session used, without a word of them: bills stay whole."""
+    """The summed usage of a deleted session's turns, so that reports still include it."""
 
     __tablename__ = "kept_usage"
     __table_args__ = (Index(None, "workspace_id", "created_at"),)

@@ -10,12 +10,12 @@ from starlette.staticfiles import StaticFiles
 router = APIRouter(include_in_schema=False)
 
 _ASSETS = Path(__file__).parent.parent / "assets"
-# An empty picture, so that neither page asks another host for its own.
+# An empty image, so that neither page loads an icon from another host.
 _NO_ICON = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'/%3E"
 
 
 def mount_assets(app: FastAPI) -> None:
-    """Serve the files that the pages load."""
+    """Serve the scripts and styles of the pages at `/assets`."""
     app.mount("/assets", StaticFiles(directory=_ASSETS), name="assets")
 
 

@@ -1,37 +1,35 @@
-"""`/health`: for people and orchestrators; needs no key and tells nothing secret."""
+"""`/health`: liveness and readiness for orchestrators, without a key."""
 
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from app.core.schema_gate import SchemaGate
-from app.routers.problems import PROBLEM_RESPONSES
-from app.services.turns import TurnEngine
-from app.services.turns.errors import ServerDraining
+from app.http.problems import PROBLEM_RESPONSES
+from app.http.readiness import Readiness
 
 router = APIRouter(prefix="/health", tags=["system"], responses=PROBLEM_RESPONSES)
 
 
 class Health(BaseModel):
-    """The process serves."""
+    """The server is healthy."""
 
     status: Literal["ok"] = "ok"
 
 
-@router.get("")
-@router.get("/live", include_in_schema=True)
+@router.get("", name="get_health", operation_id="get_health")
+@router.get("/live", name="get_liveness", operation_id="get_liveness")
 async def live() -> Health:
-    """Tell that the process is alive; does no I/O."""
+    """Check that the process responds; it uses neither the database nor providers."""
     return Health()
 
 
-@router.get("/ready")
+@router.get("/ready", name="get_readiness", operation_id="get_readiness")
 async def ready(request: Request) -> Health:
-    """Tell whether this server should be sent requests: database, revision, not draining."""
-    turns: TurnEngine = request.state.turns
-    gate: SchemaGate = request.state.schema_gate
-    if turns.is_draining:
-        raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
-    await gate.check_now()
+    """Tell whether this server should be sent requests: database, revision, not draining or full.
+
+    What the database said is remembered for a second.
+    """
+    readiness: Readiness = request.state.readiness
+    await readiness.require()
     return Health()

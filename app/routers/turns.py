@@ -1,62 +1,119 @@
-"""`/turns`: what became of a message, also after its request has ended."""
+"""`/turns`: the state, events and audio of a turn, also after its request has ended."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
+import anyio
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import AwareDatetime, Field
 
-from app.models import Turn
-from app.routers.deps import Caller, Data, ReadingDb, Turns, Voice
-from app.routers.sound import sound_response
-from app.routers.streams import SSE_CONTENT, EventStream
-from app.routers.strict_route import StrictRoute
-from app.schemas.chat import (
-    MessageRead,
-    TurnCancel,
-    TurnError,
-    TurnRead,
-    TurnUsageRead,
-    TurnWithMessage,
-)
+from app.http.audio_response import audio_response
+from app.http.deps import Caller, DatabaseDep, ReadingDb, Turns, Voice
+from app.http.endpoint_route import EndpointRoute
+from app.http.event_stream import EventStream
+from app.http.openapi import EVENT_STREAM_CONTENT, MP3_CONTENT, VOICE_HEADERS
+from app.http.pagination import Cursor, Limit, cursor_id, link_next
+from app.http.turn_shape import turn_shape, turn_with_message
+from app.models import TurnStatus
+from app.schemas.chat import TurnCancel, TurnRead, TurnWithMessage
 from app.services import crud
-from app.services.usage.tariff import usd
+from app.services.turns import is_complete
 
-router = APIRouter(prefix="/turns", tags=["turns"], route_class=StrictRoute)
+router = APIRouter(prefix="/turns", tags=["turns"], route_class=EndpointRoute)
 
 
-@router.get("/{turn_id}", response_model=TurnWithMessage)
-async def get_turn(turn_id: UUID, db: ReadingDb, caller: Caller) -> dict[str, Any]:
-    """Get a turn and its answer: how a client learns what it missed."""
-    turn, message = await crud.get_turn(db, caller, turn_id)
-    return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
+_EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+Moment = Annotated[AwareDatetime, Field(ge=_EARLIEST, le=_LATEST)]
+
+
+@router.get("", response_model=list[TurnRead])
+async def list_turns(  # noqa: PLR0913  # one per query parameter
+    request: Request,
+    response: Response,
+    db: ReadingDb,
+    caller: Caller,
+    *,
+    status: TurnStatus | None = None,
+    session_id: UUID | None = None,
+    agent_id: UUID | None = None,
+    created_from: Annotated[
+        Moment | None, Query(alias="from", description="The earliest `created_at`, with a zone.")
+    ] = None,
+    created_before: Annotated[
+        Moment | None, Query(alias="to", description="Only turns created before this moment.")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Sequence[TurnRead]:
+    """List turns, the newest first: how to find those that failed."""
+    turn_filter = crud.TurnFilter(status, session_id, agent_id, created_from, created_before)
+    turns = await crud.find_turns(
+        db, caller, turn_filter, before_id=cursor_id(cursor), limit=limit + 1
+    )
+    page = link_next(request, response, turns, limit, lambda turn: turn.id)
+    return [turn_shape(turn) for turn in page]
+
+
+@router.get("/{turn_id}")
+async def get_turn(
+    turn_id: UUID,
+    turns: Turns,
+    data: DatabaseDep,
+    caller: Caller,
+    wait_seconds: Annotated[
+        float, Query(ge=0, le=60, description="How long to wait for the turn's end.")
+    ] = 0,
+) -> TurnWithMessage:
+    """Get a turn with its answer, for example after a lost connection.
+
+    With `wait_seconds` the response comes when the turn has ended, or after that time as it is.
+    """
+    if wait_seconds:
+        with anyio.move_on_after(wait_seconds):
+            await turns.wait(await turns.find(caller, turn_id))
+    async with data.reading() as db:
+        turn, message = await crud.get_turn(db, caller, turn_id)
+        return await turn_with_message(db, turn, message)
 
 
 @router.get(
     "/{turn_id}/events",
     response_class=Response,
-    responses={200: {"content": SSE_CONTENT}},
+    responses={
+        200: {"content": EVENT_STREAM_CONTENT, "description": "The turn's events"},
+        204: {"description": "The turn has ended, and there is no event above `after`"},
+    },
 )
-async def follow_turn(  # noqa: PLR0913, PLR0917  # what an endpoint can ask for
+async def follow_turn(  # noqa: PLR0913, PLR0917  # one per parameter and dependency
     turn_id: UUID,
     turns: Turns,
-    data: Data,
+    data: DatabaseDep,
     caller: Caller,
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
-) -> EventStream:
+) -> Response:
     """Follow a turn's events above `after` (or `Last-Event-ID`), live or after its end."""
     if last_event_id and last_event_id.isdecimal():
         after = min(int(last_event_id), 2**31 - 1)
     live = await turns.find(caller, turn_id)
+    if await is_complete(turns, data, live, after):
+        return Response(status_code=204)  # with which an `EventSource` stops reconnecting
     return EventStream(engine=turns, database=data, live=live, after=after)
 
 
 @router.get(
     "/{turn_id}/audio",
+    name="get_turn_audio",
     response_class=Response,
     responses={
-        200: {"content": {"audio/mpeg": {}}, "description": "The spoken answer as MP3"},
-        206: {"content": {"audio/mpeg": {}}, "description": "The range of it that was asked for"},
+        200: {
+            "content": MP3_CONTENT,
+            "description": "The spoken answer as MP3",
+            "headers": VOICE_HEADERS,
+        },
+        206: {"content": MP3_CONTENT, "description": "The requested range of the MP3"},
     },
 )
 async def listen_to_turn(
@@ -64,62 +121,33 @@ async def listen_to_turn(
     voice: Voice,
     caller: Caller,
     range_: Annotated[str | None, Header(alias="Range", max_length=100)] = None,
-    token: Annotated[  # noqa: ARG001  # the door has read it
+    token: Annotated[
         str | None,
-        Query(max_length=100, description="A session token: `<audio src>` sends no header."),
+        Query(
+            max_length=100,
+            description="A session token, for `<audio src>`, which cannot send a header.",
+        ),
     ] = None,
 ) -> Response:
     """Hear a turn's answer from its beginning: while it is spoken, or as it is stored."""
-    answer = await voice.listen(caller, turn_id)
+    answer = await voice.find_answer(caller, turn_id)
     await answer.first_sound()
-    return sound_response(answer, range_)
+    # A page of another site plays what its session token opens.
+    headers = {"Cross-Origin-Resource-Policy": "cross-origin"} if token else {}
+    return audio_response(answer, range_, headers)
 
 
-@router.post("/{turn_id}/cancel", response_model=TurnWithMessage)
+@router.post("/{turn_id}/cancel")
 async def cancel_turn(
-    turn_id: UUID, turns: Turns, data: Data, caller: Caller, body: TurnCancel | None = None
-) -> dict[str, Any]:
-    """End a turn wherever it runs; its text so far is kept. A settled one stays as it is.
+    turn_id: UUID, turns: Turns, data: DatabaseDep, caller: Caller, body: TurnCancel | None = None
+) -> TurnWithMessage:
+    """Cancel a turn on whichever server runs it; its text so far is stored.
 
-    With `played_ms`, what was heard of a spoken answer is kept beside it as `heard_content`, and
-    the next prompts use that; also after the turn's end, since sound plays longer than it is made.
+    A turn that has ended is not changed. With `played_ms`, the part of a spoken answer that was
+    heard is stored as `heard_content`, which later prompts use; this also works after the turn's
+    end, since playing audio takes longer than synthesizing it.
     """
     await turns.cancel(caller, turn_id, played_ms=body.played_ms if body else None)
     async with data.reading() as db:
         turn, message = await crud.get_turn(db, caller, turn_id)
-    return turn_shape(turn).model_dump() | {"message": MessageRead.model_validate(message)}
-
-
-def turn_shape(turn: Turn) -> TurnRead:
-    """Return a turn as clients see it."""
-    error = (
-        TurnError(code=turn.error_code, detail=turn.error_detail or "") if turn.error_code else None
-    )
-    usage = TurnUsageRead(
-        prompt_tokens=turn.prompt_tokens,
-        cached_tokens=turn.cached_tokens,
-        completion_tokens=turn.completion_tokens,
-        cost_usd=usd(turn.cost_nanos),
-        estimated=bool(turn.usage_estimated),
-        speech_in_seconds=turn.speech_in_seconds,
-        speech_out_characters=turn.speech_out_characters,
-    )
-    return TurnRead(
-        id=turn.id,
-        session_id=turn.session_id,
-        status=turn.status,
-        modality=turn.modality,
-        attempt=turn.attempt,
-        agent_version=turn.agent_version,
-        user_message_id=turn.user_message_id,
-        created_at=turn.created_at,
-        started_at=turn.started_at,
-        ended_at=turn.ended_at,
-        error=error,
-        finish_reason=turn.finish_reason,
-        model=turn.model,
-        usage=usage,
-        speech_in_seconds=turn.speech_in_seconds,
-        speech_out_characters=turn.speech_out_characters,
-        timings=turn.timings or {},
-    )
+        return await turn_with_message(db, turn, message)

@@ -1,4 +1,7 @@
-"""`/workspaces`: for the admin key alone, which acts in one by the header `X-Workspace-Id`."""
+"""`/workspaces`: create and list workspaces, with the admin key only.
+
+The admin key acts in the workspace that the header `X-Workspace-Id` names.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -8,20 +11,20 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.tenancy import service_wide
+from app.core.database.workspace_scope import all_workspaces
+from app.http.deps import Caller, DatabaseDep
+from app.http.endpoint_route import EndpointRoute
+from app.http.idempotency import Key, idempotent
+from app.http.pagination import Cursor, Limit, cursor_id, link_next
 from app.models import Workspace
-from app.routers.deps import Caller, Data
-from app.routers.idempotency import Key, once
-from app.routers.pages import Cursor, Limit, cursor_id, link_next
-from app.routers.strict_route import StrictRoute
 from app.schemas.identity import WorkspaceCreate, WorkspaceRead
 from app.services.identity import audit, workspaces
 
-router = APIRouter(prefix="/workspaces", tags=["workspaces"], route_class=StrictRoute)
+router = APIRouter(prefix="/workspaces", tags=["workspaces"], route_class=EndpointRoute)
 
 
-async def _db_of_every_workspace(data: Data) -> AsyncIterator[AsyncSession]:
-    with service_wide():
+async def _db_of_every_workspace(data: DatabaseDep) -> AsyncIterator[AsyncSession]:
+    with all_workspaces():
         async with data.transaction() as db:
             yield db
 
@@ -31,15 +34,15 @@ Db = Annotated[AsyncSession, Depends(_db_of_every_workspace, scope="function")]
 
 @router.post("", response_model=WorkspaceRead, status_code=HTTPStatus.CREATED)
 async def create_workspace(body: WorkspaceCreate, db: Db, caller: Caller, key: Key) -> Response:
-    """Make a workspace, which has its own agents, sessions and keys."""
+    """Create a workspace, which has its own agents, sessions and keys."""
 
     async def create() -> Workspace:
         workspace = await workspaces.create(db, body.name)
-        inside = replace(caller, workspace_id=workspace.id)
-        audit.record(db, inside, audit.Action.WORKSPACE_CREATED, workspace.id, name=workspace.name)
+        creator = replace(caller, workspace_id=workspace.id)
+        audit.record(db, creator, audit.Action.WORKSPACE_CREATED, workspace.id, name=workspace.name)
         return workspace
 
-    return await once(key, db, caller, WorkspaceRead, create)
+    return await idempotent(key, db, caller, WorkspaceRead, create)
 
 
 @router.get("", response_model=list[WorkspaceRead])
@@ -51,6 +54,6 @@ async def list_workspaces(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Sequence[Workspace]:
-    """List every workspace, the newest first."""
-    found = await workspaces.list_all(db, before_id=cursor_id(cursor), limit=limit + 1)
-    return link_next(request, response, found, limit, lambda workspace: workspace.id)
+    """List every workspace, newest first."""
+    rows = await workspaces.list_all(db, before_id=cursor_id(cursor), limit=limit + 1)
+    return link_next(request, response, rows, limit, lambda workspace: workspace.id)

@@ -1,11 +1,15 @@
-"""What every wire shape shares: strict requests, and text that any database can hold."""
+"""Base classes of schemas: strict requests, and text types that every database can store."""
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any, cast
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 _METADATA_BYTES = 16 * 1024
+_METADATA_LEVELS = 100
+"""Of objects and lists in one another; what writes JSON refuses about 255."""
 
 
 def _refuse_nul(text: str) -> str:
@@ -25,12 +29,47 @@ def _refuse_blank(text: str) -> str:
 
 
 def _refuse_unstorable(metadata: dict[str, Any]) -> dict[str, Any]:
+    if _levels(metadata) > _METADATA_LEVELS:
+        raise ValueError(f"must have at most {_METADATA_LEVELS} levels")
     encoded = orjson.dumps(metadata)
     if len(encoded) > _METADATA_BYTES:
         raise ValueError(f"must be at most {_METADATA_BYTES} bytes of JSON")
     if b"\\u0000" in encoded:
         raise ValueError("must not contain the NUL character")
     return metadata
+
+
+def storable_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object that every database can store and every writer write.
+
+    Raises `ValueError`.
+    """
+    if _levels(value) > _METADATA_LEVELS:
+        raise ValueError(f"must have at most {_METADATA_LEVELS} levels")
+    if b"\\u0000" in orjson.dumps(value):
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+def _levels(value: object) -> int:
+    """Return how deep a JSON value is."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in cast("Iterable[object]", each.values() if isinstance(each, dict) else each)
+        ]
+    return depth - 1
+
+
+def storable(moment: datetime) -> datetime:
+    """Return a time that any database can hold in UTC. Raises `ValueError`."""
+    if not 1 < moment.year < 9999:  # noqa: PLR2004  # no zone may carry it beyond
+        raise ValueError("must be a time between the years 2 and 9998")
+    return moment
 
 
 Text = Annotated[str, AfterValidator(_refuse_nul)]
@@ -40,12 +79,26 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_refuse_unstorable)]
 
 
 class Request(BaseModel):
-    """A body from a client: an unknown field is a typing mistake, so it is refused."""
+    """Base of request bodies; unknown fields are refused, since they are typing mistakes."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Response(BaseModel):
-    """A body to a client: read off a row; no field has a default, so none is optional."""
+def omit_defaults(schema: dict[str, Any]) -> None:
+    """Remove the defaults of a change's JSON schema: clients would send them, and change fields."""
+    for field in schema.get("properties", {}).values():
+        field.pop("default", None)
 
-    model_config = ConfigDict(from_attributes=True)
+
+class Changes(Request):
+    """A change of a resource: its other fields may come too, as they were; see `changeable`."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=omit_defaults)
+
+
+class Response(BaseModel):
+    """Base of response bodies, built from rows; no field has a default, so none is optional."""
+
+    model_config = ConfigDict(
+        from_attributes=True, json_schema_serialization_defaults_required=True
+    )

@@ -1,19 +1,35 @@
-"""What clients send and receive about agents, sessions, turns and messages."""
+"""Schemas of agents, sessions, turns and messages."""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasChoices, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+)
 
-from app.models import MessageStatus, Modality, Role, TurnStatus
-from app.schemas.base import Metadata, Name, NonBlank, Request, Response, Text
+from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus, utc_now
+from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Response, Text, storable
+from app.schemas.languages import language_code
+from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
+from app.schemas.tools import (
+    AgentToolRead,
+    AgentToolRefs,
+    JsonObject,
+    ToolPolicyFields,
+    ToolPolicyRead,
+)
 
 SystemPrompt = Annotated[Text, StringConstraints(max_length=200_000)]
 ModelName = Annotated[NonBlank, StringConstraints(max_length=200)]
 VoiceName = Annotated[NonBlank, StringConstraints(max_length=64)]
-Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})?$")]
+Language = Annotated[str, AfterValidator(language_code)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 ContextTokens = Annotated[int, Field(ge=512, le=10_000_000)]
 OutputTokens = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -21,8 +37,11 @@ UserId = Annotated[NonBlank, StringConstraints(max_length=200)]
 Title = Annotated[Text, StringConstraints(max_length=200)]
 
 
+_NOBODY = UUID(int=0)
+
+
 class AgentCreate(Request):
-    """A new agent. What is left out is the server's default."""
+    """A new agent. Omitted fields have the server's defaults."""
 
     name: Name = Field(examples=["Ada"])
     system_prompt: SystemPrompt = Field(
@@ -34,10 +53,15 @@ class AgentCreate(Request):
     context_tokens: ContextTokens | None = None
     voice: VoiceName | None = None
     language: Language | None = Field(default=None, description="ISO 639-1, such as `en`.")
+    tools: AgentToolRefs = Field(default_factory=list[Any])
+    tool_policy: ToolPolicyFields | None = None
+    output_schema: JsonObject | None = Field(
+        default=None, description="A JSON Schema of the agent's answers."
+    )
 
 
-class AgentUpdate(Request):
-    """Any subset of an agent's fields; `null` sets one back to the server's default."""
+class AgentUpdate(Changes):
+    """Any subset of an agent's fields; `null` resets a field to the server's default."""
 
     name: Name = Field(default="", validate_default=False, examples=["Ada"])
     system_prompt: SystemPrompt = Field(default="", validate_default=False)
@@ -47,10 +71,17 @@ class AgentUpdate(Request):
     context_tokens: ContextTokens | None = None
     voice: VoiceName | None = None
     language: Language | None = None
+    tools: AgentToolRefs = Field(default_factory=list[Any])
+    tool_policy: ToolPolicyFields | None = None
+    output_schema: JsonObject | None = None
+
+
+def _none_as_empty(tools: object) -> object:
+    return [] if tools is None else tools
 
 
 class PersonaRead(Response):
-    """What an agent is."""
+    """The configuration of an agent at one version."""
 
     name: str
     system_prompt: str
@@ -60,6 +91,9 @@ class PersonaRead(Response):
     context_tokens: int | None
     voice: str | None
     language: str | None
+    tools: Annotated[list[AgentToolRead], BeforeValidator(_none_as_empty)]
+    tool_policy: ToolPolicyRead | None
+    output_schema: dict[str, Any] | None
     version: int
     created_at: datetime
 
@@ -73,30 +107,53 @@ class AgentRead(PersonaRead):
 
 
 class AgentVersionRead(PersonaRead):
-    """An agent as it was at one version."""
+    """An agent at an earlier or its newest version."""
 
     agent_id: UUID
 
 
+def _not_in_future(moment: datetime) -> datetime:
+    if storable(moment) > utc_now():
+        raise ValueError("must not be in the future")
+    return moment
+
+
+class MessageImport(Request):
+    """A message of a conversation that took place elsewhere."""
+
+    role: Literal[Role.USER, Role.ASSISTANT]
+    content: Annotated[NonBlank, StringConstraints(max_length=200_000)]
+    created_at: Annotated[AwareDatetime, AfterValidator(_not_in_future)] | None = Field(
+        default=None, description="When it was written; by default now."
+    )
+
+
 class SessionCreate(Request):
-    """A new conversation with an agent."""
+    """A new conversation with an agent, or one that continues another system's."""
 
     agent_id: UUID
     title: Title | None = None
     user_id: UserId | None = Field(default=None, description="Your own id of the end user.")
     metadata: Metadata = Field(default_factory=dict[str, Any])
+    messages: Annotated[list[MessageImport], Field(max_length=1000)] = Field(
+        default_factory=list[MessageImport],
+        description="The conversation so far, oldest message first. Not for end users.",
+    )
 
 
-class SessionUpdate(Request):
-    """Any subset of these; `null` clears the title or the user."""
+class SessionUpdate(Changes):
+    """Any subset of a session's fields; `null` clears the title or the user."""
 
+    agent_id: UUID = Field(
+        default=_NOBODY, validate_default=False, description="Another agent, for the next turns."
+    )
     title: Title | None = None
     user_id: UserId | None = None
     metadata: Metadata = Field(default_factory=dict[str, Any])
 
 
 class SessionFork(Request):
-    """Where to cut: the `seq` of the last message to copy; all of them without it."""
+    """The `seq` of the last message to copy; without it, all messages are copied."""
 
     up_to_seq: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
 
@@ -116,8 +173,24 @@ class SessionRead(Response):
     updated_at: datetime
 
 
+class SearchMatchRead(Response):
+    """The first message that has all words of a search: its `seq`, and the text around one."""
+
+    seq: int
+    snippet: str
+
+
+class SessionListed(SessionRead):
+    """A conversation in a list; `preview` and `match` are there with `preview=true`."""
+
+    preview: str | None = Field(description="How the first message begins.")
+    match: SearchMatchRead | None = Field(
+        description="Where a search found its words; `null` where they are in the title."
+    )
+
+
 class MessageRead(Response):
-    """One message. While its turn runs, an assistant's message is `in_progress` and empty."""
+    """A message. While its turn runs, the assistant's message is `in_progress` and empty."""
 
     id: UUID
     session_id: UUID
@@ -126,30 +199,20 @@ class MessageRead(Response):
     role: Role
     content: str
     heard_content: str | None = Field(
-        description="What was heard of a spoken answer before it was interrupted: later prompts "
-        "use it. `null` means all of it."
+        description="The part of a spoken answer that the user had heard when it was interrupted. "
+        "Later prompts contain this part only. `null` means that all of it was heard."
     )
     status: MessageStatus
     modality: Modality
     created_at: datetime
+    parts: list[dict[str, Any]] | None = Field(
+        description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; "
+        "`null` for plain text, which `content` has."
+    )
 
 
-class SessionHistory(SessionRead):
-    """A conversation with all of its messages, oldest first."""
-
-    messages: list[MessageRead]
-
-
-class OnBusy(StrEnum):
-    """What becomes of a message while another turn of its session is live."""
-
-    ENQUEUE = "enqueue"
-    REJECT = "reject"
-    INTERRUPT = "interrupt"
-
-
-class OnDisconnect(StrEnum):
-    """What becomes of a turn whose client leaves."""
+class DisconnectPolicy(StrEnum):
+    """What to do with a turn when its client disconnects."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
@@ -162,57 +225,96 @@ class TextMessageCreate(Request):
     content: Annotated[NonBlank, StringConstraints(max_length=200_000)] = Field(
         examples=["What is the capital of France?"]
     )
-    on_busy: OnBusy = Field(
-        default=OnBusy.ENQUEUE,
-        description="While another turn of the session is live: wait, be refused, or cut it short.",
+    on_busy: BusyPolicy = Field(
+        default=BusyPolicy.ENQUEUE,
+        description="What to do while another turn of the session is live: wait for its end "
+        "(`enqueue`), refuse this message (`reject`), or cancel that turn (`interrupt`).",
     )
-    on_disconnect: OnDisconnect = Field(
-        default=OnDisconnect.CONTINUE,
-        description="What becomes of the turn when this request's connection is lost.",
+    on_disconnect: DisconnectPolicy = Field(
+        default=DisconnectPolicy.CONTINUE,
+        description="What to do with the turn when this request's connection is lost: finish it "
+        "(`continue`) or cancel it (`cancel`).",
+    )
+    output: Modality = Field(
+        default=Modality.TEXT,
+        description="How the answer is given: as JSON (`text`), or spoken, as MP3 (`voice`). A "
+        "stream of events has text in both cases, and the sound of each sentence with `voice`.",
     )
 
 
 class TurnCancel(Request):
-    """How much of the answer's sound the user has heard, where it is an interruption."""
+    """How much of the answer's audio was played, in milliseconds, if the user interrupted it."""
 
     played_ms: Annotated[int, Field(ge=0, le=86_400_000)] | None = None
 
 
 class UsageRead(Response):
-    """What a turn used; `null` where the provider did not say, or the price is not known."""
+    """The usage of a turn; `null` if the provider did not report it or the price is unknown."""
 
     prompt_tokens: int | None
     cached_tokens: int | None
     completion_tokens: int | None
     cost_usd: float | None
     estimated: bool = Field(
-        description="True where the provider did not say, and tokens are counted by length."
+        description="True if the provider did not report tokens, so they are estimated from the "
+        "length of the text."
     )
 
 
 class TurnUsageRead(UsageRead):
-    """All that a turn used, in all of its attempts."""
+    """The usage of a turn, summed over all of its attempts."""
 
     speech_in_seconds: float | None
     speech_out_characters: int | None
 
 
 class ReplyRead(MessageRead):
-    """The assistant's message, with what it took; `timings` are milliseconds."""
+    """The assistant's message, with its usage and timings in milliseconds."""
 
     usage: UsageRead
     timings: dict[str, float]
 
 
+class VoiceReplyRead(ReplyRead):
+    """The written answer to a recording, with the transcript of the recording."""
+
+    transcription: str
+
+
 class TurnError(Response):
-    """Why a turn did not complete; `code` is one of the documented error codes."""
+    """The reason why a turn did not complete; `code` is one of the documented error codes."""
 
     code: str
     detail: str
 
 
+class MessageOrder(StrEnum):
+    """From which end a history is read."""
+
+    OLDEST_FIRST = "asc"
+    NEWEST_FIRST = "desc"
+
+
+class HistoryMessageRead(MessageRead):
+    """A message of a history; an answer has what its turn took, other messages have `null`."""
+
+    attempt: int | None
+    model: str | None
+    usage: TurnUsageRead | None
+    timings: dict[str, float] | None
+    error: TurnError | None
+
+
+class SessionHistory(SessionRead):
+    """A conversation with all of its messages, oldest first, or without them."""
+
+    messages: list[HistoryMessageRead] | None = Field(
+        description="Oldest first. `null` with `messages=false`."
+    )
+
+
 class TurnRead(Response):
-    """A turn: one user message and everything done to answer it."""
+    """A turn: a user message and the state of answering it. `timings` are milliseconds."""
 
     id: UUID
     session_id: UUID
@@ -228,19 +330,22 @@ class TurnRead(Response):
     finish_reason: str | None
     model: str | None
     usage: TurnUsageRead
-    speech_in_seconds: float | None
-    speech_out_characters: int | None
     timings: dict[str, float]
 
 
 class TurnWithMessage(TurnRead):
-    """A turn with the assistant's message of it."""
+    """A turn with its assistant's message, and the tool calls in it."""
 
     message: MessageRead
+    steps: list[StepRead] = Field(description="The model's answers before the last one.")
+    tool_calls: list[ToolCallRead]
+    required_actions: list[RequiredActionRead] = Field(
+        description="What `requires_action` waits for: `POST /tool-calls/{call_id}/resolution`."
+    )
 
 
 class RecordingRead(Response):
-    """What a voice turn's user sent; `data` is base64."""
+    """The recording that the user uploaded; `data` is base64."""
 
     format: str
     duration_seconds: float
@@ -248,7 +353,7 @@ class RecordingRead(Response):
 
 
 class ClipRead(Response):
-    """One spoken piece of an answer: where it plays, and where it is written."""
+    """The speech of one piece of an answer: its time in the audio and its offset in the text."""
 
     index: int
     text: str
@@ -259,7 +364,7 @@ class ClipRead(Response):
 
 
 class TurnAudio(Response):
-    """The sound of one turn, as far as it is kept; `mp3` is base64 of the whole answer."""
+    """The stored audio of a turn; `mp3` is the whole answer as base64, `null` if not stored."""
 
     turn_id: UUID
     recording: RecordingRead | None
@@ -268,10 +373,22 @@ class TurnAudio(Response):
 
 
 class SessionExport(Response):
-    """Everything that is stored of a conversation."""
+    """All stored data of a conversation."""
 
     session: SessionRead
     agent: AgentRead
     messages: list[MessageRead]
     turns: list[TurnRead]
     audio: list[TurnAudio]
+
+
+class DeletedUserRead(Response):
+    """What was deleted of an end user, and the name under which `GET /usage` has their sums."""
+
+    sessions: int
+    turns: int
+    messages: int
+    recordings: int
+    audio_clips: int
+    usage_records: int
+    kept_as: str

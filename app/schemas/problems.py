@@ -1,10 +1,10 @@
-"""Errors on the wire: problem documents (RFC 9457)."""
+"""Schemas of errors: problem documents (RFC 9457)."""
 
 from pydantic import BaseModel
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field; the input itself is never echoed."""
+    """The error of one field; the input is never echoed."""
 
     loc: list[str | int]
     msg: str
@@ -12,7 +12,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """`application/problem+json`; `code` never changes, and is explained in the documentation."""
+    """An error as `application/problem+json`; every `code` is stable and documented."""
 
     type: str
     title: str

@@ -1,13 +1,13 @@
-"""What clients receive about usage."""
+"""Schemas of usage reports."""
 
-from datetime import date
+from datetime import date, datetime
 from uuid import UUID
 
 from app.schemas.base import Response
 
 
 class UsageRowRead(Response):
-    """Sums of one group; what the report is not grouped by is `null`."""
+    """The sums of one group; fields by which the report is not grouped are `null`."""
 
     day: date | None
     agent_id: UUID | None
@@ -22,3 +22,19 @@ class UsageRowRead(Response):
     speech_out_characters: int
     cost_usd: float | None
     unpriced_turns: int
+
+
+class BudgetRead(Response):
+    """How one budget stands with one resource; `limit` and `remaining` are `null` without one."""
+
+    bucket: str
+    kind: str
+    key_id: str | None
+    user_id: str | None
+    session_id: UUID | None
+    resource: str
+    limit: float | None
+    used: float
+    reserved: float
+    remaining: float | None
+    reset_at: datetime | None

@@ -1,33 +1,50 @@
-"""What the platform asks of an AI provider, in its own words.
+"""Ports for AI providers: chat model, transcription and speech synthesis, with their errors.
 
-`openai_service` and `local_service` fulfil these; tests use `tests/fakes.py`. A provider's
-own types, exceptions and words never pass this line.
+`openai_service` and `local_service` implement these protocols. A provider's own types,
+exceptions and field names never leave its adapter.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from app.core.errors import AppError, ErrorKind
-from app.core.values import value
+from app.core.value_objects import value_object
 
 
 class ProviderError(AppError):
     """The AI provider failed.
 
-    Base of every failure of a provider. `retryable` says whether the same request may
-    succeed at once or soon; `retry_after_seconds` is what the provider asked for, if anything.
+    Base class of all provider errors. `retryable` is True where the same request may succeed
+    when it is sent again; `retry_after_seconds` is the delay that the provider requested, if any.
     """
 
     kind = ErrorKind.UPSTREAM
     code = "provider-failed"
     retryable: ClassVar[bool] = False
+    http_status: int | None = None
+    """The status of the provider's HTTP answer, where that is what failed."""
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after_seconds: float | None = None,
+        is_outage: bool = False,
+        refused_fields: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
+        self.is_outage = is_outage
+        """True where the provider could not be reached or failed as a whole: a connection that was
+        refused, reset or not made in time, or a status of 5xx."""
+        self.refused_fields = refused_fields
+        """Optional fields of the request that the refusal names."""
 
 
 class ProviderUnavailable(ProviderError):
     """The AI provider cannot be reached or cannot serve now.
 
-    Refused and reset connections, 408, 409, 5xx, a crashed embedded engine.
+    Raised for refused and reset connections, 408, 409, 5xx and a crashed embedded engine.
     """
 
     kind = ErrorKind.UNAVAILABLE
@@ -54,7 +71,7 @@ class ProviderTimeout(ProviderError):
 class ProviderUnauthorized(ProviderError):
     """The AI provider refused this server's credentials.
 
-    401 and 403, and a 429 that says the account has no credit.
+    Raised for 401, 403, and a 429 that says that the account has no credit.
     """
 
     kind = ErrorKind.UPSTREAM
@@ -64,7 +81,7 @@ class ProviderUnauthorized(ProviderError):
 class ProviderRejected(ProviderError):
     """The AI provider refused the request.
 
-    400, 404, 413, 422: an unknown model, a prompt that is too long, an unknown voice.
+    Raised for 400, 404, 413 and 422: an unknown model or voice, or a prompt that is too long.
     """
 
     kind = ErrorKind.UPSTREAM
@@ -72,9 +89,10 @@ class ProviderRejected(ProviderError):
 
 
 class UpstreamIncomplete(ProviderError):
-    """The AI provider's answer broke off or made no sense.
+    """The AI provider's answer was incomplete or could not be parsed.
 
-    A stream without a finish reason, HTML with status 200, an empty body, a broken chunk.
+    Raised for a stream without a finish reason, HTML with status 200, an empty body or a broken
+    chunk.
     """
 
     kind = ErrorKind.UPSTREAM
@@ -82,17 +100,28 @@ class UpstreamIncomplete(ProviderError):
     retryable = True
 
 
+class ToolCallsUnsupported(ProviderError):
+    """The model asked for tool calls, and the agent has no tools.
+
+    An answer that ends with tool calls and has no text. The same request would end the same way.
+    """
+
+    kind = ErrorKind.UPSTREAM
+    code = "tool-calls-unsupported"
+
+
 class FinishReason(StrEnum):
-    """Why the model stopped."""
+    """Why the model stopped generating."""
 
     STOP = "stop"
     LENGTH = "length"
     CONTENT_FILTER = "content_filter"
+    """A filter ended the answer, or the model refused: then the text is the refusal."""
     TOOL_CALLS = "tool_calls"
 
 
 class PromptLine(Protocol):
-    """One line of the conversation as the model sees it."""
+    """One message of a prompt."""
 
     @property
     def role(self) -> str:
@@ -101,68 +130,138 @@ class PromptLine(Protocol):
 
     @property
     def content(self) -> str:
-        """The words."""
+        """The text of the message."""
         ...
 
 
 class PromptMessage(NamedTuple):
-    """A `PromptLine` that is nothing else."""
+    """A plain `PromptLine`, such as the system prompt."""
 
     role: str
     content: str
 
 
-@value(frozen=True, slots=True)
+class PromptCall(NamedTuple):
+    """A call of a tool in an earlier answer of the model."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, byte for byte as the model wrote it."""
+
+
+class PromptAnswer(NamedTuple):
+    """An earlier answer of the model that called tools; its results follow as `PromptResult`s."""
+
+    role: str
+    content: str
+    calls: tuple[PromptCall, ...]
+
+
+class PromptResult(NamedTuple):
+    """What a tool answered; its role is `TOOL_ROLE`."""
+
+    role: str
+    content: str
+    call_id: str
+
+
+TOOL_ROLE = "tool"
+
+
+@value_object(frozen=True, slots=True)
+class ToolDefinition:
+    """What a model sees of a tool."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON Schema of the arguments, an object."""
+
+
+@value_object(frozen=True, slots=True)
 class ChatRequest:
-    """A prompt and how to answer it. `None` means the provider's default."""
+    """A prompt with its generation parameters. `None` means the provider's default."""
 
     messages: Sequence[PromptLine]
-    """Oldest first, the system prompt at its head."""
+    """The system prompt first, then the messages, oldest first."""
     model: str | None = None
     temperature: float | None = None
     max_output_tokens: int | None = None
+    tools: Sequence[ToolDefinition] = ()
+    """The tools of the agent, in the order in which the model is told of them."""
+    may_call_tools: bool = True
+    """False where the model must answer without calling one of `tools`."""
+
+    @property
+    def has_calls(self) -> bool:
+        """True if an earlier answer in the prompt called tools."""
+        return any(isinstance(line, PromptResult) for line in self.messages)
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class TextDelta:
-    """The next piece of the answer; never empty."""
+    """The next part of the answer's text; never empty."""
 
     text: str
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
+class ReasoningDelta:
+    """The next piece of the model's reasoning; never empty. It is not part of the answer."""
+
+    text: str
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call. The first piece of a call has its id and its name."""
+
+    index: int
+    """Which call of the answer, from 0 on."""
+    call_id: str
+    name: str
+    arguments: str
+    """The next piece of the arguments' JSON; may be empty."""
+
+
+@value_object(frozen=True, slots=True)
 class ChatFinished:
-    """The end of the answer. Token counts are `None` where the provider gives none."""
+    """The end of the answer. Token counts are `None` where the provider reports none."""
 
     finish_reason: FinishReason
     model: str
     """The model that answered, as the provider names it."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Those of `prompt_tokens` that came from the provider's prompt cache."""
+    """The part of `prompt_tokens` that was read from the provider's prompt cache."""
     completion_tokens: int | None = None
 
 
+ChatDelta = TextDelta | ReasoningDelta | ToolCallDelta
+ChatItem = ChatDelta | ChatFinished
+
+
 class ChatModel(Protocol):
-    """Answers a conversation."""
+    """Port of a chat model: generates the answer to a conversation."""
 
     @property
     def context_tokens(self) -> int:
-        """How many tokens prompt and answer may have together, by default."""
+        """Size of the context window in tokens, prompt and answer together."""
         ...
 
-    def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
-        """Answer `request`: text deltas, then exactly one `ChatFinished`.
+    def stream(self, request: ChatRequest) -> AsyncGenerator[ChatItem]:
+        """Answer `request`: deltas of text, reasoning and calls, then exactly one `ChatFinished`.
 
-        No `ChatFinished` comes without the provider's own finish reason. Safe to cancel or
-        to close early: the provider is told and nothing is left running. Raises `ProviderError`;
-        makes one attempt, for retries are the caller's.
+        `ChatFinished` is yielded only if the provider sent a finish reason. Safe to cancel or to
+        close early: the request at the provider is cancelled, and nothing is left running.
+        Raises `ProviderError`. Makes one attempt; the caller retries.
         """
         ...
 
 
 class AudioFormat(StrEnum):
-    """A container of sound; the value is its usual file name extension."""
+    """An audio container format; the value is its usual file name extension."""
 
     WAV = "wav"
     MP3 = "mp3"
@@ -172,18 +271,18 @@ class AudioFormat(StrEnum):
     FLAC = "flac"
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Recording:
-    """An upload that passed the guard: `data` really is sound in `format`, with speech in it."""
+    """A checked upload: `data` is valid audio in `format` and contains speech."""
 
     data: bytes
     format: AudioFormat
     duration_seconds: float
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Transcript:
-    """What was said. `language` is an ISO 639-1 code, `None` where the provider names none."""
+    """Transcribed speech. `language` is an ISO 639-1 code, `None` where the provider names none."""
 
     text: str
     language: str | None = None
@@ -193,7 +292,7 @@ OnWords = Callable[[str], None]
 
 
 class Transcriber(Protocol):
-    """Turns speech into text."""
+    """Port of transcription: converts speech to text."""
 
     async def transcribe(
         self,
@@ -202,34 +301,68 @@ class Transcriber(Protocol):
         language: str | None = None,
         on_words: OnWords | None = None,
     ) -> Transcript:
-        """Write down `recording`; `language` (ISO 639-1) is a hint.
+        """Transcribe `recording`; `language` (ISO 639-1) is a hint.
 
-        `on_words` is called with each piece of text as it is understood, where the provider
-        streams; the transcript that is returned is what counts.
-        Safe to cancel. Raises `ProviderError`; makes one attempt. Empty text means that
-        no words were heard.
+        Where the provider streams, `on_words` is called with each partial transcript; the
+        transcript that is returned is authoritative. Its text is empty where no words were
+        recognized. Safe to cancel. Raises `ProviderError`. Makes one attempt.
         """
         ...
 
 
+@value_object(frozen=True, slots=True)
+class SampleFormat:
+    """Little-endian samples, the channels of each moment side by side."""
+
+    rate_hz: int
+    channels: int
+    bits: int
+    """Of one sample: 8 (unsigned), 16, 24 or 32; of floats 32 or 64."""
+    is_float: bool = False
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of all channels at one moment."""
+        return self.channels * self.bits // 8
+
+    @property
+    def is_usual(self) -> bool:
+        """True for what can be converted."""
+        widths = (32, 64) if self.is_float else (8, 16, 24, 32)
+        return (
+            4_000 <= self.rate_hz <= 192_000  # noqa: PLR2004
+            and 1 <= self.channels <= 8  # noqa: PLR2004
+            and self.bits in widths
+        )
+
+
+STANDARD_VOICES = frozenset(("alloy", "echo", "fable", "nova", "onyx", "shimmer"))
+"""The names of voices that every `Speaker` takes."""
+
+
 class Speaker(Protocol):
-    """Turns text into speech."""
+    """Port of speech synthesis: converts text to speech."""
 
     @property
     def sample_rate_hz(self) -> int:
-        """Samples per second of what `speak` yields."""
+        """Sample rate of the PCM that `speak` yields, in Hz."""
         ...
 
     @property
     def max_characters(self) -> int:
-        """The longest text that one call of `speak` takes."""
+        """The longest text, in characters, that one call of `speak` accepts."""
+        ...
+
+    @property
+    def voices(self) -> frozenset[str] | None:
+        """The names of all voices, the standard ones included; `None` where nobody knows them."""
         ...
 
     def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
-        """Read `text` aloud: signed 16-bit little-endian mono PCM, in whole samples.
+        """Synthesize `text`; yield signed 16-bit little-endian mono PCM, in whole samples.
 
-        `voice` is one of the six names of the seed or one that the provider knows. Safe to
-        cancel or to close early. Raises `ProviderError`; makes one attempt. Yields at least
-        one sample unless it raises.
+        `voice` is one of the six standard names (`alloy` and so on) or a voice of the provider.
+        Safe to cancel or to close early. Yields at least one sample unless it raises. Raises
+        `ProviderError`. Makes one attempt.
         """
         ...

@@ -8,12 +8,11 @@ import pytest
 
 from app.core.config import EmbeddedModels
 from app.services.local_service import LocalEngine, LocalTranscriber
-from app.services.ports import AudioFormat, Recording
-from tests.conftest import AUDIO
-from tests.e2e.server import ServerProcess, open_session
 from tests.embedded.conftest import DATA_DIR
 from tests.embedded.conftest import embedded_weights as embedded_weights  # noqa: PLC0414  # a fixture
-from tests.embedded.recordings import converted, word_error_rate, words
+from tests.embedded.recordings import accepted, converted, word_error_rate, words
+from tests.support.application import AUDIO
+from tests.support.server_process import ServerProcess, open_session
 
 pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
 
@@ -55,7 +54,7 @@ def test_agent_answers_in_text_and_remembers(client: httpx2.Client) -> None:
 def test_each_format_is_heard_closely_and_answered_with_speech(client: httpx2.Client) -> None:
     pairs: list[tuple[str, str]] = []
     for number, kind in enumerate(KINDS * 2, start=1):
-        session_id = open_session(client, max_output_tokens=40)
+        session_id = open_session(client, max_output_tokens=16)
         line = (number - 1) % len(LINES) + 1
         speaker = "anna" if number % 2 else "mike"
         recording = converted(f"{speaker}_{line:02d}", kind)
@@ -85,7 +84,7 @@ async def test_spoken_answer_can_be_transcribed_again(
     written = client.get(f"/sessions/{session_id}").json()["messages"][1]["content"]
 
     async with LocalEngine(models=embedded_weights, data_dir=DATA_DIR) as engine:
-        recording = Recording(response.content, AudioFormat.MP3, 5.0)
+        recording = accepted(response.content)
         heard = await LocalTranscriber(engine).transcribe(recording, language="en")
 
     said, again = set(words(written)), set(words(heard.text))

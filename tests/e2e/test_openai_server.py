@@ -9,11 +9,11 @@ from urllib.parse import unquote
 import httpx2
 import pytest
 
-from tests.canaries import PROVIDER_KEY as KEY
-from tests.conftest import AUDIO
-from tests.e2e.server import ServerProcess, open_session
 from tests.embedded.recordings import converted
-from tests.provider import Fault, Provider
+from tests.support.application import AUDIO
+from tests.support.planted_secrets import PROVIDER_KEY as KEY
+from tests.support.provider import Fault, Provider
+from tests.support.server_process import ServerProcess, open_session
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_killed_server_finishes_its_turn_at_the_next_start(
             assert provider.wait_until(lambda: len(provider.to("chat")) == 2)
             url = f"/sessions/{session_id}"
             assert provider.wait_until(
-                lambda: client.get(url).json()["messages"][1]["status"] == "completed", 10
+                lambda: client.get(url).json()["messages"][1]["status"] == "completed"
             )
 
 
@@ -215,7 +215,7 @@ def test_second_server_on_the_same_file_refuses_to_start_and_says_why(
 
     process = second.launch()
 
-    assert process.wait(30) != 0
+    assert process.wait(120) != 0
     assert "Another process uses" in second.log()
     assert "Traceback" not in second.log()
 
@@ -228,7 +228,7 @@ def test_lying_content_length_hurts_nobody(server: ServerProcess, client: httpx2
         b"Content-Length: %s\r\n\r\n" + b'{"name": "Ada"}'
     )
     for announced in (b"999", b"3", b"-1", b"9" * 30, b"x"):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
             connection.sendall(request % announced)
             connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(65536)

@@ -11,8 +11,9 @@ from typing import cast
 
 import pytest
 
+from app.core.capabilities import Capability
 from app.core.config import EmbeddedModels
-from app.services.local_service import LocalEngine, Part, WeightsUnavailable, ensure_weights
+from app.services.local_service import LocalEngine, WeightsUnavailable, ensure_weights
 from app.services.local_service.engine import EmbeddedPackagesMissing, require_packages
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def embedded_weights() -> EmbeddedModels:
     try:
-        require_packages(list(Part))
+        require_packages(list(Capability))
         ensure_weights(MODELS, data_dir=DATA_DIR)
     except (WeightsUnavailable, EmbeddedPackagesMissing) as error:
         if os.environ.get("CI") == "true":

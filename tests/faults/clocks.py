@@ -14,6 +14,7 @@ from tests.faults.load import load
 from tests.faults.recorder import recorder, talk
 from tests.faults.report import Plan, Report, reporting
 from tests.faults.servers import Server, platform
+from tests.support.tools import ToolMissing
 
 CLIENTS = 10
 SETTLE_SECONDS = 10
@@ -23,10 +24,6 @@ _LEAP_SECONDS = 3
 """A server looks at its clock's file each second; two are left to it afterwards."""
 _EQUAL_HOURS = 0.01
 _LIBRARIES = "usr/lib*/*/faketime/libfaketime.so.1"
-
-
-class FaketimeMissing(RuntimeError):
-    """The library that moves the clock of one process is not installed."""
 
 
 async def clock_leaps_on_sqlite(plan: Plan) -> Report:
@@ -75,7 +72,9 @@ class Clock:
         self._path = path
         library = next(Path("/").glob(_LIBRARIES), None)
         if library is None:
-            raise FaketimeMissing("apt install libfaketime")
+            raise ToolMissing(
+                "libfaketime is not installed: `apt install libfaketime` (Debian, Ubuntu)."
+            )
         self.environment = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(path),

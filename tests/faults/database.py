@@ -14,6 +14,7 @@ from tests.faults.servers import Platform, platform
 CLIENTS = 10
 BACK_SECONDS = 5
 SETTLE_SECONDS = 30
+CODES = {"storage-unavailable", "storage-outcome-unknown", "turn-state-unknown"}
 FAULTS = ("restarted", "frozen", "cut off", "killed")
 
 
@@ -42,7 +43,7 @@ async def database_away(plan: Plan) -> Report:
                 )
             report.add(await talking.settle(SETTLE_SECONDS))
         report.add(await compare(book, broken))
-        report.add(unexpected(book, {"storage-unavailable"}, may_break=False))
+        report.add(unexpected(book, CODES, may_break=False))
         slowest = max(told.seconds for message in book.messages for told in message.told)
         report.figures = figures(
             book,

@@ -29,12 +29,12 @@ RETRY_SECONDS = 15
 
 async def kills_on_sqlite(plan: Plan) -> Report:
     """Kill the only process of a SQLite file."""
-    return await _kills("kills-sqlite", plan, postgres=False, rounds=plan.rounds(20, 500))
+    return await _kills("kills-sqlite", plan, postgres=False, rounds=plan.rounds(12, 500))
 
 
 async def kills_on_postgres(plan: Plan) -> Report:
     """Kill a server that reaches Postgres through PgBouncer."""
-    return await _kills("kills-postgres", plan, postgres=True, rounds=plan.rounds(10, 200))
+    return await _kills("kills-postgres", plan, postgres=True, rounds=plan.rounds(6, 200))
 
 
 async def _kills(name: str, plan: Plan, *, postgres: bool, rounds: int) -> Report:

@@ -18,17 +18,17 @@ from hypothesis import HealthCheck
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from app.core.migrations import upgrade
+from app.core.database.migrations import upgrade
 from app.services.ports import ChatFinished, ChatRequest, FinishReason, TextDelta
-from app.state import Providers, serving
-from tests.conftest import IsolatedSettings, client_of
-from tests.fakes import FakeSpeaker, FakeTranscriber
+from app.state import Providers, build_state
 from tests.faults.report import Plan, Report, reporting
 from tests.faults_provider.cases import own_database
+from tests.support.application import IsolatedSettings, client_of
+from tests.support.fake_providers import FakeSpeaker, FakeTranscriber
 
 STEPS = 25
 QUEUE_LIMIT = 8
-WAIT_SECONDS = 5
+WAIT_SECONDS = 60
 HELD = "held"
 BEGUN = "Let me think"
 
@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         )
         async with (
             own_database(self.folder / "agent-platform.db", folder) as (settings, database),
-            serving(settings, database, providers) as state,
+            build_state(settings, database, providers) as state,
             client_of(settings, state) as self.http,
         ):
             ada = {"name": "Ada", "system_prompt": "Be brief."}
@@ -335,7 +335,7 @@ class Machine(RuleBasedStateMachine):
 async def sessions_and_turns(plan: Plan) -> Report:
     """Let hypothesis do what users do, in any order."""
     name = "model"
-    runs = plan.rounds(50, 2000)
+    runs = plan.rounds(30, 2000)
     async with reporting(name, plan) as report:
         await run_sync(_run_all, plan.seed, runs)
         report.figures = {"runs": runs, "steps_at_most": STEPS}

@@ -76,7 +76,7 @@ def _compare_equal(same: list[Message], broken: Platform) -> list[str]:
 
 
 async def _one_session(name: str, plan: Plan, *, servers: int) -> Report:
-    sends = plan.rounds(200, 1000)
+    sends = plan.rounds(120, 1000)
     async with (
         reporting(name, plan) as report,
         platform(postgres=servers > 1, servers=servers) as broken,

@@ -13,15 +13,16 @@ from zlib import crc32
 import aiohttp
 import anyio
 
-from tests import canaries
 from tests.faults.report import Plan
-from tests.provider import Provider
-from tests.sse import Event, text_of
+from tests.support import planted_secrets
+from tests.support.provider import Provider
+from tests.support.sse import Event, text_of
 
 TERMINAL = {"turn.completed", "turn.failed", "turn.cancelled"}
 EVENTS = {"Accept": "text/event-stream"}
 BROKEN = (aiohttp.ClientError, TimeoutError, ConnectionError)
 ATTEMPT_SECONDS = 60
+INSIST_SECONDS = 150
 
 
 def answer_to(content: str) -> str:
@@ -32,7 +33,8 @@ def answer_to(content: str) -> str:
 
 def talk(provider: Provider, seconds_per_word: float) -> None:
     """Let the provider answer each message in its own words, in a while."""
-    provider.chat.text = lambda prompt: answer_to(prompt[-1]["content"])
+    # Neighbours of one role are joined; the message itself is the last paragraph.
+    provider.chat.text = lambda prompt: answer_to(prompt[-1]["content"].rpartition("\n\n")[2])
     provider.chat.token_delay_seconds = seconds_per_word
 
 
@@ -97,8 +99,8 @@ class Recorder:
     def compose(self, session_id: str, *, streams: bool) -> Message:
         """Write a message that has not been sent before."""
         number = len(self.messages)
-        content = f"{canaries.SAID} {self.run} {number}"
-        key = f"{canaries.IDEMPOTENCY_KEY}-{self.run}-{number}"
+        content = f"{planted_secrets.SAID} {self.run} {number}"
+        key = f"{planted_secrets.IDEMPOTENCY_KEY}-{self.run}-{number}"
         message = Message(key, session_id, content, streams)
         self.messages.append(message)
         return message
@@ -125,8 +127,13 @@ class Recorder:
             await anyio.sleep(self.rng.uniform(0.05, 0.2))
 
     async def insist(self, message: Message, *, pause_seconds: float = 0.1) -> None:
-        """Send the message with its key until it is acknowledged."""
+        """Send the message with its key until it is acknowledged, or has ended in another way."""
+        give_up_at = time.monotonic() + INSIST_SECONDS
         while not await self.attempt(message):
+            if time.monotonic() > give_up_at:
+                told = ", ".join(map(str, message.told[-3:]))
+                message.wrongs.append(f"not acknowledged in {INSIST_SECONDS} s, but told: {told}")
+                return
             await anyio.sleep(self.rng.uniform(0.02, pause_seconds))
 
     async def attempt(self, message: Message) -> bool:
@@ -228,13 +235,15 @@ async def recorder(urls: list[str], seed: int, run: str) -> AsyncGenerator[Recor
         yield book
     for message in book.messages:
         shown = json.dumps([message.answers, [event.data for event in message.events]])
-        canaries.search(canaries.Place.ANSWER, shown, message.key)
+        planted_secrets.search(planted_secrets.Place.ANSWER, shown, message.key)
 
 
 async def problem(response: aiohttp.ClientResponse) -> Told:
     """Read a refusal; it is well formed where it is a problem document that says when to retry."""
     text = await response.text()
-    canaries.search(canaries.Place.REFUSAL, f"{response.raw_headers}\n{text}", str(response.url))
+    planted_secrets.search(
+        planted_secrets.Place.REFUSAL, f"{response.raw_headers}\n{text}", str(response.url)
+    )
     try:
         body: dict[str, Any] = json.loads(text)
     except ValueError:

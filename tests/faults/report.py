@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.postgres import PostgresMissing
+from tests.support.tools import ToolMissing
 
 _SHOWN_WRONGS = 12
 
@@ -79,7 +79,7 @@ async def reporting(name: str, plan: Plan) -> AsyncGenerator[Report]:
     begun_at = time.monotonic()
     try:
         yield report
-    except PostgresMissing:
+    except ToolMissing:
         raise
     except Exception as error:  # noqa: BLE001  # a row that breaks off is a finding, too
         words = "".join(traceback.format_exception(error))

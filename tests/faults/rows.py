@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from tests.faults.clocks import clock_leaps_on_postgres, clock_leaps_on_sqlite
+from tests.faults.commits import crashes_under_load, lost_commits
 from tests.faults.database import database_away
 from tests.faults.kills import kills_on_postgres, kills_on_sqlite
 from tests.faults.model import sessions_and_turns
@@ -28,6 +29,8 @@ ROWS: dict[str, Callable[[Plan], Awaitable[Report]]] = {
     "shutdown": shutdown_with_streams,
     "rolling": rolling_restart,
     "database": database_away,
+    "crashes": crashes_under_load,
+    "lost-commits": lost_commits,
     "disk-full": disk_full,
     "limited-files": limited_files,
     "clock": clock_moved,

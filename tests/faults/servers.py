@@ -3,9 +3,7 @@
 import http.client
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import sqlite3
 import tempfile
 import time
@@ -19,11 +17,13 @@ import anyio
 import asyncpg
 from anyio.to_thread import run_sync
 
-from tests import canaries
-from tests.e2e.server import ROOT, START_SECONDS
 from tests.faults import warm
-from tests.postgres import PgBouncer, PostgresServer
-from tests.provider import Provider
+from tests.support import planted_secrets
+from tests.support.ports import free_port
+from tests.support.postgres import PgBouncer, PostgresServer
+from tests.support.processes import send_signal
+from tests.support.provider import Provider
+from tests.support.server_process import ROOT, START_SECONDS
 
 SCHEMA = "agent_platform"
 _context = multiprocessing.get_context("forkserver")
@@ -34,7 +34,7 @@ class Server:
     """`agent-platform serve`, over and over on one port with one data folder."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = Path(tempfile.mkstemp(prefix="server-", suffix=".log")[1])
         self.data_dir = data_dir
@@ -45,7 +45,7 @@ class Server:
             "PYTHONPATH": str(ROOT),
             "DATA_DIR": str(data_dir),
             "PORT": str(self.port),
-            **canaries.SETTINGS,
+            **planted_secrets.SETTINGS,
             **settings,
         }
         self._process: Any = None
@@ -92,7 +92,7 @@ class Server:
 
     def terminate(self) -> None:
         """Ask it to end."""
-        os.kill(self.pid, signal.SIGTERM)
+        send_signal(self.pid, signal.SIGTERM)
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit status, or `None` where it still runs."""
@@ -104,7 +104,7 @@ class Server:
 
     def close(self) -> None:
         self.kill()
-        canaries.search(canaries.Place.LOG, self.log(), "server's log")
+        planted_secrets.search(planted_secrets.Place.LOG, self.log(), "server's log")
         self.log_path.unlink(missing_ok=True)
 
 
@@ -156,10 +156,10 @@ class Platform:
     def add_server(self, **settings: str) -> Server:
         """Make another server on the database; it is not started."""
         if self.pooler is not None:
-            settings["DATABASE_URL"] = self.pooler.url()
+            settings.setdefault("DATABASE_URL", self.pooler.url())
         server = Server(
             self.folder,
-            OPENAI_API_KEY=canaries.PROVIDER_KEY,
+            OPENAI_API_KEY=planted_secrets.PROVIDER_KEY,
             OPENAI_BASE_URL=self.provider.base_url,
             LIMIT_REQUESTS_PER_MINUTE="0",
             LIMIT_CONCURRENT_TURNS="0",
@@ -196,16 +196,4 @@ async def platform(
             with anyio.CancelScope(shield=True):
                 for server in broken.servers:
                     await run_sync(server.close)
-                await run_sync(canaries.search_sqlite, folder)
-
-
-def _free_port() -> int:
-    # Below the range of outgoing connections, so that none takes it while the server is down.
-    while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311  # no secret
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+                await run_sync(planted_secrets.search_sqlite, folder)

@@ -1,9 +1,10 @@
 """One turn against a provider that fails in one way, and all that can be seen of it afterwards."""
 
 import shutil
+import sqlite3
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import anyio
 import httpx2
 from fastapi import FastAPI
-from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
 from app.core.config import Settings
@@ -21,17 +21,17 @@ from app.main import create_app
 from app.models import Base
 from app.services.openai_service import (
     OpenAIChatModel,
-    OpenAIClient,
     OpenAITranscriber,
+    ProviderClient,
     make_speaker,
 )
-from app.state import Providers, State, serving
-from tests import canaries
-from tests.canaries import PROVIDER_KEY as KEY
-from tests.conftest import AUDIO, IsolatedSettings
-from tests.provider import PROVIDER_WORDS, Fault, Provider
-from tests.provider_faults import Planted
-from tests.sse import Event, parse
+from app.state import Providers, State, build_state
+from tests.support import planted_secrets
+from tests.support.application import AUDIO, IsolatedSettings
+from tests.support.planted_secrets import PROVIDER_KEY as KEY
+from tests.support.provider import PROVIDER_WORDS, Fault, Provider
+from tests.support.provider_faults import Planted
+from tests.support.sse import Event, parse
 
 TEXT = "Hello! How can I help you today?"
 SILENCES = {
@@ -125,7 +125,7 @@ async def client_of(app: FastAPI, state: State) -> AsyncGenerator[httpx2.AsyncCl
         await app({**scope, "state": dict[str, Any](state)}, receive, send)
 
     transport = httpx2.ASGITransport(
-        canaries.watched(app_with_state),
+        planted_secrets.watched(app_with_state),
         raise_app_exceptions=False,
         client=("127.0.0.1", 50000),
     )
@@ -145,13 +145,13 @@ async def served(
 ) -> AsyncGenerator[State]:
     """Run turns against `provider`, which may be silent for `patience_seconds`."""
     async with (
-        OpenAIClient(
+        ProviderClient(
             provider.base_url,
             KEY,
             first_byte_timeout_seconds=patience_seconds,
             chunk_timeout_seconds=patience_seconds,
         ) as adapter,
-        serving(
+        build_state(
             settings,
             database,
             Providers(
@@ -178,7 +178,7 @@ async def own_database(template: Path, folder: Path) -> AsyncGenerator[tuple[Set
     finally:
         with anyio.CancelScope(shield=True):
             await database.dispose()
-        canaries.search_sqlite(folder)
+        planted_secrets.search_sqlite(folder)
 
 
 def see_all(cases: Iterable[Case], template: Path, folder: Path) -> dict[Case, Seen]:
@@ -244,7 +244,7 @@ async def _converse(
     turn = await client.get(turn_url)
     replayed = await client.get(f"{turn_url}/events")
     request_count = len(provider.to(case.endpoint))
-    rows = await _everything_stored(database)
+    rows = _everything_stored(database)
     said = [f"{response.headers} {response.text}", turn.text, replayed.text, history.text, rows]
     secrets = (KEY, "sk-", PROVIDER_WORDS, f"127.0.0.1:{provider.port}")
     kind = response.headers.get("content-type", "")
@@ -281,11 +281,12 @@ async def _say(client: httpx2.AsyncClient, session_id: str, mouth: Mouth) -> htt
     return await client.post("/messages/text", json=body, headers=headers)
 
 
-async def _everything_stored(database: Database) -> str:
-    async with database.reading() as db:
+def _everything_stored(database: Database) -> str:
+    assert database.url.sqlite_path
+    with closing(sqlite3.connect(database.url.sqlite_path)) as connection:
         rows = [
-            repr(tuple(row))
+            repr(row)
             for table in Base.metadata.sorted_tables
-            for row in await db.execute(select(table))
+            for row in connection.execute(f'SELECT * FROM "{table.name}"')  # noqa: S608  # ours
         ]
     return "\n".join(rows)

@@ -19,7 +19,14 @@ import pytest
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.errors import ErrorKind
-from app.services.ports import FinishReason, ProviderError
+from app.services.ports import (
+    FinishReason,
+    ProviderError,
+    ProviderTimeout,
+    ToolCallsUnsupported,
+)
+from app.services.turns.context.prompt import DEFAULT_OUTPUT_TOKENS
+from app.services.usage import CHARACTERS_PER_TOKEN
 from tests.faults_provider.cases import (
     KEY,
     TEXT,
@@ -32,9 +39,9 @@ from tests.faults_provider.cases import (
     see_all,
     served,
 )
-from tests.provider import PROVIDER_WORDS, Fault, Provider
-from tests.provider_faults import Planted
-from tests.sse import text_of
+from tests.support.provider import PROVIDER_WORDS, Fault, Provider
+from tests.support.provider_faults import Planted
+from tests.support.sse import text_of
 from tests.test_openai_service import (
     CHAT_FAILURES,
     CHAT_SURVIVED,
@@ -45,6 +52,8 @@ from tests.test_openai_service import (
 )
 from tests.test_realtime_speaker import FAILURES as REALTIME_FAILURES
 
+pytestmark = pytest.mark.timeout(900)  # what comes first waits for all the turns of the module
+
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 
 TEXT_MOUTHS = (Mouth.JSON, Mouth.EVENTS)
@@ -53,21 +62,32 @@ TRANSCRIPTION_FAILURES = REFUSALS | {
     Fault.TRUNCATED_JSON: CHAT_FAILURES[Fault.TRUNCATED_JSON],
     Fault.CONTENT_LENGTH_LIE: SPEECH_FAILURES[Fault.CONTENT_LENGTH_LIE],
 }
+NO_WEBSOCKET = {Fault.STATUS_403, Fault.STATUS_404}
+"""Another endpoint speaks instead."""
 FAILURES: dict[str, dict[Fault, type[ProviderError]]] = {
-    "chat": CHAT_FAILURES,
+    "chat": {
+        fault: failure for fault, failure in CHAT_FAILURES.items() if fault is not Fault.ENDLESS
+    }
+    | {Fault.ONLY_TOOL_CALLS: ToolCallsUnsupported},
     "transcription": TRANSCRIPTION_FAILURES,
     "speech": SPEECH_FAILURES,
-    "realtime": REALTIME_FAILURES,
+    "realtime": {
+        fault: failure for fault, failure in REALTIME_FAILURES.items() if fault not in NO_WEBSOCKET
+    },
 }
 SURVIVED: dict[str, set[Fault]] = {
-    "chat": set(CHAT_SURVIVED),
+    "chat": {*CHAT_SURVIVED, Fault.ENDLESS},
     "transcription": {Fault.PACKED, Fault.BYTE_BY_BYTE},
-    "speech": {Fault.WAV, Fault.ODD_BYTES, Fault.PACKED, Fault.BYTE_BY_BYTE},
-    "realtime": {Fault.REWORDED},
+    "speech": {Fault.WAV, Fault.WAV_OTHER_RATE, Fault.ODD_BYTES, Fault.PACKED, Fault.BYTE_BY_BYTE},
+    "realtime": {Fault.REWORDED, *NO_WEBSOCKET},
 }
+ENDLESS_IS_CUT = ("x" * DEFAULT_OUTPUT_TOKENS * CHARACTERS_PER_TOKEN, FinishReason.LENGTH, False)
+"""At the limit that was sent to the provider and that it ignores."""
 AFTER_THE_FIRST_TOKEN = {
     Fault.TRUNCATED_JSON,
     Fault.IGNORES_STREAM_NO_FINISH,
+    Fault.FINISH_ERROR,
+    Fault.FINISH_UNKNOWN,
     Fault.NO_FINISH,
     Fault.DONE_WITHOUT_FINISH,
     Fault.ENDLESS,
@@ -90,9 +110,14 @@ def transient(endpoint: str, failures: dict[Fault, type[ProviderError]]) -> list
     return [
         Case(fault, mouth, endpoint, times=1, at=AT_THE_START.get(fault, 0) if is_chat else 0)
         for fault, failure in failures.items()
-        if failure.retryable and fault not in (AFTER_THE_FIRST_TOKEN if is_chat else NEVER_AGAIN)
+        if is_repeated(failure) and fault not in (AFTER_THE_FIRST_TOKEN if is_chat else NEVER_AGAIN)
         for mouth in (TEXT_MOUTHS if is_chat else VOICE_MOUTHS)
     ]
+
+
+def is_repeated(failure: type[ProviderError]) -> bool:
+    """Tell whether the server asks again by itself: not where the provider was still at work."""
+    return failure.retryable and failure is not ProviderTimeout
 
 
 NEVER_AGAIN = {Fault.ENDLESS, Fault.CONTENT_LENGTH_LIE, Fault.NO_FINISH, Fault.RESPONSE_INCOMPLETE}
@@ -212,13 +237,14 @@ def assert_broken_off(turn: Seen, answer: dict[str, object], failure: type[Provi
     assert answer["status"] == "failed"
     assert TEXT.startswith(content) or set(content) == {"x"}
     assert text_of(turn.events) == content
-    assert turn.request_count == (3 if failure.retryable and not content else 1)
-    assert turn.next_prompt == ["You are a helpful assistant.", "Hi", "And now?"]
+    assert turn.request_count == (3 if is_repeated(failure) and not content else 1)
+    assert turn.next_prompt == ["You are a helpful assistant.", "Hi\n\nAnd now?"]
 
 
 @pytest.mark.parametrize("case", SURVIVING, ids=name)
 def test_odd_answer_is_read_right(case: Case, seen: dict[Case, Seen]) -> None:
-    expected = CHAT_SURVIVED.get(case.fault) if case.endpoint == "chat" else None
+    read = CHAT_SURVIVED | {Fault.ENDLESS: ENDLESS_IS_CUT}
+    expected = read.get(case.fault) if case.endpoint == "chat" else None
     text, reason, are_counted = expected or (TEXT, FinishReason.STOP, True)
     for turn in each_round(case, seen):
         assert_the_turn_is_over_and_nothing_leaked(turn)
@@ -309,13 +335,7 @@ async def test_wait_that_is_too_long_is_passed_on_instead(
     assert len(provider.to("chat")) == 1
 
 
-BREAKING = (
-    Fault.RESET_BEFORE_HEADERS,
-    Fault.STATUS_500,
-    Fault.STATUS_429,
-    Fault.RESET_AT_TOKEN,
-    *([Fault.STALL_BEFORE_HEADERS] if ROUNDS > 1 else []),
-)
+BREAKING = (Fault.RESET_BEFORE_HEADERS, Fault.STATUS_500)
 
 
 @asynccontextmanager
@@ -387,7 +407,7 @@ async def test_open_breaker_answers_at_once_and_a_failing_probe_leaves_it_open(
     refused.sort()
     middle, slowest = refused[len(refused) // 2] * 1000, refused[-1] * 1000
     print(f"\nopen breaker: median {middle:.0f} ms, slowest {slowest:.0f} ms")  # noqa: T201  # the figure is the point
-    assert middle < 100
+    assert middle < 1000  # no pause of a retry, on a busy machine too
 
 
 async def open_sessions(client: httpx2.AsyncClient, count: int) -> list[str]:

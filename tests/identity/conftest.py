@@ -8,11 +8,12 @@ from pydantic import SecretStr
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.state import Providers, State, serving
-from tests.canaries import ADMIN_KEY
-from tests.conftest import client_of
+from app.state import Providers, State, build_state
 from tests.identity.issuer import Issuer
 from tests.identity.world import World, build_world
+from tests.support.application import client_of
+from tests.support.planted_secrets import ADMIN_KEY
+from tests.support.turns import assert_nothing_is_left, assert_nothing_stays_registered
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +41,10 @@ def identity_settings(settings: Settings, issuer: Issuer) -> Settings:
 async def state(
     identity_settings: Settings, database: Database, providers: Providers
 ) -> AsyncIterator[State]:
-    async with serving(identity_settings, database, providers) as state:
+    async with build_state(identity_settings, database, providers) as state:
         yield state
+        await assert_nothing_stays_registered(state["turns"])
+    await assert_nothing_is_left(database)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A Supabase project's Auth, as far as its tokens go: keys, their public half over HTTP, tokens."""
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,7 +12,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from tests.canaries import JWT_SECRET as SECRET
+from tests.support.planted_secrets import JWT_SECRET as SECRET
 
 
 class Issuer:
@@ -23,6 +25,9 @@ class Issuer:
         self.requests = 0
         self.is_away = False
         self.published = ["ec-1", "rsa-1"]
+        self.piece_bytes: int | None = None
+        """Send the keys in pieces of this size, each in a write of its own."""
+        self.padding_bytes = 0
 
     def token(self, user_id: str = "user-1", *, algorithm: str = "ES256", **claims: Any) -> str:
         """Sign what Supabase signs, with `claims` over it; `None` leaves one out."""
@@ -77,9 +82,13 @@ class Issuer:
     async def serving(self) -> AsyncGenerator[None]:
         """Answer on a free loopback port."""
 
-        async def answer(_request: web.Request) -> web.Response:
+        async def answer(request: web.Request) -> web.StreamResponse:
             self.requests += 1
-            return web.Response(status=503) if self.is_away else web.json_response(self.jwks())
+            if self.is_away:
+                return web.Response(status=503)
+            if self.piece_bytes is None:
+                return web.json_response(self.jwks())
+            return await self._send_pieces(request, self.piece_bytes)
 
         app = web.Application()
         app.router.add_get("/auth/v1/.well-known/jwks.json", answer)
@@ -94,13 +103,22 @@ class Issuer:
         finally:
             await runner.cleanup()
 
+    async def _send_pieces(self, request: web.Request, piece_bytes: int) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        body = json.dumps(self.jwks()).encode() + b" " * self.padding_bytes
+        for start in range(0, len(body), piece_bytes):
+            await response.write(body[start : start + piece_bytes])
+            await asyncio.sleep(0.01)
+        await response.write_eof()
+        return response
+
 
 def _signed_by_hand(header: dict[str, Any], payload: dict[str, Any], secret: bytes) -> str:
     # PyJWT itself refuses to sign with what looks like a public key.
     import base64
     import hashlib
     import hmac
-    import json
 
     def encode(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

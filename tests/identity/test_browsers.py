@@ -1,7 +1,9 @@
 """What browsers may do: named sites only, and nothing by DNS rebinding or a proxy's word."""
 
+import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -9,12 +11,13 @@ from pydantic import ValidationError
 
 from app.core.config import Settings
 from app.state import State
-from tests.conftest import IsolatedSettings, client_of
 from tests.identity.world import ADMIN, World
+from tests.support.application import IsolatedSettings, client_of
 
 pytestmark = pytest.mark.anyio
 
 SITE = "https://app.example"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -176,3 +179,58 @@ async def test_audio_element_has_its_session_token_in_the_url(world: World, spee
     assert await status(path, ADMIN) == HTTPStatus.UNAUTHORIZED
     assert await status(path, world.callers["key"]) == HTTPStatus.UNAUTHORIZED
     assert await status(f"/sessions/{things.session_id}", token) == HTTPStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize("header", ["cache-control", "x-workspace-id", "last-event-id", "x-custom"])
+async def test_every_header_may_be_sent_from_a_named_site(
+    with_site: httpx2.AsyncClient, header: str
+) -> None:
+    asked = {**preflight(SITE), "Access-Control-Request-Headers": header}
+    named = await with_site.options("/agents", headers=asked)
+    other = await with_site.options("/agents", headers=asked | {"Origin": "https://evil.example"})
+
+    assert named.status_code == HTTPStatus.OK
+    assert header in named.headers["access-control-allow-headers"]
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_every_documented_header_may_be_read_from_a_named_site(
+    with_site: httpx2.AsyncClient,
+) -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = re.compile(r"`(X-(?:RateLimit|Turn|Session|Transcription)[A-Za-z-]*[a-z])`")
+    documented = {name for path in documents for name in named.findall(path.read_text())}
+    response = await with_site.get("/agents", headers=ADMIN | {"Origin": SITE})
+
+    exposed = response.headers["access-control-expose-headers"].lower().split(", ")
+    sent_by_us = {name for name in response.headers if name.startswith("x-ratelimit")}
+    assert documented
+    assert {name.lower() for name in documented} | sent_by_us <= set(exposed)
+
+
+async def test_only_audio_that_a_token_opens_may_be_played_by_other_sites(
+    settings: Settings, state: State, speech: bytes
+) -> None:
+    async with client_of(settings, state) as client:
+        await play_from_another_site(client, speech)
+
+
+async def play_from_another_site(client: httpx2.AsyncClient, speech: bytes) -> None:
+    agent = await client.post("/agents", json={"name": "Ada", "system_prompt": ""}, headers=ADMIN)
+    opened = await client.post("/sessions", json={"agent_id": agent.json()["id"]}, headers=ADMIN)
+    session_id = opened.json()["id"]
+    form = {"session_id": session_id}
+    spoken = await client.post(
+        "/messages/voice", data=form, files={"audio": ("x.wav", speech)}, headers=ADMIN
+    )
+    made = await client.post(f"/sessions/{session_id}/tokens", json={}, headers=ADMIN)
+    token = made.json()["token"]
+    url = f"/turns/{spoken.headers['x-turn-id']}/audio"
+
+    opened = await client.get(url, params={"token": token})
+    own = await client.get(url, headers=ADMIN)
+
+    policy = "cross-origin-resource-policy"
+    assert opened.content == own.content == spoken.content
+    assert opened.headers.get_list(policy) == ["cross-origin"]
+    assert own.headers.get_list(policy) == ["same-origin"]

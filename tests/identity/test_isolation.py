@@ -10,15 +10,16 @@ import pytest
 from sqlalchemy import text
 
 from app.core.database import Database
-from tests.fakes import FakeChatModel, FakeTranscriber
 from tests.identity.test_matrix import ROWS, ask, without_id
 from tests.identity.world import ADMIN, SCOPES, Things, World, bearer
+from tests.support.fake_providers import FakeChatModel, FakeTranscriber
 
 pytestmark = pytest.mark.anyio
 
 TABLES = (
     "agents", "agent_versions", "sessions", "messages", "turns", "api_keys", "session_tokens",
-    "idempotency_keys", "workspaces",
+    "idempotency_keys", "workspaces", "tools", "tool_versions", "agent_tools", "secrets",
+    "turn_steps", "tool_calls",
 )  # fmt: skip
 NAMING = [name for name, row in ROWS.items() if "{" in name or row.names_something]
 
@@ -36,7 +37,15 @@ async def everything(database: Database) -> list[Sequence[Any]]:
 
 
 def random_things() -> Things:
-    return Things(str(uuid4()), str(uuid4()), str(uuid4()), uuid4().hex[:8])
+    return Things(
+        str(uuid4()),
+        str(uuid4()),
+        str(uuid4()),
+        uuid4().hex[:8],
+        "K_none",
+        str(uuid4()),
+        str(uuid4()),
+    )
 
 
 @pytest.mark.parametrize("kind", ["other workspace", "other user", "token of another session"])
@@ -72,7 +81,16 @@ async def test_lists_show_nothing_of_another_workspace(world: World) -> None:
     things = await world.things()
     stranger = world.callers["other workspace"]
 
-    for path in ("/agents", "/sessions", "/sessions?q=Hi", "/keys", "/audit"):
+    for path in (
+        "/agents",
+        "/sessions",
+        "/sessions?q=Hi",
+        "/keys",
+        "/audit",
+        "/tools",
+        "/secrets",
+        "/tool-calls",
+    ):
         listed = (await world.client.get(path, headers=stranger)).text
         for thing in vars(things).values():
             assert thing not in listed, path

@@ -11,10 +11,11 @@ import pytest
 from app.core.database import StorageUnavailable
 from app.core.errors import AppError
 from app.core.security import Caller, unauthenticated
-from app.services.identity import OpenStreams
-from tests.fakes import FakeChatModel, FakeSpeaker
+from app.services.identity import OpenStreamRegistry
 from tests.identity.world import ADMIN, World, bearer
-from tests.turns.test_engine import Gate
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker
+from tests.support.turns import Gate
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -43,9 +44,7 @@ async def test_event_stream_ends_soon_after_its_key_is_revoked(
         await gate.arrived.wait()
         await world.client.delete(f"/keys/{key['id']}", headers=ADMIN)
         revoked_at = time.monotonic()
-        with anyio.fail_after(5):
-            while not answers:
-                await anyio.sleep(0.02)
+        await until(lambda: answers)
         group.cancel_scope.cancel()
     gate.opened.set()
 
@@ -85,29 +84,29 @@ async def test_caller_is_asked_about_once_for_all_its_streams() -> None:
     revoked, kept = (Caller(UUID(int=number)) for number in range(2))
     away = True
 
-    async def require_still(caller: Caller) -> None:
+    async def require_valid(caller: Caller) -> None:
         asked.append(caller)
         if away:
             raise StorageUnavailable
         if caller == revoked:
             raise unauthenticated()
 
-    streams = OpenStreams(require_still)
-    async with streams.watched():
+    streams = OpenStreamRegistry(require_valid)
+    async with streams.watching():
         with (
             streams.cut_when_refused(revoked, lambda error: cut.append(("first", error))),
             streams.cut_when_refused(revoked, lambda error: cut.append(("second", error))),
             streams.cut_when_refused(kept, lambda error: cut.append(("kept", error))),
         ):
-            await anyio.sleep(2.5)
+            await until(lambda: len(asked) == 2)
             assert (sorted(asked, key=lambda caller: caller.workspace_id), cut) == (
                 [revoked, kept],
                 [],
             )
             away = False
-            await anyio.sleep(2)
+            await until(lambda: len(cut) == 2)
             assert sorted(name for name, _ in cut) == ["first", "second"]
             assert {error.code for _, error in cut} == {"unauthenticated"}
         asked.clear()
-        await anyio.sleep(2.5)
+        await anyio.sleep(2.5)  # a whole round and more, in which nobody may be asked about
         assert asked == []

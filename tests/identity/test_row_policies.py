@@ -12,12 +12,14 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.direct import Direct, Program, one
+from app.core.database.statements import PreparedStatement
+from app.core.database.transactions import TransactionScript, fetch_one
+from app.core.database.workspace_scope import all_workspaces, workspace_scope
 from app.core.security import DEFAULT_WORKSPACE_ID
-from app.core.tenancy import only, service_wide
 from app.models import Agent, Base
-from tests.conftest import IsolatedSettings, Postgres
+from tests.conftest import Postgres
 from tests.identity.world import ADMIN, World
+from tests.support.application import IsolatedSettings
 
 pytestmark = [
     pytest.mark.anyio,
@@ -28,11 +30,13 @@ pytestmark = [
 FORGETFUL = text("SELECT count(*) FROM agent_platform.agents")
 
 
-def forgetful() -> Program[int]:
+def forgetful() -> TransactionScript[int]:
     """Ask for agents, and forget to say whose."""
     from sqlalchemy import func, select
 
-    rows = yield from one(Direct(lambda _dialect: select(func.count()).select_from(Agent))())
+    rows = yield from fetch_one(
+        PreparedStatement(lambda _dialect: select(func.count()).select_from(Agent))()
+    )
     return rows[0][0]
 
 
@@ -51,11 +55,11 @@ async def test_forgotten_condition_shows_no_other_workspace(
     await world.things(in_other)
     await world.things(in_other)
 
-    with only(DEFAULT_WORKSPACE_ID):
+    with workspace_scope(DEFAULT_WORKSPACE_ID):
         assert await agents_seen(database) == 1  # that of the world itself
-    with only(other):
+    with workspace_scope(other):
         assert await agents_seen(database) == 2
-        with service_wide():
+        with all_workspaces():
             assert await agents_seen(database) == 3
     assert await agents_seen(database) == 3
 
@@ -64,7 +68,7 @@ async def test_transaction_cannot_write_into_another_workspace(
     world: World, database: Database
 ) -> None:
     things = await world.things()
-    with only(UUID(world.other_workspace_id)):
+    with workspace_scope(UUID(world.other_workspace_id)):
         with pytest.raises(DBAPIError, match="row-level security"):
             async with database.transaction() as db:
                 await db.execute(
@@ -137,7 +141,7 @@ async def test_connection_without_a_workspace_sees_nothing(
     """As somebody would who has the server's role, or a Supabase project's anonymous key."""
     await world.things()
     assert settings.database_url is not None
-    name = settings.database_url.get_secret_value().rpartition("/")[2]
+    name = settings.database_url.get_secret_value().rpartition("/")[2].partition("?")[0]
     run = postgres.server.execute
     probe = """
         DO $$ BEGIN
@@ -161,7 +165,7 @@ async def test_owner_without_special_rights_is_held_by_the_policies_too(
     postgres: Postgres, settings: Settings
 ) -> None:
     """Such as an account that may not make roles: it migrates, serves, and stays confined."""
-    from app.core.migrations import upgrade
+    from app.core.database.migrations import upgrade
 
     assert settings.database_url is not None
     server = postgres.server
@@ -189,9 +193,9 @@ async def test_owner_without_special_rights_is_held_by_the_policies_too(
             ),
             {"w": DEFAULT_WORKSPACE_ID},
         )
-    with only(DEFAULT_WORKSPACE_ID):
+    with workspace_scope(DEFAULT_WORKSPACE_ID):
         assert await agents_seen(database) == 1
-    with only(UUID(int=7)):
+    with workspace_scope(UUID(int=7)):
         assert await agents_seen(database) == 0
     await database.dispose()
     await anyio.to_thread.run_sync(server.drop_database, "owned")

@@ -17,10 +17,10 @@ from app.core.security import Unauthenticated
 from app.services.identity import IdentityUnavailable
 from app.services.identity.jwks import Jwks
 from app.services.identity.supabase import SupabaseTokens
-from app.state import Providers, serving
-from tests.conftest import IsolatedSettings, client_of
+from app.state import Providers, build_state
 from tests.identity.issuer import SECRET, Issuer
 from tests.identity.world import bearer
+from tests.support.application import IsolatedSettings, client_of
 
 pytestmark = pytest.mark.anyio
 
@@ -163,7 +163,7 @@ async def test_without_a_project_no_token_is_believed(
     settings: Settings, database: Database, providers: Providers, issuer: Issuer
 ) -> None:
     async with (
-        serving(settings, database, providers) as state,
+        build_state(settings, database, providers) as state,
         client_of(settings, state, peer="192.0.2.1") as client,
     ):
         assert await status(client, issuer.token()) == HTTPStatus.UNAUTHORIZED

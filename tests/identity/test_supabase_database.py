@@ -13,12 +13,12 @@ from sqlalchemy import text
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.migrations import upgrade
+from app.core.database.migrations import upgrade
+from app.core.database.workspace_scope import all_workspaces, workspace_scope
 from app.core.security import DEFAULT_WORKSPACE_ID, Caller
-from app.core.tenancy import only, service_wide
 from app.services import crud
-from tests.conftest import IN_CI, IsolatedSettings
-from tests.postgres import PostgresMissing, PostgresServer
+from tests.support.application import IsolatedSettings
+from tests.support.postgres import PostgresServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -69,13 +69,7 @@ FROM agent_platform.workspaces, generate_series(1, {_DOCUMENTS}) n;
 @pytest.fixture(scope="module")
 def project() -> Iterator[PostgresServer]:
     """A cluster of its own, since roles belong to all databases of one."""
-    try:
-        server = PostgresServer(fsync=False)
-    except PostgresMissing as missing:
-        if IN_CI:
-            raise
-        pytest.skip(str(missing))
-    with server:
+    with PostgresServer(fsync=False) as server:
         server.execute(_ROLES)
         server.execute(f"CREATE DATABASE project OWNER {OWNER}")
         server.execute(_DEFAULT_PRIVILEGES, "project")
@@ -201,7 +195,7 @@ async def test_nothing_of_ours_is_in_public(project: PostgresServer) -> None:
 
 
 async def test_project_is_served_as_a_role_that_the_policies_bind(database: Database) -> None:
-    with only(OTHER_WORKSPACE_ID):
+    with workspace_scope(OTHER_WORKSPACE_ID):
         async with database.reading() as db:
             assert await db.scalar(text("SELECT current_user")) == "agent_platform_app"
             seen = await db.scalar(text("SELECT count(*) FROM agent_platform.messages"))
@@ -213,16 +207,13 @@ _SCANS = text("SELECT pg_stat_get_xact_numscans('agent_platform.ix_messages_sear
 
 async def found(database: Database, workspace_id: UUID, words: str) -> tuple[list[UUID], int]:
     """Search as a request does; return the sessions, and how often the index was read."""
-    with only(workspace_id):
+    with workspace_scope(workspace_id):
         async with database.reading() as db:
             scans_before = await db.scalar(_SCANS) or 0
             sessions = await crud.list_sessions(
                 db,
                 Caller(workspace_id),
-                agent_id=None,
-                user_id=None,
-                search=words,
-                before_id=None,
+                crud.SessionFilter(search=words),
                 limit=9,
             )
             scans = (await db.scalar(_SCANS) or 0) - scans_before
@@ -253,7 +244,7 @@ async def test_search_reads_its_index_and_finds_what_is_of_the_workspace_alone(
 
 async def test_search_without_a_workspace_finds_nothing(database: Database) -> None:
     search = text("SELECT agent_platform.sessions_that_say('some')")
-    with service_wide():
+    with all_workspaces():
         async with database.reading() as db:
             assert (await db.scalars(search)).all() == []
             await db.execute(text("RESET agent_platform.workspace_id"))

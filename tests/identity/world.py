@@ -4,18 +4,21 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx2
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.core.database import Database
-from app.models import ApiKey
+from app.models import ApiKey, CallStatus, ToolCall, Turn
 from app.services.identity.credentials import CredentialKind, new_credential
-from tests.canaries import ADMIN_KEY
 from tests.identity.issuer import Issuer
+from tests.support.planted_secrets import ADMIN_KEY
 
-SCOPES = [f"{what}:{how}" for what in ("agents", "sessions", "turns", "usage", "keys")
-          for how in ("read", "write")]  # fmt: skip
+SCOPES = [f"{what}:{how}" for what in ("agents", "sessions", "turns", "usage", "keys", "tools")
+          for how in ("read", "write")] + [
+    "metrics:read", "approvals:write",
+]  # fmt: skip
 READ_SCOPES = [scope for scope in SCOPES if scope.endswith(":read")]
 
 
@@ -34,6 +37,9 @@ class Things:
     session_id: str
     turn_id: str
     key_id: str
+    secret_name: str
+    tool_id: str
+    call_id: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class World:
     callers: dict[str, dict[str, str]]
     """Headers by kind of caller."""
     other_workspace_id: str
+    database: Database
 
     async def things(
         self, headers: dict[str, str] = ADMIN, *, user_id: str | None = "user-1"
@@ -54,7 +61,35 @@ class World:
         said = {"session_id": session["id"], "content": "Hi"}
         reply = await self._make("/messages/text", said, headers)
         key = await self._make("/keys", {"name": "k", "scopes": ["usage:read"]}, headers)
-        return Things(agent["id"], session["id"], reply["turn_id"], key["id"])
+        name = f"K_{key['id']}"
+        hosts = ["api.example.com"]
+        secret = {"name": name, "value": "12345678", "hosts": hosts}
+        await self._make("/secrets", secret, headers)
+        tool = {"name": name, "description": "T.", "kind": "client"}
+        tool_id = (await self._make("/tools", tool, headers))["id"]
+        turn_id = reply["turn_id"]
+        call_id = await self._call(session["id"], turn_id)
+        return Things(agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id)
+
+    async def _call(self, session_id: str, turn_id: str) -> str:
+        """Store a tool call of a turn, which has ended."""
+        async with self.database.transaction() as db:
+            turn = await db.scalar(select(Turn).where(Turn.id == UUID(turn_id)))
+            assert turn is not None
+            call = ToolCall(
+                workspace_id=turn.workspace_id,
+                turn_id=turn.id,
+                session_id=UUID(session_id),
+                step=1,
+                index=0,
+                model_call_id="c",
+                name="t",
+                arguments="{}",
+                status=CallStatus.FAILED,
+            )
+            db.add(call)
+            await db.flush()
+            return str(call.id)
 
     async def token(self, session_id: str, headers: dict[str, str] = ADMIN) -> dict[str, str]:
         made = await self._make(f"/sessions/{session_id}/tokens", {}, headers)
@@ -74,7 +109,7 @@ class World:
 async def build_world(client: httpx2.AsyncClient, database: Database, issuer: Issuer) -> World:
     made = await client.post("/workspaces", json={"name": "other"}, headers=ADMIN)
     other_id = made.json()["id"]
-    world = World(client, issuer, {}, other_id)
+    world = World(client, issuer, {}, other_id, database)
     in_other = ADMIN | {"X-Workspace-Id": other_id}
     full, read_only = await world.key(), await world.key(*READ_SCOPES)
     wrong_scope, revoked, expired = [await world.key("usage:write") for _ in range(3)]

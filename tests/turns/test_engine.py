@@ -12,25 +12,13 @@ from app.core.security import ADMIN
 from app.models import Message, MessageStatus, Turn, TurnStatus
 from app.services.crud import SessionNotFound
 from app.services.ports import FinishReason, ProviderRejected, ProviderUnavailable
-from app.services.turns.errors import SessionQueueFull, TurnCancelled
+from app.services.turns.errors import SessionQueueFull, TurnCancellation
 from app.state import State
-from tests.fakes import FakeChatModel
+from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import Gate, reply_to_text, wait_until_settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-class Gate:
-    """Holds the model until it is opened; tells how many wait."""
-
-    def __init__(self) -> None:
-        self.opened = anyio.Event()
-        self.arrived = anyio.Event()
-        self.waiting = 0
-
-    async def __call__(self) -> None:
-        self.waiting += 1
-        self.arrived.set()
-        await self.opened.wait()
 
 
 async def stored(database: Database, session_id: str) -> list[tuple[int, str, str, str]]:
@@ -83,7 +71,7 @@ async def test_prompt_is_the_system_prompt_and_the_settled_messages_before_it(
     state: State, chat_model: FakeChatModel, session_id: str
 ) -> None:
     for content in ("1", "2"):
-        await state["turns"].reply_to_text(ADMIN, UUID(session_id), content)
+        await reply_to_text(state["turns"], ADMIN, UUID(session_id), content)
 
     assert chat_model.prompts[-1] == [
         ("system", "Be brief."),
@@ -98,7 +86,7 @@ async def test_answer_cut_by_its_limit_is_marked_truncated(
 ) -> None:
     chat_model.finish_reason = FinishReason.LENGTH
 
-    reply = await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+    reply = await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert reply.status is MessageStatus.TRUNCATED
 
@@ -109,13 +97,12 @@ async def test_no_connection_is_held_while_the_model_thinks(
     counted: list[int] = []
 
     async def count() -> None:
-        with anyio.move_on_after(5):  # upkeep has one now and then, for a moment
-            while database.checked_out():
-                await anyio.sleep(0.01)
+        # Upkeep has one now and then, for a moment.
+        await until(lambda: not database.checked_out())
         counted.append(database.checked_out())
 
     chat_model.while_thinking = count
-    await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+    await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert counted == [0]
 
@@ -149,11 +136,11 @@ async def test_unanswered_question_stays_in_the_next_prompt_and_the_broken_answe
 
     chat_model.while_thinking = refuse
     with pytest.raises(ProviderRejected):
-        await state["turns"].reply_to_text(ADMIN, UUID(session_id), "1")
+        await reply_to_text(state["turns"], ADMIN, UUID(session_id), "1")
     chat_model.while_thinking = None
-    await state["turns"].reply_to_text(ADMIN, UUID(session_id), "2")
+    await reply_to_text(state["turns"], ADMIN, UUID(session_id), "2")
 
-    assert chat_model.prompts[-1] == [("system", "Be brief."), ("user", "1"), ("user", "2")]
+    assert chat_model.prompts[-1] == [("system", "Be brief."), ("user", "1\n\n2")]
 
 
 async def test_transient_failure_of_the_provider_is_not_seen(
@@ -165,7 +152,7 @@ async def test_transient_failure_of_the_provider_is_not_seen(
 
     chat_model.while_thinking = fail_once
 
-    reply = await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+    reply = await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert reply.content == "Hello there!"
     assert len(chat_model.requests) == 2
@@ -192,11 +179,11 @@ async def test_turn_goes_on_when_the_caller_leaves(
     gate = Gate()
     chat_model.while_thinking = gate
     async with anyio.create_task_group() as group:
-        group.start_soon(state["turns"].reply_to_text, ADMIN, UUID(session_id), "Hi")
+        group.start_soon(reply_to_text, state["turns"], ADMIN, UUID(session_id), "Hi")
         await gate.arrived.wait()
         group.cancel_scope.cancel()
     gate.opened.set()
-    await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Still there?")
+    await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Still there?")
 
     assert await statuses(database) == [TurnStatus.COMPLETED, TurnStatus.COMPLETED]
 
@@ -209,12 +196,11 @@ async def test_turn_whose_caller_leaves_while_it_is_accepted_is_stored_and_run(
             group.start_soon(state["turns"].start, ADMIN, UUID(session_id), "Hi")
             await anyio.lowlevel.checkpoint()
             scope.cancel()
-    await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Still there?")
+    await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Still there?")
 
     assert scope.cancelled_caught
-    with anyio.fail_after(5):  # whichever of the two was accepted last
-        while await statuses(database) != [TurnStatus.COMPLETED, TurnStatus.COMPLETED]:
-            await anyio.sleep(0.01)
+    await wait_until_settled(database)  # whichever of the two was accepted last
+    assert await statuses(database) == [TurnStatus.COMPLETED, TurnStatus.COMPLETED]
 
 
 async def test_turns_of_one_session_run_one_at_a_time_in_the_order_of_their_numbers(
@@ -233,7 +219,7 @@ async def test_turns_of_one_session_run_one_at_a_time_in_the_order_of_their_numb
     async with anyio.create_task_group() as group:
         for number in range(8):
             group.start_soon(
-                state["turns"].reply_to_text, ADMIN, UUID(session_id), f"question {number}"
+                reply_to_text, state["turns"], ADMIN, UUID(session_id), f"question {number}"
             )
 
     messages = await stored(database, session_id)
@@ -272,7 +258,7 @@ async def test_cancelled_turn_keeps_what_was_said_and_lets_the_next_one_run(
     await state["turns"].cancel(ADMIN, first.record.id)
     gate.opened.set()
 
-    with pytest.raises(TurnCancelled):
+    with pytest.raises(TurnCancellation):
         await state["turns"].result(first)
     assert (await state["turns"].result(second)).content == "Hello there!"
     assert await statuses(database) == [TurnStatus.CANCELLED, TurnStatus.COMPLETED]
@@ -315,7 +301,7 @@ async def test_session_deleted_during_its_turn_stays_deleted(
     assert deleted.status_code == 204
     assert (await client.get(f"/sessions/{session_id}")).status_code == 404
     with pytest.raises(SessionNotFound):
-        await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+        await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
 
 async def test_nul_and_lone_surrogates_of_a_model_are_replaced(
@@ -323,7 +309,7 @@ async def test_nul_and_lone_surrogates_of_a_model_are_replaced(
 ) -> None:
     chat_model.answer = "a\x00b \ud800c"
 
-    reply = await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+    reply = await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert reply.content == "a\ufffdb \ufffdc"
 

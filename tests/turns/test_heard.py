@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.services.turns.heard import heard_content, whole_words
-from app.services.turns.voice_stages import SpokenPiece
+from app.services.turns.context.heard_text import heard_text, whole_words
+from app.services.turns.voice_port import SpokenPiece
 
 RATE_HZ = 24_000
 CONTENT = "First things first. ```code``` Then the second thing. "
@@ -41,16 +41,16 @@ PIECES = [piece(0, 0, 20, 0, 1000), piece(1, 20, 54, 1000, 2000)]
     ],
 )
 def test_heard_is_counted_in_samples_and_whole_words(played_ms: int, heard: str | None) -> None:
-    assert heard_content(CONTENT, PIECES, played_ms) == heard
+    assert heard_text(CONTENT, PIECES, played_ms) == heard
 
 
 def test_what_was_written_and_never_spoken_was_not_heard() -> None:
-    assert heard_content(CONTENT + "And more.", PIECES, 99_999) == CONTENT.rstrip()
-    assert heard_content("Nothing was spoken.", [], 0) == ""
+    assert heard_text(CONTENT + "And more.", PIECES, 99_999) == CONTENT.rstrip()
+    assert heard_text("Nothing was spoken.", [], 0) == ""
 
 
 def test_script_without_spaces_is_cut_between_characters() -> None:
-    assert heard_content("今日は天気がいいです。", [piece(0, 0, 11, 0, 1000)], 500) == "今日は天気"
+    assert heard_text("今日は天気がいいです。", [piece(0, 0, 11, 0, 1000)], 500) == "今日は天気"
 
 
 @given(st.text(), st.floats(0, 1))

@@ -13,11 +13,16 @@ from app.core.database import Database
 from app.core.security import DEFAULT_WORKSPACE_ID
 from app.models import Message, MessageStatus, Modality, Role, Session, Turn
 from app.services.ports import ProviderUnavailable
-from app.services.turns.histories import Histories, SessionKey, settled_for_good
-from app.services.turns.prompt import LOADED_MESSAGES, HistoryMessage
-from app.state import Providers, State, serving
-from tests.conftest import client_of
-from tests.fakes import FakeChatModel
+from app.services.turns.context.history_cache import (
+    HistoryCache,
+    SessionKey,
+    immutable_prefix,
+)
+from app.services.turns.context.prompt import LOADED_MESSAGES
+from app.services.turns.records import HistoryMessage
+from app.state import Providers, State, build_state
+from tests.support.application import client_of
+from tests.support.fake_providers import FakeChatModel
 from tests.turns.test_voice_turns import upload
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +56,7 @@ def lines(*answers: str) -> list[tuple[str, str]]:
 def known(state: State, session_id: str) -> list[str]:
     """What the engine knows of a session without asking, by its words."""
     place = DEFAULT_WORKSPACE_ID, UUID(session_id)
-    return [message.content for message in state["turns"].known.histories.of(place)]
+    return [message.content for message in state["turns"].cache.histories.get(place)]
 
 
 async def rewrite(database: Database, session_id: str, seq: int, content: str) -> None:
@@ -94,7 +99,7 @@ async def test_what_other_servers_answered_meanwhile_is_shown(
 ) -> None:
     await talk(client, session_id, chat_model, "one", "two")
     async with (
-        serving(settings, database, providers) as other,
+        build_state(settings, database, providers) as other,
         client_of(settings, other) as elsewhere,
     ):
         await talk(elsewhere, session_id, chat_model, "three", "four")
@@ -114,7 +119,7 @@ async def test_answer_of_a_turn_that_was_run_again_later_is_shown(
     assert await say(client, session_id, "Fails?", "k") == 503
     chat_model.while_thinking = None
     await talk(client, session_id, chat_model, "one", "two")
-    assert ("user", "Fails?") in chat_model.prompts[-1]
+    assert ("user", "Fails?\n\none?") in chat_model.prompts[-1]
     chat_model.answer = "Not any more."
     assert await say(client, session_id, "Fails?", "k") == 200
 
@@ -171,23 +176,23 @@ def message(seq: int, words: str = "word") -> HistoryMessage:
     return HistoryMessage(seq, role.value, MessageStatus.COMPLETED.value, words)
 
 
-def next_turn(histories: Histories, newer: list[HistoryMessage]) -> None:
+def next_turn(histories: HistoryCache, newer: list[HistoryMessage]) -> None:
     """Do what a turn does that finds `newer` after what is known."""
-    histories.keep(PLACE, settled_for_good(histories.of(PLACE), newer))
+    histories.put(PLACE, immutable_prefix(histories.get(PLACE), newer))
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8))
 def test_what_is_known_ends_before_the_newest_and_has_no_gap(steps: list[int]) -> None:
-    histories = Histories()
+    histories = HistoryCache()
     last = 0
     for step in steps:
-        known = histories.of(PLACE)
+        known = histories.get(PLACE)
         after = known[-1].seq if known else 0
         last += step
 
         next_turn(histories, [message(seq) for seq in range(after + 1, last + 1)])
 
-        numbers = [each.seq for each in histories.of(PLACE)]
+        numbers = [each.seq for each in histories.get(PLACE)]
         assert numbers == list(range(max(1, last - LOADED_MESSAGES), last))
 
 
@@ -201,20 +206,20 @@ def test_what_is_known_ends_before_the_newest_and_has_no_gap(steps: list[int]) -
     ],
 )
 def test_nothing_is_kept_from_the_first_that_may_change(changing: HistoryMessage) -> None:
-    histories = Histories()
+    histories = HistoryCache()
 
     next_turn(histories, [message(1), changing, message(3), message(4)])
 
-    assert [each.seq for each in histories.of(PLACE)] == [1]
+    assert [each.seq for each in histories.get(PLACE)] == [1]
 
 
 def test_what_is_kept_has_a_bound_and_the_last_used_stays() -> None:
-    histories = Histories()
+    histories = HistoryCache()
     long = (message(1, "x" * 1_000_000),)
     for number in range(20):
-        histories.keep((UUID(int=1), UUID(int=number)), long)
-        histories.keep((UUID(int=1), UUID(int=0)), long)
+        histories.put((UUID(int=1), UUID(int=number)), long)
+        histories.put((UUID(int=1), UUID(int=0)), long)
 
-    kept = [number for number in range(20) if histories.of((UUID(int=1), UUID(int=number)))]
+    kept = [number for number in range(20) if histories.get((UUID(int=1), UUID(int=number)))]
 
     assert kept == [0, *range(13, 20)]

@@ -8,15 +8,16 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
-from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Agent, Message, Session, Turn, TurnStatus
 from app.services.ports import ProviderRejected, ProviderUnavailable
-from app.state import Providers, State, serving
-from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
-from tests.sse import parse, text_of
-from tests.turns.test_engine import Gate
+from app.state import State
+from tests.conftest import StartServer
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
+from tests.support.sse import parse, text_of
+from tests.support.turns import Gate, assert_nothing_stays_registered, wait_until_settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +73,11 @@ async def test_a_hundred_at_once_make_one_turn_and_equal_answers(
 
 
 async def test_running_turn_is_joined_from_its_first_event(
-    client: httpx2.AsyncClient, session_id: str, state: State, chat_model: FakeChatModel
+    client: httpx2.AsyncClient,
+    session_id: str,
+    state: State,
+    chat_model: FakeChatModel,
+    database: Database,
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
@@ -85,7 +90,13 @@ async def test_running_turn_is_joined_from_its_first_event(
         group.start_soon(join)
         await gate.arrived.wait()
         group.start_soon(join)
-        await anyio.sleep(0.2)
+
+        async def second_has_joined() -> bool:
+            async with database.reading() as db:
+                (turn_id,) = await db.scalars(select(Turn.id))
+            return (await state["turns"].find(ADMIN, turn_id)).is_replayed
+
+        await until(second_has_joined)
         gate.opened.set()
 
     assert streams[0] == streams[1]
@@ -122,8 +133,8 @@ async def test_turn_that_failed_retryably_is_run_again_as_the_same_turn(
 
 
 async def test_client_that_saw_an_attempt_fail_is_shown_all_of_the_next(
-    settings: Settings,
-    providers: Providers,
+    state: State,
+    second_server: StartServer,
     client: httpx2.AsyncClient,
     session_id: str,
     chat_model: FakeChatModel,
@@ -145,17 +156,20 @@ async def test_client_that_saw_an_attempt_fail_is_shown_all_of_the_next(
     async def send_again() -> None:
         again.append(await send(client, session_id, accept="text/event-stream"))
 
-    async with serving(settings, database, {**providers, "chat_model": other_model}) as other:
+    async with second_server(chat_model=other_model) as other:
         first = await other["turns"].start(ADMIN, UUID(session_id), "And?")
         await gate.arrived.wait()
         async with anyio.create_task_group() as group:
             group.start_soon(send_again)
-            with anyio.fail_after(10):
-                while turn_id not in await queued(database):
-                    await anyio.sleep(0.01)
+
+            async def waits_in_the_queue() -> bool:
+                return turn_id in await queued(database)
+
+            await until(waits_in_the_queue)
             gate.opened.set()
             await first.settled.wait()
     resumed = await client.get(f"/turns/{turn_id}/events", headers={"Last-Event-ID": str(last)})
+    await state["turns"].refresh(await state["turns"].find(ADMIN, UUID(turn_id)))
 
     assert seen[-1].type == "turn.failed"
     events = parse(resumed.text.splitlines())
@@ -167,6 +181,30 @@ async def test_client_that_saw_an_attempt_fail_is_shown_all_of_the_next(
     numbers = [event.id for event in events]
     assert numbers == list(range(first_number, first_number + len(events)))
     assert parse(again[0].text.splitlines()) == events
+
+
+async def test_waiting_turn_that_another_server_ran_is_not_registered_any_more(
+    second_server: StartServer,
+    state: State,
+    session_id: str,
+    database: Database,
+) -> None:
+    gate = Gate()
+    model = FakeChatModel()
+    model.while_thinking = gate
+    async with second_server(chat_model=model) as other:
+        first = await other["turns"].start(ADMIN, UUID(session_id), "First")
+        await gate.arrived.wait()
+        waiting = await state["turns"].start(
+            ADMIN, UUID(session_id), "Waits there, and is run here"
+        )
+        gate.opened.set()
+        await wait_until_settled(database)
+        assert first.settled.is_set()
+    try:
+        await assert_nothing_stays_registered(state["turns"])
+    finally:
+        await state["turns"].refresh(waiting)
 
 
 async def test_turn_that_failed_for_good_fails_again_without_a_provider(

@@ -11,11 +11,12 @@ from app.core.database import Database
 from app.core.security import ADMIN
 from app.services.turns.errors import TurnInterrupted
 from app.services.voice import VoiceAnswer
-from app.state import Providers, State, serving
-from tests.conftest import client_of
-from tests.fakes import FakeChatModel, FakeSpeaker
-from tests.turns.test_engine import Gate
-from tests.turns.test_recovery import abandon
+from app.state import State
+from tests.conftest import StartServer
+from tests.support.application import client_of
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker
+from tests.support.turns import Gate, abandon
+from tests.support.waiting import until
 from tests.turns.test_voice_turns import ANSWER, turns_of, upload
 
 pytestmark = [
@@ -26,12 +27,10 @@ pytestmark = [
 
 
 @pytest.fixture
-async def other(
-    settings: Settings, state: State, database: Database, providers: Providers
-) -> AsyncIterator[State]:
+async def other(second_server: StartServer, state: State) -> AsyncIterator[State]:
     """A second server on the same database."""
     assert not state["turns"].is_draining  # the first is there already
-    async with serving(settings, database, providers) as other:
+    async with second_server() as other:
         yield other
 
 
@@ -52,14 +51,14 @@ def gate(chat_model: FakeChatModel, speaker: FakeSpeaker) -> Gate:
 async def begun_on(state: State, session_id: str, there: State) -> VoiceAnswer:
     """Listen on `there` to what the session's turn on `state` has said so far."""
     (turn_id,) = await turns_of(state, session_id)
-    answer = await there["voice"].listen(ADMIN, turn_id)
-    with anyio.fail_after(10):
+    answer = await there["voice"].find_answer(ADMIN, turn_id)
+    with anyio.fail_after(60):
         await answer.first_sound()
     return answer
 
 
 async def rest_of(answer: VoiceAnswer) -> bytes:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         return b"".join([chunk async for chunk in answer.mp3()])
 
 
@@ -138,11 +137,14 @@ async def test_what_was_heard_elsewhere_is_what_the_waiting_message_is_told(
         await gate.arrived.wait()
         answer = await begun_on(state, session_id, other)
         group.start_soon(go_on)
-        with anyio.fail_after(10):
-            while len(await turns_of(state, session_id)) == 1:
-                await anyio.sleep(0.02)
+
+        async def second_is_accepted() -> bool:
+            return len(await turns_of(state, session_id)) == 2
+
+        await until(second_is_accepted)
         speaker.while_speaking = None
         cut.append(await there.post(f"/turns/{answer.turn_id}/cancel", json={"played_ms": 300}))
+        await rest_of(answer)
 
     assert cut[0].json()["message"]["heard_content"] == "The first"
     assert chat_model.prompts[-1][-2:] == [("assistant", "The first"), ("user", "Go on.")]
@@ -172,8 +174,8 @@ async def test_listener_elsewhere_is_cut_off_where_the_answer_is_spoken_anew(
         group.start_soon(listen)
 
     (turn_id,) = await turns_of(state, session_id)
-    with anyio.fail_after(10):
-        again = await other["voice"].listen(ADMIN, turn_id)
+    with anyio.fail_after(60):
+        again = await other["voice"].find_answer(ADMIN, turn_id)
         await again.first_sound()
     stored = await client.get(f"/turns/{turn_id}/audio")
     assert await rest_of(again) == stored.content

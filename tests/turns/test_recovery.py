@@ -9,42 +9,31 @@ import pytest
 from sqlalchemy import delete, select, update
 from typing_extensions import override
 
-from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
-from app.models import Message, Turn, TurnEventBatch, TurnStatus, utc_now
-from app.services.turns import TurnEngine, follow, leases
+from app.models import Message, Turn, TurnEventBatch, TurnStatus
+from app.services.turns import TurnEngine, subscribe
 from app.services.turns.errors import (
     InternalError,
     ServerDraining,
     TurnInterrupted,
 )
-from app.services.usage import Accounts, Used
-from app.services.usage.tariff import Cost, Tariff
-from app.state import Providers, State, serving
-from tests.conftest import client_of
-from tests.fakes import FakeChatModel
-from tests.sse import Event, parse
-from tests.turns.test_engine import Gate
+from app.services.turns.storage import leases
+from app.services.usage import AccountDirectory, BillableUsage
+from app.services.usage.pricing import Cost, PriceTable
+from app.state import State
+from tests.conftest import StartServer
+from tests.support.fake_providers import FakeChatModel
+from tests.support.sse import parse
+from tests.support.turns import Gate, abandon, wait_until_settled, wait_until_stored
 
 pytestmark = pytest.mark.anyio
 
 
-async def abandon(database: Database, turn_id: UUID) -> None:
-    """Leave the turn as a killed server does: live, owned by somebody, its lease run out."""
-    async with database.transaction() as db:
-        await db.execute(
-            update(Turn)
-            .where(Turn.id == turn_id)
-            .values(owner_id=UUID(int=1), lease_expires_at=utc_now().replace(year=2020))
-        )
-
-
 async def test_turn_of_a_dead_server_is_run_again_by_the_next(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -57,12 +46,10 @@ async def test_turn_of_a_dead_server_is_run_again_by_the_next(
     answering = FakeChatModel()
     answering.answer = "From the second server."
 
-    async with serving(settings, database, {**providers, "chat_model": answering}):
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server(chat_model=answering):
+        await wait_until_settled(database)
         gate.opened.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await turn.settled.wait()
 
     async with database.reading() as db:
@@ -74,17 +61,10 @@ async def test_turn_of_a_dead_server_is_run_again_by_the_next(
     assert (await state["turns"].result(queued)).content == "From the second server."
 
 
-async def unsettled(database: Database) -> int:
-    async with database.reading() as db:
-        rows = await db.scalars(select(Turn.status))
-    return sum(status in {TurnStatus.IN_PROGRESS, TurnStatus.QUEUED} for status in rows)
-
-
 async def test_turn_that_was_run_again_once_ends_as_interrupted(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -96,10 +76,8 @@ async def test_turn_that_was_run_again_once_ends_as_interrupted(
     async with database.transaction() as db:
         await db.execute(update(Turn).values(recoveries=1))
 
-    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server(chat_model=FakeChatModel()):
+        await wait_until_settled(database)
     gate.opened.set()
 
     async with database.reading() as db:
@@ -116,11 +94,9 @@ async def test_server_that_slept_past_its_lease_runs_its_own_turn_again(
     await abandon(database, turn.record.id)
     chat_model.while_thinking = None
 
-    with anyio.fail_after(10):
-        again = await database.run(leases.claim_orphans, UUID(int=2), every=False)
-        await state["turns"].recover(*again[0])
-        while await unsettled(database):
-            await anyio.sleep(0.02)
+    again = await database.run(leases.recover_expired, UUID(int=2), all_others=False)
+    await state["turns"].recover(*again[0])
+    await wait_until_settled(database)
     gate.opened.set()
 
     async with database.reading() as db:
@@ -166,9 +142,7 @@ async def test_shutdown_leaves_what_takes_too_long_to_the_next_server(
         assert rows.all() == [(TurnStatus.IN_PROGRESS, None), (TurnStatus.QUEUED, None)]
     next_engine = TurnEngine(database, FakeChatModel())
     async with next_engine.running():
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+        await wait_until_settled(database)
     async with database.reading() as db:
         contents = await db.scalars(select(Message.content).order_by(Message.seq))
         assert contents.all() == ["Hi", "Hello there!", "And?", "Hello there!"]
@@ -178,13 +152,15 @@ async def test_shutdown_does_not_hand_on_what_somebody_cancelled(
     database: Database, chat_model: FakeChatModel, session_id: str
 ) -> None:
     gate = Gate()
+    is_stopping, may_stop = anyio.Event(), anyio.Event()
 
     async def stop_slowly() -> None:
         try:
             await gate()
         finally:
+            is_stopping.set()
             with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.3)
+                await may_stop.wait()
 
     chat_model.while_thinking = stop_slowly
     engine = TurnEngine(database, chat_model, drain_seconds=0)
@@ -193,47 +169,51 @@ async def test_shutdown_does_not_hand_on_what_somebody_cancelled(
         turn = await engine.start(ADMIN, UUID(session_id), "Hi")
         await gate.arrived.wait()
         group.start_soon(engine.cancel, ADMIN, turn.record.id)
-        await anyio.sleep(0.1)
+        await is_stopping.wait()
         engine.drain()
+        await anyio.wait_all_tasks_blocked()  # the shutdown has nothing but this turn to wait for
+        may_stop.set()
 
     async with database.reading() as db:
         assert (await db.scalars(select(Turn.status))).all() == [TurnStatus.CANCELLED]
 
 
-class BrokenTariff(Tariff):
+class BrokenTariff(PriceTable):
     """Knows no price, and says so in the wrong way."""
 
     @override
-    def cost(self, used: Used, day: date) -> Cost:
+    def cost(self, used: BillableUsage, day: date) -> Cost:
         raise KeyError("price")
 
 
 async def test_turn_that_breaks_off_over_a_bug_leaves_nobody_waiting(
+    second_server: StartServer,
     database: Database,
     chat_model: FakeChatModel,
     session_id: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = TurnEngine(database, chat_model, accounts=Accounts(tariff=BrokenTariff()))
+    engine = TurnEngine(database, chat_model, accounts=AccountDirectory(tariff=BrokenTariff()))
 
     async with engine.running():
         turn = await engine.start(ADMIN, UUID(session_id), "Hi")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await turn.settled.wait()
         assert not engine.holds(turn)
 
     assert turn.outcome
     assert isinstance(turn.outcome.error, InternalError)
-
-    assert "broke off" in caplog.text
+    assert "failed with an unexpected error" in caplog.text
+    await abandon(database, turn.record.id)
+    async with second_server():
+        await wait_until_settled(database)
 
 
 async def test_turn_with_stored_events_that_is_interrupted_again_ends_for_its_followers(
-    settings: Settings,
+    second_server: StartServer,
     client: httpx2.AsyncClient,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -241,17 +221,13 @@ async def test_turn_with_stored_events_that_is_interrupted_again_ends_for_its_fo
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
-    with anyio.fail_after(10):
-        while turn.log.unstored():
-            await anyio.sleep(0.02)
+    await wait_until_stored(turn)
     await abandon(database, turn.record.id)
     async with database.transaction() as db:
         await db.execute(update(Turn).values(recoveries=1))
 
-    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server(chat_model=FakeChatModel()):
+        await wait_until_settled(database)
     gate.opened.set()
     await turn.settled.wait()
 
@@ -263,10 +239,9 @@ async def test_turn_with_stored_events_that_is_interrupted_again_ends_for_its_fo
 
 
 async def test_turn_that_is_run_again_shows_its_first_events_too(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -274,38 +249,29 @@ async def test_turn_that_is_run_again_shows_its_first_events_too(
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
-    with anyio.fail_after(10):
-        while turn.log.unstored():
-            await anyio.sleep(0.02)
+    await wait_until_stored(turn)
     await abandon(database, turn.record.id)
     answering, second = FakeChatModel(), Gate()
     answering.while_thinking = second
-    events: list[Event] = []
 
-    async with serving(settings, database, {**providers, "chat_model": answering}) as again:
+    async with second_server(chat_model=answering) as again:
         await second.arrived.wait()
-        async with client_of(settings, again) as client, anyio.create_task_group() as group:
-
-            async def open_soon() -> None:
-                await anyio.sleep(0.2)  # a follower is there by then
-                second.opened.set()
-
-            group.start_soon(open_soon)
-            stream = await client.get(f"/turns/{turn.record.id}/events")
-            events += parse(stream.text.splitlines())
+        found = await again["turns"].find(ADMIN, turn.record.id)
+        followed = subscribe(again["turns"], database, found, 0)
+        types = [event.type.value for event in await anext(followed)]
+        second.opened.set()
+        types += [event.type.value async for batch in followed for event in batch]
     gate.opened.set()
 
-    types = [event.type for event in events]
     assert types[:3] == ["turn.created", "turn.in_progress", "turn.in_progress"]
     assert types[-1] == "turn.completed"
 
 
 async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
-    settings: Settings,
+    second_server: StartServer,
     client: httpx2.AsyncClient,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -317,10 +283,8 @@ async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
     async with database.transaction() as db:
         await db.execute(delete(TurnEventBatch))
 
-    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}):
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server(chat_model=FakeChatModel()):
+        await wait_until_settled(database)
     gate.opened.set()
     await turn.settled.wait()
 
@@ -333,10 +297,9 @@ async def test_turn_that_is_run_again_goes_on_above_what_was_only_shown(
 
 
 async def test_follower_who_came_before_the_turn_was_taken_over_is_not_left_waiting(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
@@ -347,13 +310,13 @@ async def test_follower_who_came_before_the_turn_was_taken_over_is_not_left_wait
     answering, second = FakeChatModel(), Gate()
     answering.while_thinking = second
 
-    async with serving(settings, database, {**providers, "chat_model": answering}) as again:
+    async with second_server(chat_model=answering) as again:
         early = await again["turns"].find(ADMIN, turn.record.id)
         state["turns"].drain()  # so that it takes nothing over itself
         await abandon(database, turn.record.id)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await second.arrived.wait()
-            followed = follow(again["turns"], database, early, 0)
+            followed = subscribe(again["turns"], database, early, 0)
             kinds = [event.type.value for event in await anext(followed)]
             second.opened.set()
             kinds += [event.type.value async for batch in followed for event in batch]

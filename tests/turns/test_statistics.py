@@ -8,11 +8,14 @@ import pytest
 from sqlalchemy import text
 
 from app.core.database import Database
+from app.core.database.table_statistics import TableStatistics
 from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID
-from app.services.turns.statistics import Statistics
 from app.state import State
+from tests.support.turns import reply_to_text
+from tests.support.waiting import until
 
 pytestmark = [
+    pytest.mark.new_database,
     pytest.mark.anyio,
     pytest.mark.postgres,
     pytest.mark.parametrize("settings", ["postgres"], indirect=True),
@@ -36,7 +39,7 @@ async def test_tables_are_analyzed_while_they_grow(
     async def talk() -> None:
         session = await client.post("/sessions", json={"agent_id": agent_id})
         for _ in range(15):
-            await state["turns"].reply_to_text(ADMIN, UUID(session.json()["id"]), "Hi " * 20)
+            await reply_to_text(state["turns"], ADMIN, UUID(session.json()["id"]), "Hi " * 20)
 
     assert not {"turns", "messages"} & await analyzed(database)
 
@@ -44,9 +47,10 @@ async def test_tables_are_analyzed_while_they_grow(
         for _ in range(10):
             group.start_soon(talk)
 
-    with anyio.fail_after(10):
-        while not {"turns", "messages"} <= await analyzed(database):
-            await anyio.sleep(0.1)
+    async def both_are_analyzed() -> bool:
+        return {"turns", "messages"} <= await analyzed(database)
+
+    await until(both_are_analyzed)
     async with database.connection() as connection:
         for table in ("turns", "messages"):
             plan = (await connection.scalars(text(PLAN % table))).all()
@@ -59,12 +63,12 @@ async def test_a_large_table_is_left_alone_until_it_has_doubled(database: Databa
         "SELECT gen_random_uuid(), 'one of many', now() FROM generate_series(1, :count)"
     )
     counted = text("SELECT reltuples FROM pg_class WHERE relname = 'workspaces'")
-    statistics = Statistics(database)
+    statistics = TableStatistics(database)
     counts: list[int] = []
     for turns, more in ((49, 1000), (50, 0), (99, 2500), (100, 0), (200, 0), (400, 100)):
         async with database.connection() as connection:
             await connection.execute(grow, {"count": more})
-        statistics.turns = turns
+        statistics.accepted_turns = turns
         await statistics.refresh()
         async with database.connection() as connection:
             counts.append(round((await connection.scalars(counted)).one()))
@@ -73,17 +77,17 @@ async def test_a_large_table_is_left_alone_until_it_has_doubled(database: Databa
 
 
 async def test_a_table_that_somebody_else_is_at_is_left_for_later(database: Database) -> None:
-    statistics = Statistics(database)
+    statistics = TableStatistics(database)
     create = text("CREATE TABLE agent_platform.held AS SELECT generate_series(1, 9999)")
     lock = text("LOCK agent_platform.held IN SHARE UPDATE EXCLUSIVE MODE")
     async with database.connection() as connection:
         await connection.execute(create)
     async with database.connection() as connection:
         await connection.execute(lock)
-        statistics.turns = 50
+        statistics.accepted_turns = 50
         await statistics.refresh()  # raises nothing
         assert "held" not in await analyzed(database)
-    statistics.turns = 100
+    statistics.accepted_turns = 100
     await statistics.refresh()
 
     assert "held" in await analyzed(database)

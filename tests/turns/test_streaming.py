@@ -6,20 +6,22 @@ from uuid import UUID, uuid4
 import anyio
 import httpx2
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
-from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import TurnEventBatch, utc_now
 from app.services.ports import ProviderRejected
-from app.services.turns import TurnEvent, event_store, follow
+from app.services.turns import TurnEngine, TurnEvent, subscribe
 from app.services.turns.errors import EventsPruned, ServerDraining
-from app.state import Providers, State, serving
-from tests.fakes import FakeChatModel
-from tests.sse import Event, parse, text_of
-from tests.turns.test_engine import Gate
-from tests.turns.test_recovery import abandon, unsettled
+from app.services.turns.retention import EVENT_RETENTION
+from app.services.turns.storage import event_store
+from app.state import State
+from tests.conftest import StartServer
+from tests.support.fake_providers import FakeChatModel
+from tests.support.sse import Event, parse, text_of
+from tests.support.turns import Gate, abandon, wait_until_settled, wait_until_stored
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +70,7 @@ async def test_failed_turn_ends_with_its_error_and_whether_to_try_again(
     assert events[-1].data["retryable"] is False
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 99])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 99, 2**31 - 1])
 async def test_events_are_there_again_after_the_end(
     client: httpx2.AsyncClient, session_id: str, after: int
 ) -> None:
@@ -80,10 +82,21 @@ async def test_events_are_there_again_after_the_end(
 
     again = parse(by_query.text.splitlines())
     assert by_query.text == by_header.text
-    if after < len(events):
-        assert again == events[after:]
-    else:
-        assert [event.type for event in again] == ["error"]
+    assert again == events[after:]
+    assert by_query.status_code == by_header.status_code == (200 if again else 204)
+
+
+async def test_events_that_were_deleted_are_a_problem(
+    client: httpx2.AsyncClient, database: Database, session_id: str
+) -> None:
+    events = await stream(client, session_id)
+    async with database.transaction() as db:
+        await db.execute(delete(TurnEventBatch))
+
+    response = await client.get(f"/turns/{events[0].data['turn_id']}/events")
+
+    assert response.status_code == 404
+    assert response.json()["code"] == "events-pruned"
 
 
 async def test_events_of_an_unknown_turn_are_404(client: httpx2.AsyncClient) -> None:
@@ -104,7 +117,7 @@ async def test_two_followers_see_the_same_whenever_they_come(
     seen: list[list[TurnEvent]] = []
 
     async def watch() -> None:
-        seen.append(await collect(follow(state["turns"], database, turn, 0)))  # pyright: ignore[reportArgumentType]  # a generator
+        seen.append(await collect(subscribe(state["turns"], database, turn, 0)))  # pyright: ignore[reportArgumentType]  # a generator
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
@@ -118,31 +131,32 @@ async def test_two_followers_see_the_same_whenever_they_come(
 
 
 async def test_follower_on_another_server_sees_the_same(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
     if database.is_sqlite:
-        return  # has one server
+        pytest.skip("a SQLite file has one server")
     gate = Gate()
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
     there: list[TurnEvent] = []
-    async with serving(settings, database, providers) as other:
+    async with second_server() as other:
         found = await other["turns"].find(ADMIN, turn.record.id)
 
         async def watch() -> None:
-            async for batch in follow(other["turns"], database, found, 0):
+            async for batch in subscribe(other["turns"], database, found, 0):
                 there.extend(batch)
 
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
             gate.opened.set()
-    here = [event async for batch in follow(state["turns"], database, turn, 0) for event in batch]
+    here = [
+        event async for batch in subscribe(state["turns"], database, turn, 0) for event in batch
+    ]
 
     assert there == here
 
@@ -161,8 +175,11 @@ async def test_stream_of_a_queued_turn_says_so_and_goes_on(
 
     async with anyio.create_task_group() as group:
         group.start_soon(send)
-        while len((await client.get(f"/sessions/{session_id}")).json()["messages"]) < 4:
-            await anyio.sleep(0.02)
+
+        async def both_are_accepted() -> bool:
+            return len((await client.get(f"/sessions/{session_id}")).json()["messages"]) == 4
+
+        await until(both_are_accepted)
         gate.opened.set()
 
     kinds = [event.type for event in events]
@@ -179,13 +196,9 @@ async def test_running_turn_is_stored_before_it_ends(
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
 
-    with anyio.fail_after(3):
-        while True:
-            async with database.reading() as db:
-                stored = await event_store.read(db, ADMIN.workspace_id, turn.record.id, 0)
-            if stored:
-                break
-            await anyio.sleep(0.05)
+    await wait_until_stored(turn)
+    async with database.reading() as db:
+        stored = await event_store.read(db, ADMIN.workspace_id, turn.record.id, 0)
     gate.opened.set()
     await turn.settled.wait()
 
@@ -196,34 +209,29 @@ async def test_running_turn_is_stored_before_it_ends(
 
 
 async def test_turn_that_was_taken_over_goes_on_above_what_was_shown(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
-    with anyio.fail_after(3):
-        while turn.log.unstored():
-            await anyio.sleep(0.05)
+    await wait_until_stored(turn)
     shown = turn.log.next_number - 1
     await abandon(database, turn.record.id)
 
-    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}) as other:
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server(chat_model=FakeChatModel()) as other:
+        await wait_until_settled(database)
         found = await other["turns"].find(ADMIN, turn.record.id)
         missed = [
-            e async for batch in follow(other["turns"], database, found, shown) for e in batch
+            e async for batch in subscribe(other["turns"], database, found, shown) for e in batch
         ]
     gate.opened.set()
 
     assert missed[0].type.value == "turn.in_progress"
-    assert missed[0].data == b'{"attempt":2}'
+    assert missed[0].json == b'{"attempt":2}'
     assert missed[-1].type.value == "turn.completed"
     numbers = [event.number for event in missed]
     assert numbers == sorted(numbers)
@@ -235,29 +243,64 @@ async def test_events_are_pruned_after_their_time(
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await turn.settled.wait()
     async with database.transaction() as db:
-        await db.execute(update(TurnEventBatch).values(created_at=utc_now() - event_store.KEPT * 2))
+        await db.execute(update(TurnEventBatch).values(created_at=utc_now() - EVENT_RETENTION * 2))
     await database.run(event_store.prune)
     found = await state["turns"].find(ADMIN, turn.record.id)
 
     with pytest.raises(EventsPruned):
-        await anext(follow(state["turns"], database, found, 0))
+        await anext(subscribe(state["turns"], database, found, 0))
     assert (await state["turns"].result(found)).content == "Hello there!"
 
 
-async def test_followers_are_told_when_the_server_drains(
+async def test_stream_of_a_turn_that_runs_here_goes_on_while_the_server_drains(
     state: State, database: Database, chat_model: FakeChatModel, session_id: str
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
-    events = follow(state["turns"], database, turn, 0)
+    events = subscribe(state["turns"], database, turn, 0)
     await anext(events)
 
     state["turns"].drain()
+    gate.opened.set()
+
+    rest = [event async for batch in events for event in batch]
+    assert rest[-1].type.value == "turn.completed"
+
+
+async def test_stream_of_a_turn_that_does_not_end_in_time_is_told_that_the_server_drains(
+    second_server: StartServer, database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    engine = TurnEngine(database, chat_model, drain_seconds=0.05)
+    async with engine.running():
+        turn = await engine.start(ADMIN, UUID(session_id), "Hi")
+        await gate.arrived.wait()
+        events = subscribe(engine, database, turn, 0)
+        await anext(events)
+        engine.drain()
+
+        with pytest.raises(ServerDraining):
+            await anext(events)
+    async with second_server(chat_model=FakeChatModel()):
+        await wait_until_settled(database)
+
+
+async def test_follower_of_a_turn_elsewhere_is_told_at_once_that_the_server_drains(
+    state: State, database: Database, chat_model: FakeChatModel, session_id: str
+) -> None:
+    gate = Gate()
+    chat_model.while_thinking = gate
+    turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+    await gate.arrived.wait()
+    other = TurnEngine(database, chat_model)
+    found = await other.find(ADMIN, turn.record.id)
+    other.drain()
 
     with pytest.raises(ServerDraining):
-        await anext(events)
+        await anext(subscribe(other, database, found, turn.log.next_number - 1))
     gate.opened.set()
 
 
@@ -278,22 +321,21 @@ async def test_cancelled_turn_keeps_its_text_and_says_so(
 
 
 async def test_turn_is_cancelled_from_another_server(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
     if database.is_sqlite:
-        return  # has one server
+        pytest.skip("a SQLite file has one server")
     gate = Gate()
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
 
-    async with serving(settings, database, providers) as other:
-        with anyio.fail_after(5):
+    async with second_server() as other:
+        with anyio.fail_after(60):
             await other["turns"].cancel(ADMIN, turn.record.id)
 
     assert turn.settled.is_set()
@@ -301,40 +343,38 @@ async def test_turn_is_cancelled_from_another_server(
 
 
 async def test_followers_elsewhere_go_on_when_their_server_takes_the_turn_over(
-    settings: Settings,
+    second_server: StartServer,
     state: State,
     database: Database,
-    providers: Providers,
     chat_model: FakeChatModel,
     session_id: str,
 ) -> None:
     if database.is_sqlite:
-        return  # has one server
+        pytest.skip("a SQLite file has one server")
     gate = Gate()
     chat_model.while_thinking = gate
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
     kinds: list[list[str]] = []
 
-    async with serving(settings, database, {**providers, "chat_model": FakeChatModel()}) as other:
+    async with second_server(chat_model=FakeChatModel()) as other:
 
         async def see_to_its_end() -> None:
             live = await other["turns"].find(ADMIN, turn.record.id)
-            seen = [
-                e.type async for batch in follow(other["turns"], database, live, 0) for e in batch
-            ]
-            kinds.append([kind.value for kind in seen])
+            kinds.append(seen := list[str]())
+            async for batch in subscribe(other["turns"], database, live, 0):
+                seen.extend(event.type.value for event in batch)
 
         async def wait_for_its_result() -> None:
             live = await other["turns"].find(ADMIN, turn.record.id)
             assert (await other["turns"].result(live)).content == "Hello there!"
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
                 for _ in range(5):
                     group.start_soon(see_to_its_end)
                 group.start_soon(wait_for_its_result)
-                await anyio.sleep(0.5)
+                await until(lambda: len(kinds) == 5 and all(kinds))
                 state["turns"].drain()  # takes nothing over any more
                 await abandon(database, turn.record.id)
         gate.opened.set()

@@ -1,7 +1,6 @@
 """A voice turn keeps what a text turn keeps, and its sound besides."""
 
 import base64
-import shutil
 import subprocess
 from datetime import timedelta
 from typing import Any
@@ -15,15 +14,17 @@ from sqlalchemy import func, select, update
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
-from app.models import AudioClip, StoredRecording, Turn, utc_now
+from app.models import StoredClip, StoredRecording, Turn, utc_now
 from app.services.ports import ProviderRejected, ProviderUnavailable
 from app.services.turns import AudioStore
-from app.state import Providers, State, serving
-from tests.conftest import client_of
-from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
-from tests.sse import parse
-from tests.turns.test_engine import Gate
-from tests.turns.test_recovery import abandon, unsettled
+from app.state import Providers, State, build_state
+from tests.conftest import StartServer
+from tests.support.application import client_of
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
+from tests.support.sse import parse
+from tests.support.tools import find_tool
+from tests.support.turns import Gate, abandon, wait_until_settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +147,7 @@ async def test_turn_without_stored_sound_is_404(
     text = await client.post("/messages/text", json={"session_id": session_id, "content": "Hi"})
     voice = await upload(client, session_id, speech)
     async with database.transaction() as db:
-        await db.execute(update(AudioClip).values(created_at=utc_now() - timedelta(days=8)))
+        await db.execute(update(StoredClip).values(created_at=utc_now() - timedelta(days=8)))
     await database.run(AudioStore(kept_days=7).prune)
 
     for turn_id in (text.json()["turn_id"], voice.headers["x-turn-id"]):
@@ -160,13 +161,14 @@ async def test_without_retention_nothing_is_kept_after_the_turn(
     database: Database,
     providers: Providers,
     transcriber: FakeTranscriber,
+    speaker: FakeSpeaker,
     speech: bytes,
 ) -> None:
     gate = Gate()
     transcriber.while_hearing = gate
     settings = settings.model_copy(update={"audio_retention_days": 0})
     async with (
-        serving(settings, database, providers) as state,
+        build_state(settings, database, providers) as state,
         client_of(settings, state) as client,
     ):
         agent = (await client.post("/agents", json={"name": "Ada"})).json()["id"]
@@ -185,18 +187,23 @@ async def test_without_retention_nothing_is_kept_after_the_turn(
         turn_id = responses[0].headers["x-turn-id"]
         assert await count(database, StoredRecording) == 0
         assert (await client.get(f"/turns/{turn_id}/audio")).status_code == 404
+        spoken = len(speaker.said)
         again = await upload(client, session_id, speech, **{"Idempotency-Key": "k"})
-        assert again.content == responses[0].content
+        assert again.status_code == 410
+        assert again.json()["code"] == "audio-not-kept"
+        assert again.json()["content"] == "Hello there!"
+        assert again.json()["transcription"] == transcriber.text
+        assert len(speaker.said) == spoken
         cut = await client.post(f"/turns/{turn_id}/cancel", json={"played_ms": 0})
         assert cut.json()["message"]["heard_content"] == ""
 
 
 async def test_voice_turn_of_a_dead_server_is_run_again_from_its_recording(
+    second_server: StartServer,
     settings: Settings,
     state: State,
     client: httpx2.AsyncClient,
     database: Database,
-    providers: Providers,
     transcriber: FakeTranscriber,
     session_id: str,
     speech: bytes,
@@ -213,12 +220,10 @@ async def test_voice_turn_of_a_dead_server_is_run_again_from_its_recording(
         await abandon(database, turn_id)
 
         async with (
-            serving(settings, database, {**providers, "transcriber": hearing}) as other,
+            second_server(transcriber=hearing) as other,
             client_of(settings, other) as there,
         ):
-            with anyio.fail_after(10):
-                while await unsettled(database):
-                    await anyio.sleep(0.02)
+            await wait_until_settled(database)
             turn |= (await there.get(f"/turns/{turn_id}")).json()
             heard.append((await there.get(f"/turns/{turn_id}/audio")).status_code)
         group.cancel_scope.cancel()
@@ -295,8 +300,9 @@ async def test_cancelled_turn_stops_speaking_and_keeps_what_was_heard(
     async with anyio.create_task_group() as group:
         group.start_soon(upload, client, session_id, speech)
         await gate.arrived.wait()
-        await anyio.sleep(0.1)
         (turn_id,) = await turns_of(state, session_id)
+        live = await state["turns"].find(ADMIN, turn_id)
+        await until(lambda: "".join(live.progress.text) == ANSWER)
         response = await client.post(f"/turns/{turn_id}/cancel", json={"played_ms": 300})
         cancelled |= response.json()
     speaker.while_speaking = None
@@ -305,7 +311,7 @@ async def test_cancelled_turn_stops_speaking_and_keeps_what_was_heard(
     assert cancelled["status"] == "cancelled"
     assert cancelled["message"]["content"] == ANSWER
     assert cancelled["message"]["heard_content"] == "The first"
-    assert cancelled["speech_out_characters"] == len(ANSWER) - 2
+    assert cancelled["usage"]["speech_out_characters"] == len(ANSWER) - 2
     assert chat_model.prompts[-1][-2:] == [("assistant", "The first"), ("user", "Go on.")]
 
 
@@ -357,8 +363,8 @@ async def test_timings_and_usage_are_in_the_turn_and_the_headers(
     assert list(turn["timings"]) == names or sorted(turn["timings"]) == sorted(names)
     values = [turn["timings"][name] for name in names]
     assert values == sorted(values)
-    assert turn["speech_in_seconds"] == pytest.approx(3.4, abs=1)
-    assert turn["speech_out_characters"] == len("Hello there!")
+    assert turn["usage"]["speech_in_seconds"] == pytest.approx(3.4, abs=1)
+    assert turn["usage"]["speech_out_characters"] == len("Hello there!")
     told = [entry.partition(";")[0] for entry in response.headers["server-timing"].split(", ")]
     assert told[:4] == ["stt", "first_token", "first_sentence", "first_audio"]
 
@@ -388,11 +394,11 @@ async def test_sound_goes_with_its_session(
     client: httpx2.AsyncClient, database: Database, session_id: str, speech: bytes
 ) -> None:
     await upload(client, session_id, speech)
-    assert await count(database, AudioClip) == await count(database, StoredRecording) == 1
+    assert await count(database, StoredClip) == await count(database, StoredRecording) == 1
 
     await client.delete(f"/sessions/{session_id}")
 
-    assert await count(database, AudioClip) == await count(database, StoredRecording) == 0
+    assert await count(database, StoredClip) == await count(database, StoredRecording) == 0
 
 
 async def test_clips_of_events_add_up_to_the_samples(
@@ -416,10 +422,9 @@ async def test_caller_without_the_turn_hears_nothing(state: State) -> None:
     from app.services.crud import TurnNotFound
 
     with pytest.raises(TurnNotFound):
-        await state["voice"].listen(ADMIN, UUID(int=7))
+        await state["voice"].find_answer(ADMIN, UUID(int=7))
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 async def test_ten_sentences_decode_to_the_sum_of_their_sound(
     client: httpx2.AsyncClient,
     session_id: str,
@@ -427,6 +432,7 @@ async def test_ten_sentences_decode_to_the_sum_of_their_sound(
     chat_model: FakeChatModel,
     speaker: FakeSpeaker,
 ) -> None:
+    ffmpeg = find_tool("ffmpeg")
     names = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
     chat_model.answer = " ".join(f"{name} sentences are spoken now." for name in names)
 
@@ -434,7 +440,7 @@ async def test_ten_sentences_decode_to_the_sum_of_their_sound(
 
     assert len(speaker.said) == len(names)
     ran = subprocess.run(  # noqa: ASYNC221  # a moment
-        ["ffmpeg", "-v", "error", "-f", "mp3", "-i", "pipe:", "-f", "s16le", "pipe:"],
+        [ffmpeg, "-v", "error", "-f", "mp3", "-i", "pipe:", "-f", "s16le", "pipe:"],
         input=response.content,
         capture_output=True,
         check=True,

@@ -17,17 +17,17 @@ from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID, Caller
 from app.models import Budget, Message, Turn
 from app.services.turns import LiveTurn
 from app.services.usage.errors import BudgetExhausted, TooManyTurns
-from app.state import Providers, State, serving
-from tests.conftest import client_of
-from tests.fakes import FakeChatModel
-from tests.turns.test_engine import Gate
-from tests.usage.conftest import Serve
+from app.state import Providers, State, build_state
+from tests.conftest import StartServer
+from tests.support.application import client_of
+from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import Gate, reply_to_text
 
 pytestmark = pytest.mark.anyio
 
 OUTPUT_TOKENS = 100
-RESERVED = 100 + (9 // 3 + 4) + (2 // 3 + 4)
-"""The limit of the answer, "Be brief." and "Hi", by their length."""
+RESERVED = 100 + (9 + 8) + (2 + 8)
+"""The limit of the answer, "Be brief." and "Hi", a token for each byte."""
 
 
 @pytest.fixture
@@ -64,17 +64,20 @@ async def row_of(database: Database, bucket: str = "") -> Budget:
 
 
 async def test_tokens_reserved_at_once_never_exceed_the_budget(
-    serve: Serve, database: Database, chat_model: FakeChatModel, session_ids: list[UUID]
+    second_server: StartServer,
+    database: Database,
+    chat_model: FakeChatModel,
+    session_ids: list[UUID],
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
-    async with serve(limit_tokens_per_day=5 * RESERVED + 1) as state:
+    async with second_server(limit_tokens_per_day=5 * RESERVED + 1) as state:
         started, refused = await start_in_all([state], session_ids)
         reserved = (await row_of(database)).tokens
         gate.opened.set()
         for live in started:
             await live.settled.wait()
-        again = await state["turns"].reply_to_text(ADMIN, session_ids[-1], "Hi")
+        again = await reply_to_text(state["turns"], ADMIN, session_ids[-1], "Hi")
 
     assert len(started) == 5
     assert {type(error) for error in refused} == {BudgetExhausted}
@@ -84,9 +87,9 @@ async def test_tokens_reserved_at_once_never_exceed_the_budget(
 
 
 async def test_refused_turn_leaves_nothing(
-    serve: Serve, database: Database, session_ids: list[UUID]
+    second_server: StartServer, database: Database, session_ids: list[UUID]
 ) -> None:
-    async with serve(limit_tokens_per_day=RESERVED - 1) as state:
+    async with second_server(limit_tokens_per_day=RESERVED - 1) as state:
         started, refused = await start_in_all([state], session_ids[:2])
 
     assert (len(started), len(refused)) == (0, 2)
@@ -96,14 +99,17 @@ async def test_refused_turn_leaves_nothing(
 
 
 async def test_dollars_reserved_at_once_never_exceed_the_budget(
-    serve: Serve, chat_model: FakeChatModel, session_ids: list[UUID], database: Database
+    second_server: StartServer,
+    chat_model: FakeChatModel,
+    session_ids: list[UUID],
+    database: Database,
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
     # At the list price of the server's default model.
     each_nanos = 100 * 1000 + (RESERVED - 100) * 200
     budget = Decimal(3 * each_nanos) / 10**9
-    async with serve(limit_usd_per_day=budget) as state:
+    async with second_server(limit_usd_per_day=budget) as state:
         started, refused = await start_in_all([state], session_ids)
         reserved = (await row_of(database)).nanos
         gate.opened.set()
@@ -117,11 +123,14 @@ async def test_dollars_reserved_at_once_never_exceed_the_budget(
 
 
 async def test_turns_at_once_are_limited_and_places_come_back(
-    serve: Serve, chat_model: FakeChatModel, session_ids: list[UUID], database: Database
+    second_server: StartServer,
+    chat_model: FakeChatModel,
+    session_ids: list[UUID],
+    database: Database,
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
-    async with serve(limit_concurrent_turns=4) as state:
+    async with second_server(limit_concurrent_turns=4) as state:
         started, refused = await start_in_all([state], session_ids)
         gate.opened.set()
         for live in started:
@@ -136,18 +145,21 @@ async def test_turns_at_once_are_limited_and_places_come_back(
 
 
 async def test_place_of_a_turn_that_went_with_its_session_comes_back(
-    serve: Serve, client: httpx2.AsyncClient, chat_model: FakeChatModel, session_ids: list[UUID]
+    second_server: StartServer,
+    client: httpx2.AsyncClient,
+    chat_model: FakeChatModel,
+    session_ids: list[UUID],
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
-    async with serve(limit_concurrent_turns=1) as state:
+    async with second_server(limit_concurrent_turns=1) as state:
         lost = await state["turns"].start(ADMIN, session_ids[0], "Hi")
         await gate.arrived.wait()
         await client.delete(f"/sessions/{session_ids[0]}")
         gate.opened.set()
         await lost.settled.wait()
 
-        reply = await state["turns"].reply_to_text(ADMIN, session_ids[1], "Hi")
+        reply = await reply_to_text(state["turns"], ADMIN, session_ids[1], "Hi")
 
     assert reply.content == "Hello there!"
 
@@ -167,8 +179,8 @@ async def test_two_servers_share_the_limits(
     # Two processes on one SQLite file are not possible: there they are two of one pool.
     own = database if database.is_sqlite else Database.from_settings(settings)
     async with (
-        serving(limited, database, providers) as first,
-        serving(limited, own, providers) as second,
+        build_state(limited, database, providers) as first,
+        build_state(limited, own, providers) as second,
     ):
         started, refused = await start_in_all([first, second], session_ids)
         gate.opened.set()
@@ -200,39 +212,41 @@ async def test_key_has_limits_and_a_budget_of_its_own(
     assert (await row_of(database)).tokens == 40
 
 
-async def test_zero_is_no_limit(serve: Serve, session_ids: list[UUID], database: Database) -> None:
+async def test_zero_is_no_limit(
+    second_server: StartServer, session_ids: list[UUID], database: Database
+) -> None:
     names = ("concurrent_turns", "upload_minutes_per_day", "tokens_per_day", "usd_per_day")
-    async with serve(**{f"limit_{name}": 0 for name in names}) as state:
-        await state["turns"].reply_to_text(ADMIN, session_ids[0], "Hi")
+    async with second_server(**{f"limit_{name}": 0 for name in names}) as state:
+        await reply_to_text(state["turns"], ADMIN, session_ids[0], "Hi")
 
     async with database.reading() as db:
         assert (await db.scalars(select(Budget))).all() == []
 
 
 async def test_new_day_begins_with_nothing_used(
-    serve: Serve, session_ids: list[UUID], database: Database
+    second_server: StartServer, session_ids: list[UUID], database: Database
 ) -> None:
-    async with serve(limit_tokens_per_day=RESERVED + 10) as state:
+    async with second_server(limit_tokens_per_day=RESERVED + 10) as state:
         for session_id in session_ids[:2]:
-            await state["turns"].reply_to_text(ADMIN, session_id, "Hi")
+            await reply_to_text(state["turns"], ADMIN, session_id, "Hi")
         with pytest.raises(BudgetExhausted):
-            await state["turns"].reply_to_text(ADMIN, session_ids[2], "Hi")
+            await reply_to_text(state["turns"], ADMIN, session_ids[2], "Hi")
         await move_day(database, -1)
-        await state["turns"].reply_to_text(ADMIN, session_ids[2], "Hi")
+        await reply_to_text(state["turns"], ADMIN, session_ids[2], "Hi")
 
     row = await row_of(database)
     assert row.tokens == 10
 
 
 async def test_clock_that_is_behind_does_not_begin_a_day_again(
-    serve: Serve, session_ids: list[UUID], database: Database
+    second_server: StartServer, session_ids: list[UUID], database: Database
 ) -> None:
-    async with serve(limit_tokens_per_day=RESERVED + 10) as state:
+    async with second_server(limit_tokens_per_day=RESERVED + 10) as state:
         for session_id in session_ids[:2]:
-            await state["turns"].reply_to_text(ADMIN, session_id, "Hi")
+            await reply_to_text(state["turns"], ADMIN, session_id, "Hi")
         tomorrow = await move_day(database, 1)
         with pytest.raises(BudgetExhausted):
-            await state["turns"].reply_to_text(ADMIN, session_ids[2], "Hi")
+            await reply_to_text(state["turns"], ADMIN, session_ids[2], "Hi")
 
     assert (await row_of(database)).day == tomorrow
 
@@ -262,11 +276,14 @@ async def move_day(database: Database, days: int) -> date:
 
 
 async def test_minutes_of_recordings_are_limited(
-    serve: Serve, settings: Settings, session_ids: list[UUID], speech: bytes
+    second_server: StartServer, settings: Settings, session_ids: list[UUID], speech: bytes
 ) -> None:
     caller = {"session_id": str(session_ids[0])}
     responses: list[httpx2.Response] = []
-    async with serve(limit_upload_minutes_per_day=1) as state, client_of(settings, state) as client:
+    async with (
+        second_server(limit_upload_minutes_per_day=1) as state,
+        client_of(settings, state) as client,
+    ):
         for _ in range(40):
             response = await client.post(
                 "/messages/voice", data=caller, files={"audio": ("x.wav", speech)}
@@ -287,10 +304,13 @@ async def test_minutes_of_recordings_are_limited(
 
 
 async def test_refusal_says_what_when_and_how_much(
-    serve: Serve, settings: Settings, session_ids: list[UUID]
+    second_server: StartServer, settings: Settings, session_ids: list[UUID]
 ) -> None:
     body = {"session_id": str(session_ids[0]), "content": "Hi"}
-    async with serve(limit_tokens_per_day=50) as state, client_of(settings, state) as client:
+    async with (
+        second_server(limit_tokens_per_day=50) as state,
+        client_of(settings, state) as client,
+    ):
         response = await client.post("/messages/text", json=body)
 
     assert response.status_code == 429

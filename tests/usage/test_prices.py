@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.core.price_list import WrongPrices, parse_prices
-from app.services.usage import Part, Tariff, Used
-from tests.conftest import IsolatedSettings
+from app.core.capabilities import Capability
+from app.core.prices import InvalidPrices, parse_prices
+from app.services.usage import BillableUsage, PriceTable
+from tests.support.application import IsolatedSettings
 
 TODAY = date(2026, 11, 23)
 A_MILLION = 1_000_000
@@ -21,65 +22,67 @@ def test_each_part_has_its_own_unit() -> None:
         '{"chat": {"prompt": 0.2, "cached": 0.02, "completion": 1}, '
         '"stt": {"speech_in_minute": 0.0045}, "tts": {"speech_out_characters": 15}}'
     )
-    tariff = Tariff(prices, {Part.CHAT: "chat", Part.STT: "stt", Part.TTS: "tts"})
+    tariff = PriceTable(
+        prices, {Capability.CHAT: "chat", Capability.STT: "stt", Capability.TTS: "tts"}
+    )
 
     for used, dollars in (
-        (Used("chat", prompt_tokens=A_MILLION), "0.2"),
-        (Used("chat", prompt_tokens=A_MILLION, cached_tokens=A_MILLION), "0.02"),
-        (Used("chat", completion_tokens=A_MILLION), "1"),
-        (Used(speech_in_seconds=90), "0.00675"),
-        (Used(speech_out_characters=A_MILLION), "15"),
-        (Used("chat", 1, 0, 1, 60, 1), "0.0045162"),
+        (BillableUsage("chat", prompt_tokens=A_MILLION), "0.2"),
+        (BillableUsage("chat", prompt_tokens=A_MILLION, cached_tokens=A_MILLION), "0.02"),
+        (BillableUsage("chat", completion_tokens=A_MILLION), "1"),
+        (BillableUsage(speech_in_seconds=90), "0.00675"),
+        (BillableUsage(speech_out_characters=A_MILLION), "15"),
+        (BillableUsage("chat", 1, 0, 1, 60, 1), "0.0045162"),
     ):
         cost = tariff.cost(used, TODAY)
         assert (cost.known_nanos, cost.is_complete) == (int(Decimal(dollars) * DOLLAR), True)
 
 
 def test_prompts_from_the_cache_cost_as_others_where_nothing_else_is_said() -> None:
-    tariff = Tariff(parse_prices('{"m": {"prompt": 2}}'))
+    tariff = PriceTable(parse_prices('{"m": {"prompt": 2}}'))
 
-    assert tariff.cost(Used("m", 1000, 400), TODAY).known_nanos == 2_000_000
+    assert tariff.cost(BillableUsage("m", 1000, 400), TODAY).known_nanos == 2_000_000
 
 
 def test_unknown_price_is_not_zero_and_nothing_costs_nothing() -> None:
-    tariff = Tariff({})
+    tariff = PriceTable({})
 
-    assert not tariff.cost(Used("m", prompt_tokens=1), TODAY).is_complete
-    assert not tariff.cost(Used(speech_out_characters=1), TODAY).is_complete
-    assert tariff.cost(Used("m"), TODAY).is_complete
+    assert not tariff.cost(BillableUsage("m", prompt_tokens=1), TODAY).is_complete
+    assert not tariff.cost(BillableUsage(speech_out_characters=1), TODAY).is_complete
+    assert tariff.cost(BillableUsage("m"), TODAY).is_complete
 
 
 def test_unknown_count_has_no_cost_unless_it_is_free() -> None:
-    priced = Tariff(parse_prices('{"m": {"prompt": 1, "completion": 1}}'))
-    free = Tariff({}, free=frozenset(Part))
+    priced = PriceTable(parse_prices('{"m": {"prompt": 1, "completion": 1}}'))
+    free = PriceTable({}, free_capabilities=frozenset(Capability))
 
-    assert not priced.cost(Used("m", prompt_tokens=None), TODAY).is_complete
-    cost = free.cost(Used("m", None, None, None, 9, 9), TODAY)
+    assert not priced.cost(BillableUsage("m", prompt_tokens=None), TODAY).is_complete
+    cost = free.cost(BillableUsage("m", None, None, None, 9, 9), TODAY)
     assert (cost.known_nanos, cost.is_complete) == (0, True)
 
 
 def test_name_with_a_date_is_priced_as_the_name_without() -> None:
-    tariff = Tariff(parse_prices('{"m": {"prompt": 1}, "m-2026-01-01": {"prompt": 2}}'))
+    tariff = PriceTable(parse_prices('{"m": {"prompt": 1}, "m-2026-01-01": {"prompt": 2}}'))
 
-    assert tariff.cost(Used("m-2026-10-01", 1000), TODAY).known_nanos == 1_000_000
-    assert tariff.cost(Used("m-2026-01-01", 1000), TODAY).known_nanos == 2_000_000
+    assert tariff.cost(BillableUsage("m-2026-10-01", 1000), TODAY).known_nanos == 1_000_000
+    assert tariff.cost(BillableUsage("m-2026-01-01", 1000), TODAY).known_nanos == 2_000_000
 
 
 def test_price_counts_from_its_day_on() -> None:
     prices = parse_prices(
         '{"m": [{"since": "2026-11-23", "prompt": 3}, {"since": "2026-01-01", "prompt": 1}]}'
     )
-    tariff = Tariff(prices)
+    tariff = PriceTable(prices)
 
-    assert tariff.cost(Used("m", 1), date(2026, 11, 22)).known_nanos == 1000
-    assert tariff.cost(Used("m", 1), date(2026, 11, 23)).known_nanos == 3000
-    assert not tariff.cost(Used("m", 1), date(2025, 12, 31)).is_complete
+    assert tariff.cost(BillableUsage("m", 1), date(2026, 11, 22)).known_nanos == 1000
+    assert tariff.cost(BillableUsage("m", 1), date(2026, 11, 23)).known_nanos == 3000
+    assert not tariff.cost(BillableUsage("m", 1), date(2025, 12, 31)).is_complete
 
 
 def test_models_of_the_package_have_prices() -> None:
-    tariff = Tariff(models={Part.STT: "gpt-transcribe"})
+    tariff = PriceTable(models={Capability.STT: "gpt-transcribe"})
 
-    assert tariff.cost(Used("gpt-6-luna", 10, 0, 10, 60), TODAY).known_nanos == 4_512_000
+    assert tariff.cost(BillableUsage("gpt-6-luna", 10, 0, 10, 60), TODAY).known_nanos == 4_512_000
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_models_of_the_package_have_prices() -> None:
     ],
 )
 def test_wrong_prices_are_refused_with_a_reason(wrong: str) -> None:
-    with pytest.raises(WrongPrices):
+    with pytest.raises(InvalidPrices):
         parse_prices(wrong)
     with pytest.raises(ValidationError, match="PRICES "):
         IsolatedSettings(prices=wrong)

@@ -14,11 +14,11 @@ from app.core.security import ADMIN
 from app.models import Budget, Turn
 from app.services.ports import ProviderUnavailable, UpstreamIncomplete
 from app.state import State
-from tests.fakes import FakeChatModel, FakeSpeaker, FakeTranscriber
-from tests.sse import parse
-from tests.turns.test_engine import Gate
-from tests.turns.test_recovery import abandon, unsettled
-from tests.usage.conftest import TURN_COST, Serve
+from tests.conftest import StartServer
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
+from tests.support.sse import parse
+from tests.support.turns import Gate, abandon, reply_to_text, wait_until_settled
+from tests.usage.conftest import TURN_COST
 
 pytestmark = pytest.mark.anyio
 
@@ -63,9 +63,54 @@ async def test_voice_is_billed_like_text(
     assert await budget(database) == (10, round(usage["cost_usd"] * 1e9), 0)
 
 
-async def test_unknown_price_is_null(serve: Serve, session_id: str) -> None:
-    async with serve(prices=None) as state:
-        reply = await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+async def test_only_the_output_that_is_asked_for_is_reserved_and_billed(
+    client: httpx2.AsyncClient,
+    database: Database,
+    session_id: str,
+    speech: bytes,
+    chat_model: FakeChatModel,
+) -> None:
+    reserved: dict[tuple[str, str], int] = {}
+
+    async def turn(modality: str, output: str) -> dict[str, Any]:
+        gate = Gate()
+        chat_model.while_thinking = gate
+        fields = {"session_id": session_id, "output": output}
+        prefer = {"Prefer": "respond-async"}
+        before = (await budget(database))[1]
+        if modality == "text":
+            body = fields | {"content": "Hi"}
+            sent = await client.post("/messages/text", json=body, headers=prefer)
+        else:
+            files = {"audio": ("x.wav", speech)}
+            sent = await client.post("/messages/voice", data=fields, files=files, headers=prefer)
+        await gate.arrived.wait()
+        reserved[modality, output] = (await budget(database))[1] - before
+        gate.opened.set()
+        path = sent.headers["location"]
+        return (await client.get(path, params={"wait_seconds": 30})).json()["usage"]
+
+    await client.post("/messages/text", json={"session_id": session_id, "content": "Hi"})
+    plain, spoken = await turn("text", "text"), await turn("text", "voice")
+    written, both = await turn("voice", "text"), await turn("voice", "voice")
+
+    speech_cost, seconds = len("Hello there!") * 0.000015, written["speech_in_seconds"]
+    heard_cost = seconds / 60 * 0.0045
+    assert plain["cost_usd"] == TURN_COST
+    assert spoken["cost_usd"] == pytest.approx(TURN_COST + speech_cost, abs=1e-9)
+    assert written["cost_usd"] == pytest.approx(TURN_COST + heard_cost, abs=1e-9)
+    assert both["cost_usd"] == pytest.approx(TURN_COST + heard_cost + speech_cost, abs=1e-9)
+    assert [usage["speech_out_characters"] for usage in (plain, spoken, written, both)] == [
+        None, 12, None, 12
+    ]  # fmt: skip
+    # Each later prompt is longer; the reserved speech of an answer costs far more than that.
+    assert reserved["text", "voice"] > 100 * reserved["text", "text"]
+    assert reserved["voice", "voice"] > 100 * reserved["voice", "text"]
+
+
+async def test_unknown_price_is_null(second_server: StartServer, session_id: str) -> None:
+    async with second_server(prices=None) as state:
+        reply = await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert reply.usage.prompt_tokens == 7
     assert reply.usage.cost_usd is None
@@ -191,7 +236,11 @@ async def test_each_attempt_that_is_settled_is_billed_once(
 
 
 async def test_turn_that_is_taken_over_is_billed_once(
-    serve: Serve, state: State, database: Database, chat_model: FakeChatModel, session_id: str
+    second_server: StartServer,
+    state: State,
+    database: Database,
+    chat_model: FakeChatModel,
+    session_id: str,
 ) -> None:
     gate = Gate()
     chat_model.while_thinking = gate
@@ -200,12 +249,10 @@ async def test_turn_that_is_taken_over_is_billed_once(
     await abandon(database, turn.record.id)
     chat_model.while_thinking = None
 
-    async with serve():
-        with anyio.fail_after(10):
-            while await unsettled(database):
-                await anyio.sleep(0.02)
+    async with second_server():
+        await wait_until_settled(database)
         gate.opened.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await turn.settled.wait()
 
     async with database.reading() as db:
@@ -215,12 +262,45 @@ async def test_turn_that_is_taken_over_is_billed_once(
 
 
 async def test_embedded_engine_costs_nothing_whatever_its_models_are_called(
-    serve: Serve, session_id: str
+    second_server: StartServer, session_id: str
 ) -> None:
-    async with serve(chat_provider=Provider.EMBEDDED, prices=None) as state:
-        reply = await state["turns"].reply_to_text(ADMIN, UUID(session_id), "Hi")
+    async with second_server(chat_provider=Provider.EMBEDDED, prices=None) as state:
+        reply = await reply_to_text(state["turns"], ADMIN, UUID(session_id), "Hi")
 
     assert reply.usage.cost_usd == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "agents_model", "expected"),
+    [
+        (Provider.EMBEDDED, None, None),
+        (Provider.EMBEDDED, "gpt-9", None),
+        (Provider.OPENAI, None, "gpt-6-luna"),
+        (Provider.OPENAI, "gpt-9", "gpt-9"),
+    ],
+)
+async def test_cancelled_turn_names_no_model_that_cannot_have_answered(
+    second_server: StartServer,
+    client: httpx2.AsyncClient,
+    chat_model: FakeChatModel,
+    provider: Provider,
+    agents_model: str | None,
+    expected: str | None,
+) -> None:
+    agent = await client.post("/agents", json={"name": "Ada", "model": agents_model})
+    body = {"agent_id": agent.json()["id"]}
+    session_id = (await client.post("/sessions", json=body)).json()["id"]
+    gate = Gate()
+    chat_model.while_thinking = gate
+    async with second_server(chat_provider=provider) as state:
+        live = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
+        await gate.arrived.wait()
+        await state["turns"].cancel(ADMIN, live.record.id)
+
+    turn = (await client.get(f"/turns/{live.record.id}")).json()
+    assert (turn["status"], turn["model"]) == ("cancelled", expected)
+    usage = (await client.get("/usage", params={"group_by": "model"})).json()
+    assert [row["model"] for row in usage] == [expected]
 
 
 async def test_answer_without_a_count_is_estimated(

@@ -13,10 +13,10 @@ from app.core.security import DEFAULT_WORKSPACE_ID, Caller
 from app.models import KeptUsage, Turn, Workspace, new_id, utc_now
 from app.services.usage import reports
 from app.services.usage.errors import UsageTooDetailed
-from app.services.usage.reports import Group
+from app.services.usage.reports import Group, UsageFilters
 from app.state import State
-from tests.fakes import FakeChatModel
-from tests.turns.test_engine import Gate
+from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import Gate, reply_to_text
 from tests.usage.conftest import TURN_COST
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +69,7 @@ async def test_turns_are_told_apart_by_agent_key_user_and_model(
         body = {"agent_id": agent_id, "user_id": user_id}
         session_id = (await client.post("/sessions", json=body)).json()["id"]
         caller = Caller(DEFAULT_WORKSPACE_ID, key_id=key_id)
-        await state["turns"].reply_to_text(caller, UUID(session_id), "Hi")
+        await reply_to_text(state["turns"], caller, UUID(session_id), "Hi")
 
     rows = await usage(client, group_by="agent,key,user,model")
     by_key = await usage(client, group_by="key")
@@ -91,12 +91,12 @@ async def test_end_user_sees_own_usage_alone(
     opened = await client.post("/sessions", json={"agent_id": agent_id, "user_id": "ada"})
     session_id = opened.json()["id"]
     ada = Caller(DEFAULT_WORKSPACE_ID, user_id="ada")
-    await state["turns"].reply_to_text(ada, UUID(session_id), "Hi")
+    await reply_to_text(state["turns"], ada, UUID(session_id), "Hi")
 
     today = utc_now().date()
     async with database.reading() as db:
         rows = await reports.report(
-            db, DEFAULT_WORKSPACE_ID, today, today, set[Group](), user_id="ada"
+            db, DEFAULT_WORKSPACE_ID, today, today, set[Group](), filters=UsageFilters("ada")
         )
 
     assert [row.turns for row in rows] == [1]

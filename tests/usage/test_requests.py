@@ -10,17 +10,21 @@ from sqlalchemy import func, select
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.limits import Limits
-from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID, Caller
+from app.core.limits import NO_LIMITS, KeyLimits, Limits
+from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID, Caller, CallerKind
 from app.models import RequestWindow
-from app.services.usage import RequestLimiter
+from app.services.usage import AccountDirectory, RequestLimiter
 from app.services.usage.errors import RateLimited
-from tests.conftest import client_of
-from tests.usage.conftest import Serve
+from tests.conftest import StartServer
+from tests.support.application import client_of
 
 pytestmark = pytest.mark.anyio
 
 NOON = 1_800_000_000.0
+
+
+def accounts(requests_per_minute: int) -> AccountDirectory:
+    return AccountDirectory(KeyLimits(Limits(requests_per_minute), NO_LIMITS))
 
 
 class Clock:
@@ -61,7 +65,7 @@ async def second_database(settings: Settings) -> AsyncGenerator[Database]:
 @pytest.mark.parametrize("limit", [1, 7, 20, 100])
 async def test_as_many_as_the_limit_come_in(database: Database, limit: int) -> None:
     clock = Clock()
-    limiter = RequestLimiter(database, Limits(limit), clock)
+    limiter = RequestLimiter(database, accounts(limit), clock)
 
     first_minute = await admitted(limiter, limit + 30)
     clock.now += 60
@@ -74,11 +78,11 @@ async def test_two_servers_together_admit_no_more_than_the_limit(
     database: Database, settings: Settings
 ) -> None:
     if database.is_sqlite:
-        return  # one process per file
+        pytest.skip("a SQLite file has one server")
     clock = Clock()
     async with second_database(settings) as own:
-        first = RequestLimiter(database, Limits(100), clock)
-        second = RequestLimiter(own, Limits(100), clock)
+        first = RequestLimiter(database, accounts(100), clock)
+        second = RequestLimiter(own, accounts(100), clock)
         counts = [0, 0]
 
         async def ask(server: int) -> None:
@@ -96,20 +100,20 @@ async def test_server_whose_clock_is_behind_counts_in_the_minute_of_the_others(
     database: Database, settings: Settings
 ) -> None:
     if database.is_sqlite:
-        return  # one process per file
+        pytest.skip("a SQLite file has one server")
     ahead, behind = Clock(), Clock()
     ahead.now += 60
     async with second_database(settings) as own:
-        first = await admitted(RequestLimiter(database, Limits(10), ahead), 6)
-        second = await admitted(RequestLimiter(own, Limits(10), behind), 10)
+        first = await admitted(RequestLimiter(database, accounts(10), ahead), 6)
+        second = await admitted(RequestLimiter(own, accounts(10), behind), 10)
 
     assert (first, second) == (6, 4)
 
 
 async def test_busy_server_seldom_asks_the_database(database: Database) -> None:
     if database.is_sqlite:
-        return  # asks never
-    limiter = RequestLimiter(database, Limits(200), Clock())
+        pytest.skip("the only server of a SQLite file asks the database never")
+    limiter = RequestLimiter(database, accounts(200), Clock())
 
     await admitted(limiter, 5)
     async with database.reading() as db:
@@ -120,10 +124,10 @@ async def test_busy_server_seldom_asks_the_database(database: Database) -> None:
 
 
 async def test_callers_are_counted_apart(database: Database) -> None:
-    limiter = RequestLimiter(database, Limits(3), Clock())
+    limiter = RequestLimiter(database, accounts(3), Clock())
     key = Caller(DEFAULT_WORKSPACE_ID, key_id="key00001", limits=Limits(5))
     free = Caller(DEFAULT_WORKSPACE_ID, key_id="key00002", limits=Limits(0))
-    user = Caller(DEFAULT_WORKSPACE_ID, user_id="key00001")
+    user = Caller(DEFAULT_WORKSPACE_ID, CallerKind.USER, user_id="key00001")
 
     counts = [await admitted(limiter, 10, caller) for caller in (ADMIN, key, free, user)]
 
@@ -132,9 +136,9 @@ async def test_callers_are_counted_apart(database: Database) -> None:
 
 async def test_callers_who_left_are_forgotten(database: Database) -> None:
     if database.is_sqlite:
-        return  # keeps none
+        pytest.skip("the only server of a SQLite file stores no windows")
     clock = Clock()
-    limiter = RequestLimiter(database, Limits(5), clock)
+    limiter = RequestLimiter(database, accounts(5), clock)
     for number in range(4):
         await limiter.admit(Caller(DEFAULT_WORKSPACE_ID, key_id=f"key{number}"))
     clock.now += 3600
@@ -144,9 +148,11 @@ async def test_callers_who_left_are_forgotten(database: Database) -> None:
         assert await db.scalar(select(func.count()).select_from(RequestWindow)) == 1
 
 
-async def test_every_response_says_how_the_caller_stands(serve: Serve, settings: Settings) -> None:
+async def test_every_response_says_how_the_caller_stands(
+    second_server: StartServer, settings: Settings
+) -> None:
     async with (
-        serve(limit_requests_per_minute=3) as state,
+        second_server(limit_requests_per_minute=3) as state,
         client_of(settings, state) as client,
     ):
         responses: list[httpx2.Response] = [await client.get("/agents") for _ in range(8)]
@@ -170,9 +176,9 @@ async def test_every_response_says_how_the_caller_stands(serve: Serve, settings:
 
 
 async def test_error_before_the_limit_was_asked_has_no_such_header(
-    settings: Settings, serve: Serve
+    settings: Settings, second_server: StartServer
 ) -> None:
-    async with serve() as state, client_of(settings, state, peer="192.0.2.1") as client:
+    async with second_server() as state, client_of(settings, state, peer="192.0.2.1") as client:
         response = await client.get("/agents")
 
     assert response.status_code == 401

@@ -44,9 +44,13 @@ LONG = "audio-too-long"
 LARGE = "audio-too-large"
 
 MEGABYTE = 1024 * 1024
-ZEROS_DEFLATED = zlib.compress(bytes(200 * MEGABYTE), 9)
-
 Files = dict[str, bytes]
+
+
+@cache
+def zeros_deflated() -> bytes:
+    """Return 200 MB of zeros, compressed."""
+    return zlib.compress(bytes(200 * MEGABYTE), 9)
 
 
 def _noise(count: int, seed: int = 1) -> bytes:
@@ -134,7 +138,7 @@ def archives() -> Files:
     return {
         "ZIP bomb": _zip(bytes(50 * MEGABYTE)),
         "GZIP of a WAV": gzip.compress(SPEECH),
-        "deflated zeros": ZEROS_DEFLATED,
+        "deflated zeros": zeros_deflated(),
         "BZIP2 of a WAV": bz2.compress(SPEECH),
         "XZ of a WAV": lzma.compress(SPEECH),
     }
@@ -173,9 +177,9 @@ def sync_words() -> Files:
 
 
 def compression_bombs() -> Files:
-    compressed = struct.pack(">I", 0x7FFFFFFF) + ZEROS_DEFLATED
-    frame = b"TXXX" + syncsafe(len(ZEROS_DEFLATED) + 4) + b"\0\x09" + syncsafe(200_000_000)
-    tag = frame + ZEROS_DEFLATED
+    compressed = struct.pack(">I", 0x7FFFFFFF) + zeros_deflated()
+    frame = b"TXXX" + syncsafe(len(zeros_deflated()) + 4) + b"\0\x09" + syncsafe(200_000_000)
+    tag = frame + zeros_deflated()
     id3 = b"ID3\4\0\0" + syncsafe(len(tag)) + tag
     return {
         "compressed MP4 index": FILE_TYPE
@@ -183,8 +187,8 @@ def compression_bombs() -> Files:
         "compressed ID3 tag": id3 + bytes(1000),
         "compressed ID3 tag twice": id3 + id3 + bytes(1000),
         "deflated zeros in an ID3 tag": b"ID3\4\0\0"
-        + syncsafe(len(ZEROS_DEFLATED))
-        + ZEROS_DEFLATED
+        + syncsafe(len(zeros_deflated()))
+        + zeros_deflated()
         + bytes(1000),
         "compressed ID3 tag behind a tag": b"ID3\4\0\0\0\0\0\0" * 9 + id3,
     }
@@ -193,11 +197,11 @@ def compression_bombs() -> Files:
 def compressed_blocks() -> Files:
     compression = element("5034", element("4254", b"\0"))
     encoding = element("6240", element("5031", b"\0"), element("5033", b"\0"), compression)
-    bomb = simple_block(ZEROS_DEFLATED) * 20
+    bomb = simple_block(zeros_deflated()) * 20
     encodings = element("6d80", encoding)
     return {
         "WebM of deflated blocks": webm(bomb, encodings=encodings),
-        "one deflated block": webm(simple_block(ZEROS_DEFLATED), encodings=encodings),
+        "one deflated block": webm(simple_block(zeros_deflated()), encodings=encodings),
         "many deflated blocks": webm(bomb * 3, encodings=encodings),
         "deflated blocks with tags": webm(
             bomb, encodings=encodings, extras=element("1254c367", element("7373", b"x"))

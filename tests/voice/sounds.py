@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.services.ports import AudioFormat
-from tests.conftest import AUDIO
+from tests.support.application import AUDIO
 
 Samples = NDArray[np.int16]
 

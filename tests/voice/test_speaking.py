@@ -6,7 +6,12 @@ import anyio
 import pytest
 
 from app.services.ports import ProviderError, ProviderUnavailable
-from app.services.voice.speaking import LOOK_AHEAD, Listener, Utterance, speak_in_order
+from app.services.voice.speech_order import (
+    LOOK_AHEAD,
+    AudioSink,
+    Utterance,
+    speak_in_order,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -16,6 +21,7 @@ class SlowSpeaker:
 
     sample_rate_hz = 24_000
     max_characters = 400
+    voices = None
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -38,20 +44,22 @@ class SlowSpeaker:
             self.closed.append(text)
 
 
-class Ear:
-    """Notes what comes out."""
+class AudioRecorder:
+    """Records the calls of an `AudioSink`."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def listener(self) -> Listener:
+    def sink(self) -> AudioSink:
         async def on_sound(pcm: bytes) -> None:
             self.notes.append(pcm[: len(pcm) // 2].decode())
 
         async def finish(utterance: Utterance) -> None:
             self.notes.append(f"{utterance.text}>")
 
-        return Listener(lambda utterance: self.notes.append(f"<{utterance.text}"), on_sound, finish)
+        return AudioSink(
+            lambda utterance: self.notes.append(f"<{utterance.text}"), on_sound, finish
+        )
 
 
 async def utterances(
@@ -64,16 +72,16 @@ async def utterances(
 
 
 async def until(condition: str, speaker: SlowSpeaker) -> None:
-    with anyio.fail_after(2):
+    with anyio.fail_after(60):
         while condition not in speaker.begun:
             await anyio.lowlevel.checkpoint()
 
 
 async def test_three_are_spoken_at_once_and_heard_in_order() -> None:
-    speaker, ear, texts = SlowSpeaker(), Ear(), ["a", "b", "c", "d", "e"]
+    speaker, recorder, texts = SlowSpeaker(), AudioRecorder(), ["a", "b", "c", "d", "e"]
 
     async with anyio.create_task_group() as group:
-        group.start_soon(speak_in_order, speaker, "alloy", utterances(texts), ear.listener())
+        group.start_soon(speak_in_order, speaker, "alloy", utterances(texts), recorder.sink())
         await until("c", speaker)
         await anyio.wait_all_tasks_blocked()
         assert speaker.begun == ["a", "b", "c"]
@@ -81,33 +89,33 @@ async def test_three_are_spoken_at_once_and_heard_in_order() -> None:
         speaker.event("c").set()
         speaker.event("b").set()
         await anyio.wait_all_tasks_blocked()
-        assert ear.notes == ["<a"]
+        assert recorder.notes == ["<a"]
         speaker.event("a").set()
         await until("d", speaker)
         speaker.event("d").set()
         speaker.event("e").set()
 
-    assert "".join(ear.notes) == "<aaa><bbb><ccc><ddd><eee>"
+    assert "".join(recorder.notes) == "<aaa><bbb><ccc><ddd><eee>"
     assert sorted(speaker.closed) == texts
 
 
 async def test_failure_is_raised_after_what_comes_before_it() -> None:
-    speaker, ear = SlowSpeaker(), Ear()
+    speaker, recorder = SlowSpeaker(), AudioRecorder()
     speaker.failing.add("b")
     for text in "abc":
         speaker.event(text).set()
     speaker.allowed["c"] = anyio.Event()
 
     with pytest.raises(ProviderError):
-        await speak_in_order(speaker, "alloy", utterances("abcde"), ear.listener())
+        await speak_in_order(speaker, "alloy", utterances("abcde"), recorder.sink())
 
-    assert "".join(ear.notes) == "<aaa><b"
+    assert "".join(recorder.notes) == "<aaa><b"
     assert sorted(speaker.closed) == sorted(speaker.begun)
 
 
 async def test_failure_in_the_moment_of_the_next_sentence_is_that_failure() -> None:
     for steps in range(8):  # between the next sentence and the failure
-        speaker, ear, written = SlowSpeaker(), Ear(), anyio.Event()
+        speaker, recorder, written = SlowSpeaker(), AudioRecorder(), anyio.Event()
         speaker.failing = {"a"}
 
         async def sentences(written: anyio.Event) -> AsyncGenerator[Utterance]:
@@ -126,18 +134,18 @@ async def test_failure_in_the_moment_of_the_next_sentence_is_that_failure() -> N
         async with anyio.create_task_group() as group:
             group.start_soon(write_and_fail, speaker, written, steps)
             with pytest.raises(ProviderUnavailable):
-                await speak_in_order(speaker, "alloy", sentences(written), ear.listener())
+                await speak_in_order(speaker, "alloy", sentences(written), recorder.sink())
 
         assert speaker.closed == speaker.begun
 
 
 async def test_cancelled_speech_leaves_nothing_running() -> None:
-    speaker, ear, taken = SlowSpeaker(), Ear(), list[str]()
+    speaker, recorder, taken = SlowSpeaker(), AudioRecorder(), list[str]()
 
     with anyio.move_on_after(5) as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(
-                speak_in_order, speaker, "alloy", utterances("abcdef", taken), ear.listener()
+                speak_in_order, speaker, "alloy", utterances("abcdef", taken), recorder.sink()
             )
             await until("c", speaker)
             group.cancel_scope.cancel()
@@ -145,12 +153,12 @@ async def test_cancelled_speech_leaves_nothing_running() -> None:
     assert not scope.cancelled_caught
     assert sorted(speaker.closed) == ["a", "b", "c"]
     assert taken == ["a", "b", "c", "d"]
-    assert ear.notes == ["<a"]
+    assert recorder.notes == ["<a"]
 
 
 async def test_nothing_to_say_is_said_at_once() -> None:
-    ear = Ear()
+    recorder = AudioRecorder()
 
-    await speak_in_order(SlowSpeaker(), "alloy", utterances([]), ear.listener())
+    await speak_in_order(SlowSpeaker(), "alloy", utterances([]), recorder.sink())
 
-    assert ear.notes == []
+    assert recorder.notes == []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.services.voice.sentences import SentenceCutter
-from app.services.voice.spoken import CODE_NOTICE, SpokenText, speakable
+from app.services.voice.speech_text import CODE_NOTICE, SpeechTextFilter, to_speech_text
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ from app.services.voice.spoken import CODE_NOTICE, SpokenText, speakable
     ],
 )
 def test_text_is_made_fit_for_ears(text: str, spoken: str) -> None:
-    assert speakable(text) == spoken
+    assert to_speech_text(text) == spoken
 
 
 @pytest.mark.parametrize(
@@ -64,19 +64,19 @@ def test_text_is_made_fit_for_ears(text: str, spoken: str) -> None:
     ],
 )
 def test_code_is_announced_once_and_not_read(block: str) -> None:
-    assert speakable("Look:\n" + block) == f"Look: {CODE_NOTICE}"
+    assert to_speech_text("Look:\n" + block) == f"Look: {CODE_NOTICE}"
 
 
 def test_speech_goes_on_behind_code() -> None:
-    assert speakable("```\nx\n```\nThat is it.") == f"{CODE_NOTICE} That is it."
+    assert to_speech_text("```\nx\n```\nThat is it.") == f"{CODE_NOTICE} That is it."
 
 
 def test_code_on_one_line_between_three_ticks_is_read() -> None:
-    assert speakable("```ls -l``` lists files") == "ls -l lists files"
+    assert to_speech_text("```ls -l``` lists files") == "ls -l lists files"
 
 
 def test_notice_can_be_of_another_language() -> None:
-    spoken = SpokenText(code_notice="Der Code steht im Text.")
+    spoken = SpeechTextFilter(code_notice="Der Code steht im Text.")
 
     assert spoken.clean("```\n") == "Der Code steht im Text."
 
@@ -100,7 +100,7 @@ Then open [the page. It is short](https://example.com/a?b=c) and click **Go. Now
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
 def test_pieces_of_the_cutter_are_cleaned_across_their_seams(size: int) -> None:
-    cutter, spoken = SentenceCutter("en", 200), SpokenText()
+    cutter, spoken = SentenceCutter("en", 200), SpeechTextFilter()
     pieces = [
         piece for at in range(0, len(ANSWER), size) for piece in cutter.feed(ANSWER[at : at + size])
     ]
@@ -117,7 +117,7 @@ def test_pieces_of_the_cutter_are_cleaned_across_their_seams(size: int) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("aB1 *_`~[]()<>|#-\\/:.!&;hps\n😀\x00w="), max_size=200))
 def test_any_text_gives_words_or_nothing(text: str) -> None:
-    said = speakable(text)
+    said = to_speech_text(text)
 
     assert said == " ".join(said.split())
     assert said == "" or any(map(str.isalnum, said))
@@ -129,6 +129,6 @@ def test_any_text_gives_words_or_nothing(text: str) -> None:
 )
 def test_no_text_takes_long(text: str) -> None:
     begin = time.process_time()
-    speakable(text * (4096 // len(text)) + "x")
+    to_speech_text(text * (4096 // len(text)) + "x")
 
     assert time.process_time() - begin < 0.25

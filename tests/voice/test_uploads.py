@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from app.core.database import Database
 from app.models import StoredRecording, Turn
-from tests.fakes import FakeTranscriber
+from tests.support.fake_providers import FakeTranscriber
 from tests.voice.bad_audio import CLASSES, too_large
 
 pytestmark = pytest.mark.anyio

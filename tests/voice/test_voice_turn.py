@@ -6,10 +6,10 @@ import anyio
 import pytest
 
 from app.services.ports import AudioFormat, Recording
-from app.services.turns import Clip, Persona
-from app.services.turns.heard import heard_content
+from app.services.turns import AudioClip, Persona
+from app.services.turns.context.heard_text import heard_text
 from app.services.voice.turn import VoiceTurn, VoiceTurns
-from tests.fakes import FakeSpeaker, FakeTranscriber
+from tests.support.fake_providers import FakeSpeaker, FakeTranscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def letters(text: str) -> AsyncGenerator[str]:
         yield letter
 
 
-def ignore_clip(_: Clip) -> None:
+def ignore_clip(_: AudioClip) -> None:
     pass
 
 
@@ -36,8 +36,8 @@ def ignore_name(_: str) -> None:
     pass
 
 
-async def speak(voice: VoiceTurn, text: str) -> tuple[list[Clip], list[str]]:
-    clips: list[Clip] = []
+async def speak(voice: VoiceTurn, text: str) -> tuple[list[AudioClip], list[str]]:
+    clips: list[AudioClip] = []
     marks: list[str] = []
     await voice.speak(PERSONA, letters(text), clips.append, marks.append)
     return clips, marks
@@ -46,7 +46,7 @@ async def speak(voice: VoiceTurn, text: str) -> tuple[list[Clip], list[str]]:
 async def test_language_of_the_agent_is_told_as_the_transcriber_knows_it(
     voice: VoiceTurn, transcriber: FakeTranscriber
 ) -> None:
-    heard = await voice.hear(PERSONA, lambda _words: None)
+    heard = await voice.transcribe(PERSONA, lambda _words: None)
 
     assert transcriber.languages == ["en"]
     assert heard.text == transcriber.text
@@ -70,7 +70,7 @@ async def test_pieces_cover_all_that_is_written_and_say_what_is_said(
     assert b"".join(piece.mp3 or b"" for piece in pieces) == b"".join(voice.mp3)
     assert set(marks) == {"first_sentence_ms", "first_audio_ms"}
     played_ms = pieces[-1].start_ms + pieces[-1].duration_ms
-    assert heard_content(WITH_CODE, pieces, played_ms) is None
+    assert heard_text(WITH_CODE, pieces, played_ms) is None
 
 
 @pytest.mark.parametrize("text", ["```\ncode\n", "...", "🙂"])
@@ -104,7 +104,7 @@ async def test_sentence_that_breaks_off_is_a_piece_as_far_as_it_was_spoken(
     speaker.speak = speak_half  # pyright: ignore[reportAttributeAccessIssue]  # the same port
     async with anyio.create_task_group() as group:
         group.start_soon(voice.speak, PERSONA, letters_then_nothing(), ignore_clip, ignore_name)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await arrived.wait()
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()

@@ -1,10 +1,16 @@
-"""Who comes in: keys, session tokens, Supabase's users, workspaces; and what they did.
+"""API keys, session tokens, Supabase users, workspaces and the audit log.
 
-`supabase` and `jwks` are imported only where they are used: cryptography takes ten megabytes.
+`supabase` and `jwks` are imported only where they are used: `cryptography` takes 10 MB of memory.
 """
 
-from app.services.identity import api_keys, audit, session_tokens, workspaces
-from app.services.identity.callers import Callers
+from app.services.identity import (
+    api_keys,
+    audit,
+    console_sessions,
+    session_tokens,
+    workspaces,
+)
+from app.services.identity.callers import CallerLookup
 from app.services.identity.credentials import Credential, CredentialKind, parse
 from app.services.identity.errors import (
     CannotGrant,
@@ -12,20 +18,21 @@ from app.services.identity.errors import (
     KeyNotFound,
     WorkspaceNotFound,
 )
-from app.services.identity.open_streams import RECHECK_SECONDS, OpenStreams
+from app.services.identity.revocation import RECHECK_SECONDS, OpenStreamRegistry
 
 __all__ = [
     "RECHECK_SECONDS",
-    "Callers",
+    "CallerLookup",
     "CannotGrant",
     "Credential",
     "CredentialKind",
     "IdentityUnavailable",
     "KeyNotFound",
-    "OpenStreams",
+    "OpenStreamRegistry",
     "WorkspaceNotFound",
     "api_keys",
     "audit",
+    "console_sessions",
     "parse",
     "session_tokens",
     "workspaces",

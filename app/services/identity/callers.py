@@ -1,4 +1,4 @@
-"""From a key or token to its caller: looked up at most once a second, however many requests."""
+"""Look up the caller of an API key or session token, cached for half a second."""
 
 import hmac
 import time
@@ -6,16 +6,24 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import and_, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
-from app.core.limits import DEFAULT_LIMITS
-from app.core.security import Caller, CallerKind, Permission, Presented, unauthenticated
-from app.core.tenancy import service_wide
-from app.models import ApiKey, SessionToken, Workspace
+from app.core.database.workspace_scope import all_workspaces
+from app.core.limits import KeyLimits, Limits
+from app.core.security import (
+    AdminKey,
+    Caller,
+    CallerKind,
+    Permission,
+    PresentedCredential,
+    unauthenticated,
+)
+from app.models import ApiKey, ConsoleSession, Session, SessionToken, Workspace
 from app.services.identity.api_keys import limits_of, permissions_of
 from app.services.identity.credentials import CredentialKind
 from app.services.identity.errors import WorkspaceNotFound
-from app.services.identity.recent import Recent
+from app.services.identity.ttl_cache import TtlCache
 
 TOKEN_PERMISSIONS = frozenset(
     (Permission.SESSIONS_READ, Permission.TURNS_READ, Permission.TURNS_WRITE)
@@ -23,116 +31,190 @@ TOKEN_PERMISSIONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A key or token that is there: which secrets open it, until when, and as whom."""
+class _StoredCredential:
+    """A stored key or token: its valid secrets, each with its expiry, and its caller."""
 
     secrets: tuple[tuple[bytes, float | None], ...]
     caller: Caller
 
 
-class Callers:
-    """Knows keys and session tokens; one instance serves the whole process."""
+class CallerLookup:
+    """Authenticates API keys and session tokens; one instance serves the whole process."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, admin_key: AdminKey | None = None) -> None:
+        """`admin_key` is the one whose console sessions are accepted."""
         self._database = database
-        self._found: Recent[tuple[str, str], _Found | None] = Recent()
-        self._workspaces: Recent[UUID, bool] = Recent()
+        self._admin_key = admin_key
+        self._credentials: TtlCache[tuple[str, str], _StoredCredential | None] = TtlCache()
+        self._known_workspaces: TtlCache[UUID, bool] = TtlCache()
 
-    async def of(self, presented: Presented) -> Caller:
-        """Return whom a key or token stands for.
+    async def of(self, presented: PresentedCredential) -> Caller:
+        """Return the caller of a key or token.
 
-        Raises `Unauthenticated` where it is unknown, wrong, revoked or expired, always with the
-        same words; and `StorageUnavailable`.
+        Raises `Unauthenticated`, with the same text for an unknown, wrong, revoked or expired
+        credential, and `StorageUnavailable`.
         """
-        found = await self._found.get(
+        stored = await self._credentials.get(
             (presented.prefix, presented.id), lambda: self._look_up(presented)
         )
-        # Something is compared in any case: how long it takes tells nothing.
-        secrets = found.secrets if found else ((b"\0" * 32, None),)
+        # An unknown credential is compared as well, so that the response time reveals nothing.
+        secrets = stored.secrets if stored else ((b"\0" * 32, None),)
         now = time.time()
         for digest, expires_at in secrets:
             is_same = hmac.compare_digest(digest, presented.digest)
-            if found and is_same and (expires_at is None or now < expires_at):
-                return replace(found.caller, credential=presented, expires_at=expires_at)
-        raise unauthenticated()
+            if stored and is_same and (expires_at is None or now < expires_at):
+                return replace(stored.caller, credential=presented, expires_at=expires_at)
+            if stored and is_same:
+                raise unauthenticated(f"{presented.prefix}_{presented.id} has expired")
+        named = f"{presented.prefix}_{presented.id}"
+        raise unauthenticated(
+            f"{named} has another secret" if stored else f"{named} is unknown, revoked or expired"
+        )
 
-    async def require_still(self, caller: Caller) -> None:
-        """Look again whether the caller may still be here. Raises `Unauthenticated`."""
+    async def require_valid(self, caller: Caller) -> None:
+        """Check again that the caller's credential is valid. Raises `Unauthenticated`."""
         if caller.credential:
             await self.of(caller.credential)
         elif caller.expires_at is not None and time.time() >= caller.expires_at:
-            raise unauthenticated()
+            raise unauthenticated("the token has expired")
 
     async def require_workspace(self, workspace_id: UUID) -> None:
-        """Raise `WorkspaceNotFound` where there is none."""
+        """Raise `WorkspaceNotFound` where the workspace does not exist."""
 
-        async def is_there() -> bool:
-            async with self._database.reading() as db:
+        async def exists() -> bool:
+            async with self._database.looking_up() as db:
                 return await db.get(Workspace, workspace_id) is not None
 
-        if not await self._workspaces.get(workspace_id, is_there):
-            raise WorkspaceNotFound("There is no such workspace.")
+        if not await self._known_workspaces.get(workspace_id, exists):
+            raise WorkspaceNotFound("No workspace with this id exists.")
 
-    async def _look_up(self, presented: Presented) -> _Found | None:
-        with service_wide():  # whose it is comes out of it
+    async def _look_up(self, presented: PresentedCredential) -> _StoredCredential | None:
+        with all_workspaces():  # the row names its workspace
             if presented.prefix == CredentialKind.KEY:
                 return await self._look_up_key(presented.id)
+            if presented.prefix == CredentialKind.CONSOLE_SESSION:
+                return await self._look_up_console_session(presented.id)
             return await self._look_up_token(presented.id)
 
-    async def _look_up_key(self, key_id: str) -> _Found | None:
-        async with self._database.reading() as db:
+    async def _look_up_key(self, key_id: str) -> _StoredCredential | None:
+        async with self._database.looking_up() as db:
             key = await db.get(ApiKey, key_id)
-        if key is None or key.revoked_at:
+            rights = await _rights(db, key) if key else None
+        if key is None or rights is None:
             return None
-        expires_at = key.expires_at.timestamp() if key.expires_at else None
         caller = Caller(
             key.workspace_id,
             CallerKind.KEY,
-            permissions_of(key),
+            rights.permissions,
             key_id=key.id,
-            limits=limits_of(key),
-            expires_at=expires_at,
+            limits=limits_of(key).own,
+            user_limits=limits_of(key).user,
+            ancestors=rights.ancestors,
+            expires_at=rights.expires_at,
         )
-        secrets = [(key.secret_hash, expires_at)]
+        secrets = [(key.secret_hash, rights.expires_at)]
         if key.previous_secret_hash and key.previous_expires_at:
             previous_end = key.previous_expires_at.timestamp()
-            secrets.append(
-                (key.previous_secret_hash, min(previous_end, expires_at or previous_end))
-            )
-        return _Found(tuple(secrets), caller)
+            secrets.append((key.previous_secret_hash, _earlier(previous_end, rights.expires_at)))
+        return _StoredCredential(tuple(secrets), caller)
 
-    async def _look_up_token(self, token_id: str) -> _Found | None:
-        async with self._database.reading() as db:
+    async def _look_up_console_session(self, session_id: str) -> _StoredCredential | None:
+        async with self._database.looking_up() as db:
+            session = await db.get(ConsoleSession, session_id)
+        if session is None:
+            return None
+        expires_at = session.expires_at.timestamp()
+        if session.key_id is None:
+            if self._admin_key is None or not self._admin_key.has_digest(session.credential_hash):
+                return None
+            caller = Caller(session.workspace_id, expires_at=expires_at)
+            return _StoredCredential(((session.secret_hash, expires_at),), caller)
+        of_key = await self._look_up_key(session.key_id)
+        if of_key is None or session.workspace_id != of_key.caller.workspace_id:
+            return None
+        for digest, key_expires_at in of_key.secrets:
+            if hmac.compare_digest(digest, session.credential_hash):
+                ends_at = _earlier(expires_at, key_expires_at)
+                return _StoredCredential(((session.secret_hash, ends_at),), of_key.caller)
+        return None
+
+    async def _look_up_token(self, token_id: str) -> _StoredCredential | None:
+        async with self._database.looking_up() as db:
             row = (
                 await db.execute(
-                    select(SessionToken, ApiKey)
-                    .outerjoin(
-                        ApiKey,
+                    select(SessionToken, Session.user_id)
+                    .join(
+                        Session,
                         and_(
-                            ApiKey.id == SessionToken.key_id,
-                            ApiKey.workspace_id == SessionToken.workspace_id,
+                            Session.workspace_id == SessionToken.workspace_id,
+                            Session.id == SessionToken.session_id,
                         ),
                     )
                     .where(SessionToken.id == token_id)
                 )
             ).one_or_none()
-        return _found_token(row[0], row[1]) if row else None
+            if row is None:
+                return None
+            token, user_id = row
+            key = await db.get(ApiKey, token.key_id) if token.key_id else None
+            rights = await _rights(db, key) if key else None
+        if token.key_id and rights is None:
+            return None
+        return _stored_token(token, user_id, key, rights)
 
 
-def _found_token(token: SessionToken, key: ApiKey | None) -> _Found | None:
-    """Return what a token opens; `key` is the one that it was made with, where that was a key."""
-    if token.key_id and (key is None or key.revoked_at):
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    """What a key may do, within what the keys may that it descends from."""
+
+    permissions: frozenset[Permission]
+    expires_at: float | None
+    ancestors: tuple[tuple[str, Limits], ...]
+
+
+async def _rights(db: AsyncSession, key: ApiKey) -> _Rights | None:
+    """Return the rights of a key; `None` where it, or a key that it descends from, is revoked."""
+    permissions, expires_at = permissions_of(key), _expiry(key)
+    ancestors: list[tuple[str, Limits]] = []
+    descendant = key
+    while descendant.parent_id:
+        parent = await db.get(ApiKey, descendant.parent_id)
+        if parent is None or parent.workspace_id != key.workspace_id or parent.revoked_at:
+            return None
+        permissions &= permissions_of(parent)
+        expires_at = _earlier(expires_at, _expiry(parent))
+        ancestors.append((parent.id, limits_of(parent).own))
+        descendant = parent
+    if key.revoked_at:
         return None
-    expires_at = token.expires_at.timestamp()
-    if key and key.expires_at:
-        expires_at = min(expires_at, key.expires_at.timestamp())
+    return _Rights(permissions, expires_at, tuple(ancestors))
+
+
+def _expiry(key: ApiKey) -> float | None:
+    return key.expires_at.timestamp() if key.expires_at else None
+
+
+def _earlier(first: float | None, second: float | None) -> float | None:
+    times = [each for each in (first, second) if each is not None]
+    return min(times, default=None)
+
+
+def _stored_token(
+    token: SessionToken, user_id: str | None, key: ApiKey | None, rights: _Rights | None
+) -> _StoredCredential:
+    """Return the stored token of a session of `user_id`; `key` made it, if one did."""
+    expires_at = _earlier(token.expires_at.timestamp(), rights.expires_at if rights else None)
+    limits = limits_of(key) if key else KeyLimits()
     caller = Caller(
         token.workspace_id,
         CallerKind.SESSION_TOKEN,
-        TOKEN_PERMISSIONS,
+        TOKEN_PERMISSIONS & rights.permissions if rights else TOKEN_PERMISSIONS,
         key_id=token.key_id,
         session_id=token.session_id,
-        limits=limits_of(key) if key else DEFAULT_LIMITS,
+        session_user_id=user_id,
+        limits=limits.own,
+        user_limits=limits.user,
+        ancestors=rights.ancestors if rights else (),
         expires_at=expires_at,
     )
-    return _Found(((token.secret_hash, expires_at),), caller)
+    return _StoredCredential(((token.secret_hash, expires_at),), caller)

@@ -1,6 +1,6 @@
-"""Keys and session tokens as text: `ap_<8-char id>_<43 base62><6-char checksum>`.
+"""The text format of keys and session tokens: `ap_<8-char id>_<43 base62><6-char checksum>`.
 
-The checksum finds typing mistakes, and lets secret scanners know a key without asking us.
+The checksum detects typing mistakes, and lets secret scanners recognize a key offline.
 """
 
 import hashlib
@@ -11,19 +11,20 @@ import zlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from app.core.security import Presented
+from app.core.security import PresentedCredential
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 43  # 256 bits
 _CHECKSUM_LENGTH = 6
-_FORM = re.compile(rb"(ap|st)_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
+_FORM = re.compile(rb"(ap|st|cs)_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
 
 
 class CredentialKind(StrEnum):
-    """What the text begins with."""
+    """The kind of a credential; the value is the prefix of its text."""
 
     KEY = "ap"
     SESSION_TOKEN = "st"  # noqa: S105  # a prefix
+    CONSOLE_SESSION = "cs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +37,22 @@ class Credential:
 
 
 def new_credential(kind: CredentialKind, credential_id: str | None = None) -> Credential:
-    """Make a key or token, of a new id where none is given."""
+    """Create a key or token; with a new id where `credential_id` is not given."""
     credential_id = credential_id or _random(8)
     body = f"{kind}_{credential_id}_{_random(_SECRET_LENGTH)}"
     text = body + _checksum(body.encode())
     return Credential(credential_id, text, _digest(text.encode()))
 
 
-def parse(text: bytes) -> Presented | None:
-    """Read what a request came with; `None` where it cannot be one of ours."""
+def parse(text: bytes) -> PresentedCredential | None:
+    """Parse the credential of a request; `None` where format or checksum is wrong."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None
     prefix, credential_id, checksum = form.groups()
     if _checksum(text[:-_CHECKSUM_LENGTH]).encode() != checksum:
         return None
-    return Presented(prefix.decode(), credential_id.decode(), _digest(text))
+    return PresentedCredential(prefix.decode(), credential_id.decode(), _digest(text))
 
 
 def _random(length: int) -> str:

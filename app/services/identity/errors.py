@@ -1,10 +1,13 @@
-"""What can be wrong with keys, workspaces and those who vouch for users."""
+"""Errors of keys, workspaces and identity providers.
+
+The first line of an error's docstring is the title in the response.
+"""
 
 from app.core.errors import AppError, ErrorKind
 
 
 class KeyNotFound(AppError):
-    """No such key."""
+    """The key does not exist."""
 
     kind = ErrorKind.NOT_FOUND
     code = "key-not-found"
@@ -18,21 +21,21 @@ class KeyRevoked(AppError):
 
 
 class WorkspaceNotFound(AppError):
-    """No such workspace."""
+    """The workspace does not exist."""
 
     kind = ErrorKind.NOT_FOUND
     code = "workspace-not-found"
 
 
 class CannotGrant(AppError):
-    """Nobody gives more than they have."""
+    """A key cannot grant more than it has."""
 
     kind = ErrorKind.FORBIDDEN
     code = "cannot-grant"
 
 
 class IdentityUnavailable(AppError):
-    """The token cannot be checked now."""
+    """The token cannot be verified now."""
 
     kind = ErrorKind.UNAVAILABLE
     code = "identity-unavailable"

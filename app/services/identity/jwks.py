@@ -1,4 +1,4 @@
-"""The public keys of an identity provider, fetched when they are needed and then kept."""
+"""Fetch and cache the public keys (JWKS) of an identity provider."""
 
 import logging
 import time
@@ -15,16 +15,17 @@ from app.services.identity.errors import IdentityUnavailable
 logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 600.0
-"""After this the keys are fetched again, so that one that was taken back stops working."""
+"""After this the keys are fetched again, so that a revoked key stops working."""
 _STALE_SECONDS = 3600.0
-"""After this they are not believed any more while their server is away."""
+"""After this cached keys are no longer accepted while their server is unreachable."""
 _COOLDOWN_SECONDS = 10.0
 """A token that names an unknown key makes us ask at most this often."""
 _LARGEST_BYTES = 256 * 1024
+_LEAST_RSA_BITS = 2048
 
 
 class Jwks:
-    """The keys at one address, by their `kid`; an async context manager."""
+    """The key set at one URL, indexed by `kid`; an async context manager."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -34,7 +35,7 @@ class Jwks:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Open a pool; nothing is connected yet."""
+        """Create the HTTP session; it connects at the first request."""
         self._session = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=5)
         )
@@ -46,14 +47,14 @@ class Jwks:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the pool."""
+        """Close the HTTP session."""
         if self._session:
             await self._session.close()
 
     async def key(self, kid: str) -> jwt.PyJWK | None:
-        """Return the key of that name; `None` where there is none.
+        """Return the public key `kid`, or `None` where the key set has none of that id.
 
-        Raises `IdentityUnavailable` where no keys could be had.
+        Raises `IdentityUnavailable` where no fresh enough keys could be fetched.
         """
         if self._is_due(kid):
             async with self._fetching:
@@ -61,7 +62,7 @@ class Jwks:
                     await self._fetch()
         if time.monotonic() - self._fetched_at > _STALE_SECONDS:
             raise IdentityUnavailable(
-                "The identity provider does not answer, so the token cannot be checked.",
+                "The identity provider does not answer, so the token cannot be verified now.",
                 retry_after_seconds=_COOLDOWN_SECONDS,
             )
         return self._keys.get(kid)
@@ -73,12 +74,12 @@ class Jwks:
 
     async def _fetch(self) -> None:
         if self._session is None:
-            raise RuntimeError("the pool is not open")
+            raise RuntimeError("the HTTP session is not open: enter the context manager first")
         self._tried_at = time.monotonic()
         try:
             async with self._session.get(self._url, allow_redirects=False) as response:
                 response.raise_for_status()
-                body = await response.content.read(_LARGEST_BYTES)
+                body = await _read_to_end(response.content)
             keys: list[dict[str, Any]] = orjson.loads(body)["keys"]
         except (
             aiohttp.ClientError,
@@ -88,21 +89,37 @@ class Jwks:
             KeyError,
             TypeError,
         ) as error:
-            # Its text may have the URL, which may hold a password.
+            # The exception's text may contain the URL, and that a password.
             reason = type(error).__name__
-            logger.warning("The identity provider's keys could not be had: %s", reason)
+            logger.warning(
+                "The identity provider's public keys could not be fetched: %s. Check SUPABASE_URL.",
+                reason,
+            )
             return
         self._keys = dict(filter(None, map(_read, keys)))
         self._fetched_at = self._tried_at
 
 
+async def _read_to_end(content: aiohttp.StreamReader) -> bytes:
+    """Return the whole body, in however many pieces it comes. Raises `ValueError` above a limit."""
+    body = bytearray()
+    while piece := await content.readany():
+        body += piece
+        if len(body) > _LARGEST_BYTES:
+            raise ValueError("the keys are longer than any can be")
+    return bytes(body)
+
+
 def _read(key: dict[str, Any]) -> tuple[str, jwt.PyJWK] | None:
-    """Read one key; those of another use or algorithm are none of ours."""
+    """Read one key; those of another use or algorithm, and short ones, are none of ours."""
     try:
         if key.get("use", "sig") != "sig":
             return None
         read = jwt.PyJWK.from_dict(key)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+        return None
+    if read.key_type == "RSA" and read.key.key_size < _LEAST_RSA_BITS:
+        logger.warning("An RSA key of the identity provider has less than 2048 bits: not used")
         return None
     is_known = (read.key_type, read.algorithm_name) in {("EC", "ES256"), ("RSA", "RS256")}
     return (read.key_id, read) if is_known and read.key_id else None

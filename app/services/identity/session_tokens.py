@@ -1,4 +1,4 @@
-"""Session tokens: what a browser may hold, for one session and some minutes."""
+"""Create session tokens: short-lived credentials for one session, for use in browsers."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -18,11 +18,11 @@ LONGEST_LIFE = timedelta(minutes=60)
 async def create(
     db: AsyncSession, caller: Caller, session_id: UUID, life: timedelta
 ) -> tuple[SessionToken, Credential]:
-    """Make a token for a session. Tokens that have ended are removed by the way.
+    """Insert a token for a session; delete tokens that expired more than an hour ago.
 
-    Its life ends with that of the caller's key at the latest. Raises `SessionNotFound`.
+    The token also ends when the caller's key expires or is revoked. Raises `SessionNotFound`.
     """
-    await crud.get_session(db, caller, session_id)
+    await crud.keep_from_deletion(db, caller, session_id)
     now = utc_now()
     await db.execute(delete(SessionToken).where(SessionToken.expires_at < now - LONGEST_LIFE))
     credential = new_credential(CredentialKind.SESSION_TOKEN)

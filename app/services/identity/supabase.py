@@ -1,6 +1,6 @@
-"""Supabase's users: a token of its Auth becomes an end user, who sees their own sessions.
+"""Verify the access tokens of Supabase Auth; each identifies an end user.
 
-Follows RFC 8725: algorithm, issuer and audience are ours to say, never the token's.
+Follows RFC 8725: algorithm, issuer and audience come from the settings, never from the token.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from app.core.security import (
     Caller,
     CallerKind,
     Permission,
-    unauthenticated,
+    Unauthenticated,
 )
 
 _LEEWAY_SECONDS = 10
-_LONGEST_TOKEN = 8192
-_LONGEST_USER_ID = 200
-_BELIEVED_SECONDS = 60.0
-_REMEMBERED = 10_000
+_MAX_TOKEN_BYTES = 8192
+_MAX_USER_ID_CHARACTERS = 200
+_CACHE_SECONDS = 60.0
+_MAX_CACHED_TOKENS = 10_000
 _REFUSED_ROLES = frozenset(("anon", "service_role", "supabase_admin", ""))
 
 USER_PERMISSIONS = frozenset(
@@ -39,41 +39,41 @@ USER_PERMISSIONS = frozenset(
 
 
 class PublicKeys(Protocol):
-    """Where the keys of tokens come from."""
+    """Source of the public keys that verify tokens."""
 
     async def key(self, kid: str) -> jwt.PyJWK | None:
-        """Return the key of that name. Raises `IdentityUnavailable`."""
+        """Return the key with the id `kid`, if any. Raises `IdentityUnavailable`."""
         ...
 
 
 class SupabaseTokens:
-    """Checks tokens by the project's public keys, or by its secret, never by both."""
+    """Verifies tokens with the project's public keys, or with its JWT secret, never with both."""
 
     def __init__(self, url: str, audience: str, verifier: PublicKeys | SecretStr) -> None:
         self._issuer = f"{url}/auth/v1"
         self._audience = audience
         self._verifier = verifier
-        self._known: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._cache: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
 
     async def caller(self, token: bytes) -> Caller:
-        """Return the end user. Raises `Unauthenticated`, or `IdentityUnavailable`."""
+        """Return the end user of a token. Raises `Unauthenticated` or `IdentityUnavailable`."""
         digest = hashlib.sha256(token).digest()
-        known = self._known.get(digest)
-        if known and time.monotonic() < known[1]:
-            caller = known[0]
+        cached = self._cache.get(digest)
+        if cached and time.monotonic() < cached[1]:
+            caller = cached[0]
             if caller.expires_at and time.time() >= caller.expires_at:
-                raise unauthenticated()
+                raise _refused("has expired")
             return caller
         caller = await self._verify(token)
-        self._known[digest] = caller, time.monotonic() + _BELIEVED_SECONDS
-        self._known.move_to_end(digest)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        self._cache[digest] = caller, time.monotonic() + _CACHE_SECONDS
+        self._cache.move_to_end(digest)
+        if len(self._cache) > _MAX_CACHED_TOKENS:
+            self._cache.popitem(last=False)
         return caller
 
     async def _verify(self, token: bytes) -> Caller:
-        if len(token) > _LONGEST_TOKEN:
-            raise unauthenticated()
+        if len(token) > _MAX_TOKEN_BYTES:
+            raise _refused("is too long")
         try:
             key, algorithm = await self._key(token)
             claims: dict[str, Any] = jwt.decode(
@@ -86,27 +86,53 @@ class SupabaseTokens:
                 options={"require": ["exp", "sub", "iss", "aud", "role"]},
             )
             return _user(claims)
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
-            raise unauthenticated() from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+            raise _refused(_reason(error)) from None
 
     async def _key(self, token: bytes) -> tuple[Any, str]:
-        """Return what verifies the token, and the one algorithm to do it with."""
+        """Return the key that verifies the token, and the only algorithm accepted with it."""
         if isinstance(self._verifier, SecretStr):
             return self._verifier.get_secret_value().encode(), "HS256"
         kid = jwt.get_unverified_header(token).get("kid")
         key = await self._verifier.key(kid) if isinstance(kid, str) else None
         if key is None:
-            raise unauthenticated()
+            raise _refused("is signed with a key that the project does not have")
         return key.key, key.algorithm_name
+
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (jwt.ExpiredSignatureError, "has expired"),
+    (jwt.InvalidAudienceError, "is for another audience (`aud`): see SUPABASE_JWT_AUDIENCE"),
+    (jwt.InvalidIssuerError, "comes from another issuer (`iss`): see SUPABASE_URL"),
+    (jwt.ImmatureSignatureError, "is not valid yet (`nbf` or `iat`)"),
+    (jwt.MissingRequiredClaimError, "lacks one of exp, sub, iss, aud and role"),
+    (jwt.InvalidAlgorithmError, "is signed with another algorithm"),
+    (jwt.InvalidSignatureError, "has a wrong signature"),
+)
+"""Claims are looked at once the signature is right, so these tell a forger nothing."""
+
+
+def _reason(error: Exception) -> str:
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return "cannot be read"
+
+
+def _refused(reason: str) -> Unauthenticated:
+    """Return the refusal of a token; whoever has it is told what is wrong with it."""
+    error = Unauthenticated(f"The access token {reason}.")
+    error.reason = f"the JWT {reason}"
+    return error
 
 
 def _user(claims: dict[str, Any]) -> Caller:
     user_id, role = claims["sub"], claims["role"]
     if not isinstance(role, str) or role in _REFUSED_ROLES:
-        raise unauthenticated()
+        raise _refused("has a role that is not an end user's")
     is_storable = isinstance(user_id, str) and user_id.isprintable() and user_id.strip()
-    if not is_storable or len(user_id) > _LONGEST_USER_ID:
-        raise unauthenticated()
+    if not is_storable or len(user_id) > _MAX_USER_ID_CHARACTERS:
+        raise _refused("names no usable end user (`sub`)")
     return Caller(
         DEFAULT_WORKSPACE_ID,
         CallerKind.USER,

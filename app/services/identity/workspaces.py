@@ -1,4 +1,4 @@
-"""Workspaces: made and listed by the admin alone."""
+"""Create and list workspaces; only the admin key may."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -10,7 +10,7 @@ from app.models import Workspace
 
 
 async def create(db: AsyncSession, name: str) -> Workspace:
-    """Add a workspace; its id is known when this returns."""
+    """Insert a workspace; return it with its id set."""
     workspace = Workspace(name=name)
     db.add(workspace)
     await db.flush()
@@ -18,7 +18,7 @@ async def create(db: AsyncSession, name: str) -> Workspace:
 
 
 async def list_all(db: AsyncSession, *, before_id: UUID | None, limit: int) -> Sequence[Workspace]:
-    """Return up to `limit` workspaces older than `before_id`, the newest first."""
+    """Return up to `limit` workspaces older than `before_id`, newest first."""
     return (
         await db.scalars(
             select(Workspace)

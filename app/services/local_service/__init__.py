@@ -1,8 +1,8 @@
-"""The embedded engine: chat, speech recognition and speech synthesis without a key or a network.
+"""The embedded engine: chat, transcription and speech synthesis without an API key or network.
 
-`LocalEngine` owns a worker process in which the models run; the three `Local...` classes put it
-behind the ports. `ensure_weights` brings the weights. The names are loaded at first use: the
-worker imports this package, too, and must not pay for the server's libraries.
+`LocalEngine` owns the worker process that runs the models; the three `Local...` classes implement
+the ports. `ensure_weights` downloads the weights. Names are imported at first use, because the
+worker imports this package as well and must not load the server's libraries.
 """
 
 import importlib
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
         LocalEngine,
         require_packages,
     )
-    from app.services.local_service.protocol import Part
     from app.services.local_service.weights import (
         WeightPaths,
         WeightsUnavailable,
         ensure_weights,
+        find_missing_weights,
     )
 
 __all__ = [
@@ -28,23 +28,27 @@ __all__ = [
     "LocalEngine",
     "LocalSpeaker",
     "LocalTranscriber",
-    "Part",
     "WeightPaths",
     "WeightsUnavailable",
     "ensure_weights",
+    "find_missing_weights",
     "require_packages",
 ]
 
-_HOMES = {
+_MODULES = {
     "adapter": ("LocalChatModel", "LocalSpeaker", "LocalTranscriber"),
     "engine": ("EmbeddedPackagesMissing", "LocalEngine", "require_packages"),
-    "protocol": ("Part",),
-    "weights": ("WeightPaths", "WeightsUnavailable", "ensure_weights"),
+    "weights": (
+        "WeightPaths",
+        "WeightsUnavailable",
+        "ensure_weights",
+        "find_missing_weights",
+    ),
 }
 
 
 def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,12 @@
-"""The embedded engine behind the ports of `ports.py`."""
+"""Implement the ports of `ports.py` with the embedded engine."""
 
 from collections.abc import AsyncGenerator
 
+from app.core.capabilities import Capability
 from app.services.local_service.chat_model import CONTEXT_TOKENS
 from app.services.local_service.engine import LocalEngine
-from app.services.local_service.protocol import Part
 from app.services.ports import (
+    STANDARD_VOICES,
     ChatFinished,
     ChatRequest,
     FinishReason,
@@ -20,18 +21,18 @@ MAX_SPOKEN_CHARACTERS = 4096
 
 
 class LocalChatModel:
-    """A `ChatModel` on the embedded engine. The model's name in a request is ignored."""
+    """The `ChatModel` of the embedded engine. The model's name in a request is ignored."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
 
     @property
     def context_tokens(self) -> int:
-        """How many tokens prompt and answer may have together."""
+        """Size of the context window in tokens, prompt and answer together."""
         return CONTEXT_TOKENS
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
-        """Answer `request`: text deltas, then exactly one `ChatFinished`."""
+        """Stream the answer to `request`: text deltas, then exactly one `ChatFinished`."""
         messages = [
             {"role": message.role, "content": _clean(message.content)}
             for message in request.messages
@@ -42,7 +43,7 @@ class LocalChatModel:
             "temperature": request.temperature,
             "max_output_tokens": request.max_output_tokens,
         }
-        link = await self._engine.link(Part.CHAT)
+        link = await self._engine.link(Capability.CHAT)
         async with link.exchange(fields) as exchange:
             while True:
                 event, _ = await exchange.next_event()
@@ -50,7 +51,9 @@ class LocalChatModel:
                     break
                 yield TextDelta(str(event["text"]))
         if event["finish_reason"] not in list(FinishReason):
-            raise UpstreamIncomplete("The embedded model did not finish its answer.")
+            raise UpstreamIncomplete(
+                "The embedded model did not finish its answer: send the message again."
+            )
         yield ChatFinished(
             finish_reason=FinishReason(event["finish_reason"]),
             model=self._engine.model_set.chat_name,
@@ -61,7 +64,7 @@ class LocalChatModel:
 
 
 class LocalTranscriber:
-    """A `Transcriber` on the embedded engine."""
+    """The `Transcriber` of the embedded engine."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
@@ -71,39 +74,44 @@ class LocalTranscriber:
         recording: Recording,
         *,
         language: str | None = None,
-        on_words: OnWords | None = None,  # noqa: ARG002  # it does not stream
+        on_words: OnWords | None = None,  # noqa: ARG002  # does not stream
     ) -> Transcript:
-        """Write down `recording`. A model that knows English alone ignores `language`."""
+        """Transcribe `recording`. An English-only model ignores `language`."""
         fields = {"op": "transcribe", "language": language}
-        link = await self._engine.link(Part.STT)
+        link = await self._engine.link(Capability.STT)
         async with link.exchange(fields, recording.data) as exchange:
             event, _ = await exchange.next_event()
         return Transcript(str(event["text"]), event["language"])
 
 
 class LocalSpeaker:
-    """A `Speaker` on the embedded engine; it reads English."""
+    """The `Speaker` of the embedded engine; it synthesizes English."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
 
     @property
     def sample_rate_hz(self) -> int:
-        """Samples per second of what `speak` yields."""
+        """Sample rate of the PCM that `speak` yields, in Hz."""
         return self._engine.model_set.speech_rate_hz
 
     @property
     def max_characters(self) -> int:
-        """The longest text that one call of `speak` takes."""
+        """The longest text, in characters, that one call of `speak` accepts."""
         return MAX_SPOKEN_CHARACTERS
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
-        """Read `text` aloud, sentence by sentence.
+    @property
+    def voices(self) -> frozenset[str]:
+        """The voices of the set of models, and the standard names."""
+        return STANDARD_VOICES | self._engine.model_set.voice_names
 
-        At most two sentences are made ahead of the caller. What English has no sounds for is
-        left out; where nothing remains, it is a moment of silence.
+    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+        """Synthesize `text` sentence by sentence; yield signed 16-bit little-endian mono PCM.
+
+        At most two sentences are synthesized ahead of the caller. Characters that cannot be
+        pronounced in English are omitted; if none remain, the result is 0.2 s of silence.
         """
-        link = await self._engine.link(Part.TTS)
+        link = await self._engine.link(Capability.TTS)
         fields = {"op": "speak", "text": _clean(text), "voice": voice}
         async with link.exchange(fields) as exchange:
             while True:
@@ -112,9 +120,9 @@ class LocalSpeaker:
                     return
                 yield sound
                 if event["last"]:
-                    exchange.ask_for_more()
+                    exchange.grant_credit()
 
 
 def _clean(text: str) -> str:
-    """Return `text` without what is no text in UTF-8: native code must not meet it."""
+    """Replace what UTF-8 cannot encode (lone surrogates): native code must not receive it."""
     return text.encode(errors="replace").decode()

@@ -1,8 +1,8 @@
 """The chat model inside the worker: llama.cpp's server, called in-process.
 
-The library insists on a listener of its own, so it gets a Unix socket in a folder that only
-this user may enter, and a key that nobody knows. No TCP port is opened (on Windows, which has
-no such sockets here, it is a loopback port with that key).
+The library always opens a listening socket, so it gets a Unix socket in a folder that only this
+user may access, and a random API key. No TCP port is opened, except on Windows, where the library
+has no Unix sockets and uses a loopback port with that key.
 """
 
 import os
@@ -20,19 +20,19 @@ from app.services.local_service.tasks import Refused, Task
 CONTEXT_TOKENS = 4096
 SLOTS = 2
 BATCH_TOKENS = 128
-"""Small, because a request can be cancelled only between batches of its prompt."""
+"""Small, because a request can be cancelled only between the batches of its prompt."""
 DEFAULT_OUTPUT_TOKENS = 1024
 DEFAULT_TEMPERATURE = 0.3
-"""Models this small stray at the usual 0.8."""
-AGAINST_LOOPS = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "dry_penalty_last_n": 256}
-"""Small models fall into loops. A plain repeat penalty would cost them names from the prompt."""
-QUIET = -1
+"""Models this small lose coherence at the usual 0.8."""
+LOOP_PENALTY = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "dry_penalty_last_n": 256}
+"""Prevents the loops of small models; a plain repeat penalty would suppress names of the prompt."""
+LOG_NOTHING = -1
 PROMPT_CACHE_MIB = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """How an answer ended, in the words of the OpenAI dialect."""
+class AnswerSummary:
+    """How an answer ended, with the field names and values of the OpenAI API."""
 
     finish_reason: str
     prompt_tokens: int | None
@@ -41,7 +41,7 @@ class Answered:
 
 
 class ChatRunner:
-    """Answers conversations, `SLOTS` at a time."""
+    """Runs the chat model; answers up to `SLOTS` conversations at once."""
 
     def __init__(self, model: Path, *, threads: int) -> None:
         import xllamacpp
@@ -56,7 +56,7 @@ class ChatRunner:
         params.prefill_assistant = False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.cache_ram_mib = PROMPT_CACHE_MIB
-        params.verbosity = QUIET
+        params.verbosity = LOG_NOTHING
         params.ui = params.endpoint_slots = params.endpoint_props = False
         params.offline = True
         params.api_keys = [secrets.token_hex(32)]
@@ -74,10 +74,10 @@ class ChatRunner:
         temperature: float | None,
         max_output_tokens: int | None,
         on_text: Callable[[str], None],
-    ) -> Answered | None:
-        """Answer; `on_text` gets each piece. `None` where the model never said why it stopped.
+    ) -> AnswerSummary | None:
+        """Answer `messages`; call `on_text` with each delta. `None` without a finish reason.
 
-        Raises `Refused` for a prompt that does not fit, and `Cancelled`.
+        Raises `Refused` for a prompt that exceeds the context window, and `Cancelled`.
         """
         request: dict[str, Any] = {
             "messages": _alternating(messages),
@@ -85,22 +85,22 @@ class ChatRunner:
             "stream_options": {"include_usage": True},
             "return_progress": True,
             "temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
-            **AGAINST_LOOPS,
+            **LOOP_PENALTY,
             "dry_allowed_length": 4,
             "dry_penalty_last_n": 256,
             "max_tokens": max_output_tokens or DEFAULT_OUTPUT_TOKENS,
         }
-        heard = _Heard(task, on_text)
+        collector = _AnswerCollector(task, on_text)
         with task.holding(self._slots):
-            self._server.handle_chat_completions(request, heard)
+            self._server.handle_chat_completions(request, collector)
         task.check()
-        if heard.error is not None:
-            raise heard.error
-        return heard.answered()
+        if collector.error is not None:
+            raise collector.error
+        return collector.summary()
 
 
-class _Heard:
-    """Takes the chunks of one answer; returns True to make the library stop."""
+class _AnswerCollector:
+    """Receives the chunks of one answer; a call returns True to stop the library."""
 
     def __init__(self, task: Task, on_text: Callable[[str], None]) -> None:
         self._task = task
@@ -112,9 +112,9 @@ class _Heard:
     def __call__(self, chunk: Any) -> bool:  # noqa: ANN401 - the library's own loose JSON
         try:
             chunks = cast("list[dict[str, Any]]", chunk if isinstance(chunk, list) else [chunk])
-            for each in chunks:
-                self._take(each)
-        except Exception as error:  # noqa: BLE001 - it must not unwind through native code
+            for item in chunks:
+                self._take(item)
+        except Exception as error:  # noqa: BLE001 - an exception must not unwind through native code
             self.error = error
         return self._task.is_cancelled or self.error is not None
 
@@ -129,11 +129,11 @@ class _Heard:
             if text := delta.get("content"):
                 self._on_text(text)
 
-    def answered(self) -> Answered | None:
+    def summary(self) -> AnswerSummary | None:
         if self._finish_reason is None:
             return None
         details: dict[str, int] = self._usage.get("prompt_tokens_details") or {}
-        return Answered(
+        return AnswerSummary(
             finish_reason=self._finish_reason,
             prompt_tokens=self._usage.get("prompt_tokens"),
             cached_tokens=details.get("cached_tokens"),
@@ -144,16 +144,16 @@ class _Heard:
 def _translated(error: dict[str, Any]) -> Exception:
     if error.get("type") == "exceed_context_size_error":
         return Refused(
-            f"The conversation has {error.get('n_prompt_tokens')} tokens and the embedded model "
-            f"takes {CONTEXT_TOKENS}."
+            f"The conversation has {error.get('n_prompt_tokens')} tokens, but the embedded model "
+            f"takes {CONTEXT_TOKENS}: shorten it or start a new session."
         )
     if str(error.get("code")).startswith("4"):
-        return Refused("The embedded model does not take this conversation.")
+        return Refused("The embedded model refused this conversation: start a new session.")
     return RuntimeError(f"llama.cpp answered {error.get('code')}: {error.get('message')}")
 
 
 def _alternating(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Join neighbours of one role: the models' templates refuse two answers in a row."""
+    """Join adjacent messages of one role: the models' chat templates require alternating roles."""
     joined: list[dict[str, str]] = []
     for message in messages:
         if joined and joined[-1]["role"] == message["role"]:
@@ -161,5 +161,5 @@ def _alternating(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         else:
             joined.append(message)
     if not joined:
-        raise Refused("The conversation is empty.")
+        raise Refused("The conversation is empty: send a message.")
     return joined

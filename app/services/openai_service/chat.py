@@ -1,50 +1,58 @@
 """Chat: `POST /chat/completions`, streamed."""
 
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import orjson
 
-from app.services.openai_service.client import Answer, OpenAIClient
-from app.services.openai_service.failures import failure_of_error
-from app.services.openai_service.parse import clean, parse_json
-from app.services.openai_service.sse import EventReader
+from app.services.openai_service.chat_reply import ReplyReader
 from app.services.ports import (
-    ChatFinished,
+    ChatItem,
     ChatRequest,
-    FinishReason,
+    PromptAnswer,
     PromptLine,
+    PromptResult,
     ProviderError,
-    TextDelta,
-    UpstreamIncomplete,
+    ToolDefinition,
 )
+from app.services.provider_http.client import ProviderClient, ProviderResponse
+from app.services.provider_http.parse import clean
 
 _SETTING = "CHAT_MODEL"
-_MAX_TEXT_CHARACTERS = 8 << 20
-_MAX_BODY_BYTES = 16 * _MAX_TEXT_CHARACTERS
-"""A chunk of one word has some 250 bytes around it."""
-_MAX_TOKENS = (1 << 31) - 1
-_MAX_NAME_CHARACTERS = 200
 _END_WAIT_SECONDS = 0.25
-
-_FINISH_REASONS = {
-    "stop": FinishReason.STOP,
-    "length": FinishReason.LENGTH,
-    "content_filter": FinishReason.CONTENT_FILTER,
-    "tool_calls": FinishReason.TOOL_CALLS,
-    "function_call": FinishReason.TOOL_CALLS,
+_DIALECTS_LIMIT = 1000
+_OTHER_LIMIT_FIELD = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
 }
+
+
+class _Dialect(NamedTuple):
+    """The optional fields that a model takes."""
+
+    limit_field: str
+    takes_stream_options: bool = True
+
+    def without(self, refused: frozenset[str], *, has_limit: bool) -> "_Dialect":
+        """Return the dialect to try after a refusal that names fields."""
+        if self.takes_stream_options and "stream_options" in refused:
+            return self._replace(takes_stream_options=False)
+        if has_limit and self.limit_field in refused:
+            return self._replace(limit_field=_OTHER_LIMIT_FIELD[self.limit_field])
+        return self
 
 
 class OpenAIChatModel:
     """Fulfils `ChatModel`. `model` answers where the request names none.
 
-    The finish of an answer waits `usage_wait_seconds` for its token counts, which come last.
+    The finish of an answer waits `usage_wait_seconds` for its token counts, which come last. A
+    model that refuses an optional field is asked again without it, and not asked with it any more.
     """
 
     def __init__(
         self,
-        client: OpenAIClient,
+        client: ProviderClient,
         model: str,
         *,
         context_tokens: int = 128_000,
@@ -54,192 +62,113 @@ class OpenAIChatModel:
         self._model = model
         self._usage_wait_seconds = usage_wait_seconds
         self._context_tokens = context_tokens
-        self._limit_field = "max_completion_tokens" if client.is_openai else "max_tokens"
+        self._usual = _Dialect("max_completion_tokens" if client.is_openai else "max_tokens")
+        self._dialects: OrderedDict[str, _Dialect] = OrderedDict()
+        """Those of models that refused the usual one."""
 
     @property
     def context_tokens(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self._context_tokens
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatItem]:
         """Fulfil `ChatModel.stream`. A delta is all the text of one read, often several chunks."""
         model = request.model or self._model
-        reply = ReplyReader(model)
-        body = self._body(request, model)
-        with await self._client.post("chat/completions", body, setting=_SETTING) as answer:
-            if answer.media_type == "application/json":
-                text = reply.feed_completion(await answer.read_all(_MAX_TEXT_CHARACTERS))
-                if text:
-                    yield TextDelta(text)
-            elif answer.media_type == "text/html":
-                raise UpstreamIncomplete(
-                    "The AI provider answered with a web page; check OPENAI_BASE_URL."
-                )
+        reply = ReplyReader(model, self._client.names(_SETTING))
+        with await self._post(request, model) as answer:
             while not reply.is_over:
-                text = reply.feed(await self._next_piece(answer, reply))
-                if text:
-                    yield TextDelta(text)
+                for delta in reply.feed(await self._next_piece(answer, reply)):
+                    yield delta
             yield reply.finish()
             answer.end_within(_END_WAIT_SECONDS)
             await answer.drain()
 
-    async def _next_piece(self, answer: Answer, reply: "ReplyReader") -> bytes:
-        """Wait for more; what fails after the finish reason costs the token counts only."""
+    async def _post(self, request: ChatRequest, model: str) -> ProviderResponse:
+        dialect = self._dialects.get(model, self._usual)
+        tried: set[_Dialect] = set()
+        while True:
+            tried.add(dialect)
+            body = _body(request, model, dialect)
+            try:
+                answer = await self._client.post("chat/completions", body, setting=_SETTING)
+            except ProviderError as error:
+                has_limit = request.max_output_tokens is not None
+                dialect = dialect.without(error.refused_fields, has_limit=has_limit)
+                if dialect in tried:
+                    raise
+            else:
+                self._remember(model, dialect)
+                return answer
+
+    def _remember(self, model: str, dialect: _Dialect) -> None:
+        if dialect == self._dialects.get(model, self._usual):
+            return
+        self._dialects[model] = dialect
+        if len(self._dialects) > _DIALECTS_LIMIT:
+            self._dialects.popitem(last=False)
+
+    async def _next_piece(self, answer: ProviderResponse, reply: ReplyReader) -> bytes:
+        """Wait for more; what fails after the end of the text costs the token counts only."""
         if reply.finish_reason is None:
+            return await answer.read(has_begun=reply.has_begun)
+        if reply.may_continue:
+            answer.end_within(None)
             return await answer.read()
-        answer.end_within(self._usage_wait_seconds)
+        if not answer.is_ending:
+            answer.end_within(self._usage_wait_seconds)
         try:
             return await answer.read()
         except ProviderError:
             return b""
 
-    def _body(self, request: ChatRequest, model: str) -> bytes:
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": [{"role": line.role, "content": line.content} for line in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if request.temperature is not None:
-            body["temperature"] = request.temperature
-        if request.max_output_tokens is not None:
-            body[self._limit_field] = request.max_output_tokens
-        try:
-            return orjson.dumps(body)
-        except orjson.JSONEncodeError:  # a lone surrogate
-            body["messages"] = [_clean_message(line) for line in request.messages]
-            return orjson.dumps(body)
+
+def _body(request: ChatRequest, model: str, dialect: _Dialect) -> bytes:
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": line.role, "content": line.content} for line in request.messages],
+        "stream": True,
+    }
+    if request.tools or request.has_calls:
+        body["messages"] = [_message(line) for line in request.messages]
+    if request.tools:
+        body["tools"] = [_function(tool) for tool in request.tools]
+        if not request.may_call_tools:
+            body["tool_choice"] = "none"
+    if dialect.takes_stream_options:
+        body["stream_options"] = {"include_usage": True}
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.max_output_tokens is not None:
+        body[dialect.limit_field] = request.max_output_tokens
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # a lone surrogate
+        body["messages"] = [_message(line) for line in request.messages]
+        return orjson.dumps(body)
 
 
-class ReplyReader:
-    """Reads the bytes of one answer; knows nothing of sockets.
-
-    `is_over` says that nothing more is wanted; then `finish` returns the end of a complete
-    answer and raises for every other. Text before a failure is still returned by `feed`.
-    """
-
-    __slots__ = (
-        "_body_bytes",
-        "_events",
-        "_failure",
-        "_model",
-        "_model_is_named",
-        "_text_characters",
-        "_usage",
-        "finish_reason",
-        "is_over",
-    )
-
-    def __init__(self, model: str) -> None:
-        self.finish_reason: FinishReason | None = None
-        self.is_over = False
-        self._model = model
-        self._model_is_named = False
-        self._usage: dict[str, Any] | None = None
-        self._failure: ProviderError | None = None
-        self._events = EventReader()
-        self._body_bytes = 0
-        self._text_characters = 0
-
-    def feed(self, piece: bytes) -> str:
-        """Take the next bytes, `b""` at the end, and return the text in them."""
-        self._body_bytes += len(piece)
-        events = self._events.feed(piece) if piece else self._events.end()
-        texts: list[str] = []
-        try:
-            for event in events:
-                if event == b"[DONE]":
-                    self.is_over = True
-                    break
-                if text := self._read(parse_json(event), "delta"):
-                    texts.append(text)
-                if self._usage is not None and self.finish_reason is not None:
-                    self.is_over = True
-                    break
-            else:
-                self._check_limits()
-        except ProviderError as error:
-            self._failure = error
-            self.is_over = True
-        if not piece:
-            self.is_over = True
-        return "".join(texts)
-
-    def feed_completion(self, body: bytes) -> str:
-        """Take the whole answer of a server that does not stream, and return its text."""
-        self.is_over = True
-        self._body_bytes = len(body)
-        try:
-            return self._read(parse_json(body), "message")
-        except ProviderError as error:
-            self._failure = error
-            return ""
-
-    def finish(self) -> ChatFinished:
-        """Return the end; raises where there is no finish reason."""
-        if self.finish_reason is None:
-            raise self._failure or UpstreamIncomplete(
-                "The AI provider's answer ended without a finish reason."
-                if self._body_bytes
-                else "The AI provider's answer is empty."
-            )
-        usage = self._usage or {}
-        return ChatFinished(
-            finish_reason=self.finish_reason,
-            model=self._model,
-            prompt_tokens=_count(usage.get("prompt_tokens")),
-            cached_tokens=_cached_tokens(usage),
-            completion_tokens=_count(usage.get("completion_tokens")),
-        )
-
-    def _read(self, chunk: Any, part: str) -> str:  # noqa: ANN401  # JSON
-        """Take one `chat.completion` or chunk of it; its text is in `part` of the first choice."""
-        try:
-            if error := chunk.get("error"):
-                raise failure_of_error(error, setting=_SETTING)
-            if not self._model_is_named and (name := chunk.get("model")):
-                self._model = clean(name)[:_MAX_NAME_CHARACTERS]
-                self._model_is_named = True
-            usage: Any = chunk.get("usage")
-            if usage and isinstance(usage, dict):
-                self._usage = usage
-            choices = chunk.get("choices") if usage else chunk["choices"]
-            if not choices:
-                return ""
-            choice = choices[0]
-            said = choice.get(part)
-            text: Any = (said.get("content") or "") if said else ""
-            if reason := choice.get("finish_reason"):
-                self.finish_reason = self.finish_reason or _FINISH_REASONS.get(
-                    reason, FinishReason.STOP
-                )
-            self._text_characters += len(text)
-            return clean(text)
-        except (AttributeError, KeyError, TypeError):
-            raise UpstreamIncomplete("The AI provider sent a chunk of no known shape.") from None
-
-    def _check_limits(self) -> None:
-        if (
-            self._events.overflowed
-            or self._text_characters > _MAX_TEXT_CHARACTERS
-            or self._body_bytes > _MAX_BODY_BYTES
-        ):
-            raise UpstreamIncomplete("The AI provider's answer is longer than any can be.")
+def _message(line: PromptLine) -> dict[str, Any]:
+    """Return a line of the prompt; what cannot be written as JSON is replaced."""
+    message: dict[str, Any] = {"role": line.role, "content": clean(line.content)}
+    if isinstance(line, PromptResult):
+        message["tool_call_id"] = line.call_id
+    elif isinstance(line, PromptAnswer) and line.calls:
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in line.calls
+        ]
+    return message
 
 
-def _clean_message(line: PromptLine) -> dict[str, str]:
-    return {"role": line.role, "content": clean(line.content)}
-
-
-def _cached_tokens(usage: dict[str, Any]) -> int | None:
-    details = usage.get("prompt_tokens_details")
-    if not isinstance(details, dict):
-        return None
-    return _count(cast("dict[str, object]", details).get("cached_tokens"))
-
-
-def _count(value: object) -> int | None:
-    """Take a count of tokens that a database can store, or nothing."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS:
-        return value
-    return None
+def _function(tool: ToolDefinition) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+    }
+    return {"type": "function", "function": function}

@@ -11,19 +11,29 @@ import re
 from asyncio import timeout
 from collections import Counter
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
-from app.services.openai_service.client import OpenAIClient
-from app.services.openai_service.failures import failure_of_error
-from app.services.openai_service.parse import clean, parse_json
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
-from app.services.openai_service.speech import MAX_CHARACTERS, OpenAISpeaker
+from app.services.openai_service.speech import (
+    COMPATIBLE_MODEL,
+    MAX_CHARACTERS,
+    OPENAI_VOICES,
+    OpenAISpeaker,
+)
 from app.services.ports import ProviderTimeout, Speaker, UpstreamIncomplete
+from app.services.provider_http.client import ProviderClient
+from app.services.provider_http.failures import (
+    MissingWebSocket,
+    SettingNames,
+    failure_of_error,
+)
+from app.services.provider_http.parse import clean, parse_json
 
 if TYPE_CHECKING:
-    from app.services.openai_service.full_http import WebSocket
+    from app.services.provider_http.aiohttp_transport import WebSocket
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +50,13 @@ _WORDS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400
 """Words; in scripts that write none apart, characters."""
 
 
-def make_speaker(client: OpenAIClient, model: str) -> Speaker:
-    """Choose the endpoint that serves `model`."""
-    return (RealtimeSpeaker if "realtime" in model else OpenAISpeaker)(client, model)
+def make_speaker(client: ProviderClient, model: str) -> Speaker:
+    """Choose the endpoint that serves `model`; OpenAI itself has both."""
+    if "realtime" not in model:
+        return OpenAISpeaker(client, model)
+    if client.is_openai:
+        return RealtimeSpeaker(client, model)
+    return RealtimeSpeaker(client, model, fallback=OpenAISpeaker(client, COMPATIBLE_MODEL))
 
 
 class RealtimeSpeaker:
@@ -50,12 +64,17 @@ class RealtimeSpeaker:
 
     A Realtime model may reword what it should read. Its own transcript is compared with the text
     by the words in both: below four fifths the text raises `UpstreamIncomplete` if no sound has
-    left yet. Otherwise it is too late, and the log says so.
+    left yet. Otherwise it is too late, and the log says so. Where the server turns out to have no
+    Realtime sessions, `fallback` speaks from then on.
     """
 
-    def __init__(self, client: OpenAIClient, model: str) -> None:
+    def __init__(
+        self, client: ProviderClient, model: str, *, fallback: Speaker | None = None
+    ) -> None:
         self._client = client
         self._model = model
+        self._fallback = fallback
+        self._is_missing = False
         self._replaced_voices: set[str] = set()
 
     @property
@@ -68,13 +87,53 @@ class RealtimeSpeaker:
         """As for `/audio/speech`; the model's own limit is in tokens and higher."""
         return MAX_CHARACTERS
 
+    @property
+    def voices(self) -> frozenset[str] | None:
+        """As for `/audio/speech`."""
+        return OPENAI_VOICES if self._client.is_openai else None
+
     async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`. fable, onyx and nova are spoken by ballad, cedar and marin."""
-        websocket = await self._client.open_websocket(
-            "realtime", {"model": self._model}, setting=_SETTING
+        websocket = None if self._is_missing else await self._open()
+        speech = (
+            self._speak_by_fallback(text, voice)
+            if websocket is None
+            else self._read_aloud(websocket, text, voice)
         )
+        async with aclosing(speech) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _open(self) -> "WebSocket | None":
+        """Open a session; `None` where the server has none and another speaker takes over."""
         try:
-            reading = _Reading(text)
+            return await self._client.open_websocket(
+                "realtime", {"model": self._model}, setting=_SETTING
+            )
+        except MissingWebSocket as missing:
+            if self._fallback is None:
+                raise missing.failure from None
+        if not self._is_missing:
+            self._is_missing = True
+            logger.warning(
+                "The speech server has no Realtime sessions for %s; /audio/speech with %s is used "
+                "instead. Set TTS_MODEL to a model of that server.",
+                self._model,
+                COMPATIBLE_MODEL,
+            )
+        return None
+
+    async def _speak_by_fallback(self, text: str, voice: str) -> AsyncGenerator[bytes]:
+        if self._fallback is not None:
+            async with aclosing(self._fallback.speak(text, voice=voice)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _read_aloud(
+        self, websocket: "WebSocket", text: str, voice: str
+    ) -> AsyncGenerator[bytes]:
+        try:
+            reading = _Reading(text, self._client.names(_SETTING))
             await _send(websocket, _session(self._voice(voice)))
             await _send(websocket, _response(clean(text)))
             patience_seconds = self._client.first_byte_timeout_seconds
@@ -103,26 +162,30 @@ class RealtimeSpeaker:
 class _Reading:
     """Reads the events of one session; knows nothing of sockets."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: SettingNames) -> None:
         self.is_over = False
         self.has_begun = False
         self._text = text
-        self._pcm = PcmReader(text)
+        self._names = names
+        self._pcm = PcmReader(text, names.model)
 
-    def feed(self, event: Any) -> bytes:  # noqa: ANN401  # JSON
-        """Take one server event and return the samples in it. Raises `ProviderError`."""
+    def feed(self, event: dict[str, Any]) -> bytes:
+        """Take one server event and return the samples in it. Raises `ProviderError`.
+
+        Servers that follow the API's beta leave `output_` out of their events' names.
+        """
         try:
-            match event["type"]:
-                case "response.output_audio.delta":
+            match event.get("type"):
+                case "response.output_audio.delta" | "response.audio.delta":
                     self.has_begun = True
                     return self._pcm.feed(base64.b64decode(event["delta"], validate=True))
-                case "response.output_audio_transcript.done":
+                case "response.output_audio_transcript.done" | "response.audio_transcript.done":
                     self._compare(event["transcript"])
                 case "response.done":
                     self._check(event["response"])
                     self.is_over = True
                 case "error":
-                    raise failure_of_error(event["error"], setting=_SETTING)
+                    raise failure_of_error(event["error"], names=self._names)
                 case _:
                     pass
         except (AttributeError, KeyError, TypeError, binascii.Error):
@@ -138,7 +201,7 @@ class _Reading:
             return
         details = response.get("status_details")
         if details and (error := details.get("error")):
-            raise failure_of_error(error, setting=_SETTING)
+            raise failure_of_error(error, names=self._names)
         raise UpstreamIncomplete("The AI provider stopped before it had read everything.")
 
     def _compare(self, transcript: str) -> None:
@@ -189,7 +252,8 @@ async def _send(websocket: "WebSocket", event: dict[str, Any]) -> None:
         raise UpstreamIncomplete("The AI provider closed the session.") from None
 
 
-async def _receive(websocket: "WebSocket", seconds: float) -> Any:  # noqa: ANN401  # JSON
+async def _receive(websocket: "WebSocket", seconds: float) -> dict[str, Any]:
+    """Return the next event; an empty one where the server only keeps the connection alive."""
     try:
         async with timeout(seconds):
             message = await websocket.receive()
@@ -199,7 +263,8 @@ async def _receive(websocket: "WebSocket", seconds: float) -> Any:  # noqa: ANN4
         raise UpstreamIncomplete(
             "The AI provider closed the session before it had read all."
         ) from None
-    return parse_json(message.encode())
+    event = parse_json(message.encode()) if message.strip() else None
+    return cast("dict[str, Any]", event) if isinstance(event, dict) else {}
 
 
 async def _close(websocket: "WebSocket") -> None:
@@ -213,6 +278,8 @@ async def _close(websocket: "WebSocket") -> None:
 
 def _likeness(text: str, transcript: str) -> float:
     """Return the share of words that both have, from 0 to 1; their order is not looked at."""
-    said, heard = (Counter(_WORDS.findall(side.casefold())) for side in (text, transcript))
-    total = said.total() + heard.total()
-    return 2 * (said & heard).total() / total if total else 1.0
+    expected, transcribed = (
+        Counter(_WORDS.findall(side.casefold())) for side in (text, transcript)
+    )
+    total = expected.total() + transcribed.total()
+    return 2 * (expected & transcribed).total() / total if total else 1.0

@@ -2,31 +2,43 @@
 
 import secrets
 from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import orjson
 
-from app.services.openai_service.client import Answer, OpenAIClient
-from app.services.openai_service.failures import failure_of_error
-from app.services.openai_service.parse import clean, parse_json
-from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
-from app.services.openai_service.sse import EventReader
-from app.services.openai_service.wire import Upload
+from app.services.openai_service.pcm import PLAIN, SAMPLE_RATE_HZ, PcmReader
 from app.services.ports import (
+    STANDARD_VOICES,
     AudioFormat,
     OnWords,
     Recording,
+    SampleFormat,
     Transcript,
     UpstreamIncomplete,
 )
+from app.services.provider_http.client import ProviderClient, ProviderResponse
+from app.services.provider_http.failures import SettingNames, failure_of_error
+from app.services.provider_http.http1_pool import Upload
+from app.services.provider_http.parse import SurrogateJoiner, clean, parse_json
+from app.services.provider_http.sse import EventReader
 
 _STT_SETTING = "STT_MODEL"
 _TTS_SETTING = "TTS_MODEL"
 MAX_CHARACTERS = 4096
+COMPATIBLE_MODEL = "tts-1"
+"""The name that servers with OpenAI's API take for their own model."""
+OPENAI_VOICES = STANDARD_VOICES | {
+    "ash", "ballad", "cedar", "coral", "marin", "sage", "verse"
+}  # fmt: skip
+"""Of `/audio/speech` and of Realtime models together."""
 _MAX_TRANSCRIPT_BYTES = 4 << 20
 _UPLOAD_BYTES_PER_SECOND = 128 << 10
 _SLOWEST_TRANSCRIBER = 0.1
 """Seconds of work for a second of sound, above which a provider is taken for dead."""
 _ISO_639_1_LENGTH = 2
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+_CONVERTIBLE = frozenset({"audio/pcm", "audio/x-pcm", "audio/raw"})
+_NO_SOUND = frozenset({"text/html", "application/json", "application/problem+json"})
 
 _CONTENT_TYPES = {
     AudioFormat.WAV: "audio/wav",
@@ -41,7 +53,7 @@ _CONTENT_TYPES = {
 class OpenAITranscriber:
     """Fulfils `Transcriber`."""
 
-    def __init__(self, client: OpenAIClient, model: str) -> None:
+    def __init__(self, client: ProviderClient, model: str) -> None:
         self._client = client
         self._model = model
 
@@ -68,17 +80,18 @@ class OpenAITranscriber:
         )
         form = _form(recording, fields)
         with await self._client.post(
-            "audio/transcriptions", form, setting=_STT_SETTING, patience_seconds=patience_seconds
+            "audio/transcriptions",
+            form,
+            setting=_STT_SETTING,
+            extra_first_byte_seconds=patience_seconds,
         ) as answer:
-            if on_words and answer.media_type == "text/event-stream":
-                return await _read_stream(answer, on_words)
-            return _read_transcript(await answer.read_all(_MAX_TRANSCRIPT_BYTES))
+            return await _read_answer(answer, on_words, self._client.names(_STT_SETTING))
 
 
 class OpenAISpeaker:
     """Fulfils `Speaker` through `/audio/speech`; every voice name is passed on."""
 
-    def __init__(self, client: OpenAIClient, model: str) -> None:
+    def __init__(self, client: ProviderClient, model: str) -> None:
         self._client = client
         self._model = model
 
@@ -92,22 +105,56 @@ class OpenAISpeaker:
         """OpenAI's limit."""
         return MAX_CHARACTERS
 
+    @property
+    def voices(self) -> frozenset[str] | None:
+        """OpenAI's voices; other servers have voices of their own, which nobody knows here."""
+        return OPENAI_VOICES if self._client.is_openai else None
+
     async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         body = orjson.dumps(
             {"model": self._model, "voice": voice, "input": clean(text), "response_format": "pcm"}
         )
+        names = self._client.names(_TTS_SETTING)
         with await self._client.post("audio/speech", body, setting=_TTS_SETTING) as answer:
-            if answer.media_type in {"text/html", "application/json"}:
-                raise UpstreamIncomplete(
-                    "The AI provider answered without sound; check TTS_MODEL and TTS_BASE_URL."
-                )
-            pcm = PcmReader(text)
+            pcm = PcmReader(text, names.model, _announced_samples(answer, names))
             while piece := await answer.read():
                 if samples := pcm.feed(piece):
                     yield samples
             if samples := pcm.end():
                 yield samples
+
+
+def _announced_samples(answer: ProviderResponse, names: SettingNames) -> SampleFormat:
+    """Return what the provider says of its samples: 24 kHz, mono, where it says nothing.
+
+    Raises where it says that it sends no samples, or such as cannot be converted. `audio/L16` is
+    big-endian by RFC 2586 and little-endian by custom, so its other rates are refused.
+    """
+    if answer.media_type in _NO_SOUND:
+        raise UpstreamIncomplete(
+            f"The AI provider answered without sound; check {names.model} and {names.base_url}."
+        )
+    rate, channels = answer.media_parameter("rate"), answer.media_parameter("channels")
+    if answer.media_type in _CONVERTIBLE:
+        announced = SampleFormat(_number(rate, SAMPLE_RATE_HZ), _number(channels, 1), 16)
+        if announced.is_usual:
+            return announced
+    for name, sent, expected in (
+        ("samples a second", rate, str(SAMPLE_RATE_HZ)),
+        ("channels", channels, "1"),
+    ):
+        if sent and sent != expected and sent.isdecimal():
+            raise UpstreamIncomplete(
+                f"The AI provider sent {sent[:9]} {name} where {expected} were asked for; check "
+                f"{names.model}."
+            )
+    return PLAIN
+
+
+def _number(sent: str | None, default: int) -> int:
+    digits = (sent or "")[:9]
+    return int(digits) if digits.isascii() and digits.isdecimal() else default
 
 
 def _form(recording: Recording, fields: dict[str, str]) -> Upload:
@@ -125,39 +172,66 @@ def _form(recording: Recording, fields: dict[str, str]) -> Upload:
     )
 
 
-async def _read_stream(answer: Answer, on_words: OnWords) -> Transcript:
+async def _read_answer(
+    answer: ProviderResponse, on_words: OnWords | None, names: SettingNames
+) -> Transcript:
+    """Read events up to the last, or JSON: the first bytes tell, for labels are often wrong."""
+    head: bytes = b""
+    while piece := await answer.read():
+        head += piece
+        if head.strip(_BLANK) or len(head) > _MAX_TRANSCRIPT_BYTES:
+            break
+    if head.lstrip(_BLANK)[:1] in {b"", b"{", b"["}:
+        body = head + await answer.read_all(_MAX_TRANSCRIPT_BYTES)
+        return _read_transcript(parse_json(body.strip(_BLANK)), names)
+    if head.lstrip(_BLANK).startswith(b"<"):
+        raise UpstreamIncomplete(
+            f"The AI provider answered with a web page; check {names.base_url}."
+        )
+    return await _read_stream(head, answer, on_words, names)
+
+
+async def _read_stream(
+    head: bytes, answer: ProviderResponse, on_words: OnWords | None, names: SettingNames
+) -> Transcript:
     """Read `transcript.text.delta` events up to `transcript.text.done`."""
     reader = EventReader()
+    joiner = SurrogateJoiner()
     read_bytes = 0
-    while piece := await answer.read():
+    piece = head
+    while not reader.overflowed and read_bytes <= _MAX_TRANSCRIPT_BYTES:
         read_bytes += len(piece)
-        if read_bytes > _MAX_TRANSCRIPT_BYTES or reader.overflowed:
-            break
-        for data in reader.feed(piece):
-            if data == b"[DONE]":
-                continue
-            kind, delta = _read_event(data)
+        for data in reader.feed(piece) if piece else reader.end():
+            event = _read_event(data)
+            kind = event.get("type") or ""
             if kind == "transcript.text.delta":
-                on_words(delta)
-            elif kind in {"transcript.text.done", "error", ""}:
-                return _read_transcript(data)
+                words = joiner.feed(str(event.get("delta") or ""))
+                if words and on_words:
+                    on_words(words)
+            elif kind in {"transcript.text.done", "error"} or _is_transcript(event):
+                return _read_transcript(event, names)
+        if not piece:
+            break
+        piece = await answer.read()
     raise UpstreamIncomplete("The AI provider's transcript broke off.")
 
 
-def _read_event(data: bytes) -> tuple[str, str]:
-    """Return an event's type and its text, empty where it has none."""
+def _read_event(data: bytes) -> dict[str, Any]:
+    """Return an event's fields; none where it keeps the connection alive."""
+    if not data or data.isspace() or data == b"[DONE]":
+        return {}
     event = parse_json(data)
-    try:
-        return str(event.get("type") or ""), clean(str(event.get("delta") or ""))
-    except AttributeError:
-        return "", ""
+    return cast("dict[str, Any]", event) if isinstance(event, dict) else {}
 
 
-def _read_transcript(body: bytes) -> Transcript:
-    value = parse_json(body)
+def _is_transcript(event: dict[str, Any]) -> bool:
+    return not event.get("type") and ("text" in event or "error" in event)
+
+
+def _read_transcript(value: Any, names: SettingNames) -> Transcript:  # noqa: ANN401  # JSON
     try:
         if error := value.get("error"):
-            raise failure_of_error(error, setting=_STT_SETTING)
+            raise failure_of_error(error, names=names)
         language = str(value.get("language") or "").lower().partition("-")[0]
         return Transcript(
             text=clean(value["text"]).strip(),

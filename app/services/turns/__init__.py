@@ -1,30 +1,50 @@
-"""The turn engine: accept, run, settle; nothing else calls a model."""
+"""The turn engine: accepts, runs and settles turns. All model calls go through it."""
 
-from app.services.turns import audio_store, keys
-from app.services.turns.audio_store import AudioStore
 from app.services.turns.engine import TurnEngine
-from app.services.turns.events import TurnEvent
-from app.services.turns.following import follow
-from app.services.turns.live import LiveTurn
-from app.services.turns.records import OnBusy, Persona, Reply, RequestKey, TurnOptions, Usage
-from app.services.turns.voice_stages import Clip, SpokenPiece, VoiceMaker, VoiceStages
+from app.services.turns.errors import tool_call_not_found
+from app.services.turns.event_subscription import is_complete, subscribe
+from app.services.turns.events import AudioClip, TurnEvent
+from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.execution.turn_observer import TurnObserver
+from app.services.turns.records import (
+    BusyPolicy,
+    Outcome,
+    Persona,
+    Reply,
+    RequestKey,
+    TurnOptions,
+    Usage,
+)
+from app.services.turns.storage import audio_store, idempotency_keys
+from app.services.turns.storage.audio_store import AudioStore
+from app.services.turns.storage.resolution import Resolution
+from app.services.turns.voice_port import (
+    SpokenPiece,
+    VoiceStages,
+    VoiceStagesFactory,
+)
 
 __all__ = [
+    "AudioClip",
     "AudioStore",
-    "Clip",
+    "BusyPolicy",
     "LiveTurn",
-    "OnBusy",
+    "Outcome",
     "Persona",
     "Reply",
     "RequestKey",
+    "Resolution",
     "SpokenPiece",
     "TurnEngine",
     "TurnEvent",
+    "TurnObserver",
     "TurnOptions",
     "Usage",
-    "VoiceMaker",
     "VoiceStages",
+    "VoiceStagesFactory",
     "audio_store",
-    "follow",
-    "keys",
+    "idempotency_keys",
+    "is_complete",
+    "subscribe",
+    "tool_call_not_found",
 ]

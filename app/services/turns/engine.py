@@ -1,7 +1,7 @@
-"""The turn engine: every way in becomes `start`, every way out follows what it returns.
+"""The turn engine: every endpoint starts a turn with `start` and follows the returned `LiveTurn`.
 
-A turn runs in a task of the server, not of the request: the client may leave. Three steps, each
-a short transaction or none: accept, run (nothing is open while a provider thinks), settle.
+A turn runs in a task of the server, not of the request, so the client may disconnect: accept (one
+transaction), run (none is open during provider calls), settle (one transaction).
 """
 
 import logging
@@ -11,41 +11,54 @@ from uuid import UUID
 
 import anyio
 
-from app.core.database import Database, StorageUnavailable
-from app.core.direct import Program
+from app.core.database import CommitOutcomeUnknown, Database
+from app.core.database.table_statistics import TableStatistics
+from app.core.database.transactions import TransactionScript
+from app.core.logging import log_fields
+from app.core.request_context import set_context
 from app.core.security import Caller
-from app.models import Message, Modality, TurnStatus, new_id
+from app.models import Modality, TurnStatus, new_id
 from app.services import crud
 from app.services.ports import ChatModel
-from app.services.turns import acceptance, audio_store, leases, receipts
-from app.services.turns.acceptance import Accepted, Known, NewMessage
-from app.services.turns.answering import answer
-from app.services.turns.audio_store import AudioStore
-from app.services.turns.ending import Ending, read_end
+from app.services.tool_ports import ToolRunner
+from app.services.turns import receipts
 from app.services.turns.errors import (
     InternalError,
     ServerBusy,
     ServerDraining,
     TurnInterrupted,
     TurnLost,
-    shutting_down,
+    acceptance_unknown,
+    interrupted_by_shutdown,
+    turn_lost,
 )
-from app.services.turns.live import LiveTurn
+from app.services.turns.execution.actions import TurnActions
+from app.services.turns.execution.agent_loop import TurnRuntime
+from app.services.turns.execution.cancellation import TurnCanceller
+from app.services.turns.execution.finalization import TurnFinalizer
+from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.execution.maintenance import Maintenance
+from app.services.turns.execution.reconciliation import RegisterReconciler
+from app.services.turns.execution.remote_outcomes import RemoteOutcomes
+from app.services.turns.execution.remote_turns import RemoteTurnWatcher
+from app.services.turns.execution.run_turn import run_turn
+from app.services.turns.execution.turn_observer import SilentTurnObserver, TurnObserver
+from app.services.turns.execution.turn_tasks import DRAIN_SECONDS, TurnTasks
+from app.services.turns.execution.upload_admission import UploadAdmission
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord
-from app.services.turns.running import DRAIN_SECONDS, Running
-from app.services.turns.statistics import Statistics
-from app.services.turns.upkeep import Upkeep
-from app.services.turns.voice_stages import VoiceMaker, VoiceStages
-from app.services.turns.watching import Watch
-from app.services.usage import Accounts
+from app.services.turns.storage import acceptance, leases
+from app.services.turns.storage.acceptance import AcceptedTurn, NewMessage, TurnCache
+from app.services.turns.storage.acceptance_lookup import confirm_acceptance
+from app.services.turns.storage.audio_store import AudioStore
+from app.services.turns.voice_port import VoiceStages, VoiceStagesFactory
+from app.services.usage import AccountDirectory, StorageMeter
 
 logger = logging.getLogger(__name__)
 
 LIVE_TURNS_LIMIT = 2000
 _RECOVERIES_LIMIT = 1
-_AT_ONCE = TurnOptions()
-_DEFAULT_AUDIO = AudioStore()
-_FREE_FOR_ALL = Accounts()
+_DEFAULT_OPTIONS, _DEFAULT_AUDIO = TurnOptions(), AudioStore()
+_UNLIMITED_ACCOUNTS, _NO_OBSERVER = AccountDirectory(), SilentTurnObserver()
 
 
 class TurnEngine:
@@ -55,60 +68,97 @@ class TurnEngine:
         self,
         database: Database,
         chat_model: ChatModel,
-        voices: VoiceMaker | None = None,
+        voices: VoiceStagesFactory | None = None,
         audio: AudioStore = _DEFAULT_AUDIO,
-        accounts: Accounts = _FREE_FOR_ALL,
+        accounts: AccountDirectory = _UNLIMITED_ACCOUNTS,
         *,
+        storage: StorageMeter | None = None,
+        tool_runner: ToolRunner | None = None,
         drain_seconds: float = DRAIN_SECONDS,
+        observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
-        """`voices` makes the stages of voice turns that are run again."""
+        """`voices` creates the stages of voice turns that are restarted from their recording."""
         self._database = database
-        self._chat_model = chat_model
-        self._voices = voices
+        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, accounts.tariff)
         self._audio = audio
         self._accounts = accounts
+        self._observer = observer
+        self._storage = storage
         self._owner_id = new_id()
-        self.known = Known()
-        """What need not be loaded again."""
+        self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
-        """Those that run here or wait here for another; settled ones leave."""
-        self._watch = Watch(database)
-        self._statistics = Statistics(database)
-        self._running = Running(self._turns, self._leave, drain_seconds)
-        self._ending = Ending(database, audio, self._owner_id, self._running.draining)
+        """Unsettled turns that run or are queued on this server, by id."""
+        self._remote_turns = RemoteTurnWatcher(database)
+        watcher = self._remote_turns
+        self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
+        self._table_statistics = TableStatistics(database)
+        self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
+        self._canceller = TurnCanceller(
+            database, self._remote_outcomes, self.find, self.runs_here, self._settle
+        )
+        self.uploads = UploadAdmission(database, accounts, self._require_room)
+        self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume)
+        self._finalizer = TurnFinalizer(database, audio, self._owner_id, self._tasks.draining)
 
     @property
     def is_draining(self) -> bool:
-        """True once the server shuts down: no turn is accepted any more."""
-        return self._running.draining.is_set()
+        """True once the server shuts down; then no turns are accepted."""
+        return self._tasks.draining.is_set()
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once the server shuts down and no turn runs any more."""
+        return self._tasks.stopped.is_set()
+
+    @property
+    def is_full(self) -> bool:
+        """True while no turn is accepted because as many as can be run or wait here."""
+        return len(self._turns) >= LIVE_TURNS_LIMIT
+
+    def turn_counts(self) -> dict[str, int]:
+        """Return how many turns run or wait in this process, by status."""
+        return self._tasks.counts()
+
+    def register_sizes(self) -> dict[str, int]:
+        """Return the sizes of what this process remembers, by name; idle, the first two are 0."""
+        return {
+            "turns": len(self._turns),
+            "watched_turns": self._remote_turns.watched_count,
+            "turn_tasks": self._tasks.task_count,
+            "histories": self.cache.histories.entry_count,
+        }
 
     def drain(self) -> None:
-        """Accept no more turns and let followers go; what was accepted has a while to end."""
-        self._running.drain()
+        """Accept no more turns; what runs here has a while to end, and its followers stay."""
+        self._tasks.drain()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Run turns inside the block; at its end finish those that are live, or give them up."""
-        upkeep = Upkeep(
+        """Run turns during the block; at its end finish live turns, or release them."""
+        reconciler = RegisterReconciler(
+            self._database, self._owner_id, self._turns, self.recover, self._remote_outcomes.leave
+        )
+        maintenance = Maintenance(
             self._database,
             self._owner_id,
             self._turns,
-            self.recover,
-            self._running.draining,
+            reconciler,
+            self._tasks.draining,
             self._audio,
-            self._statistics,
-            self.known.histories,
+            self._table_statistics,
+            self.cache.histories,
+            self.actions.expire_due,
         )
         async with anyio.create_task_group() as background:
-            await background.start(self._running.run)
-            upkeep.start(background)
-            background.start_soon(self._watch.run)
+            await background.start(self._tasks.run)
+            maintenance.start(background)
+            background.start_soon(self._remote_turns.run)
             try:
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
                     self.drain()
-                    await self._running.stopped.wait()
+                    await self._tasks.stopped.wait()
             background.cancel_scope.cancel()
 
     async def start(
@@ -117,74 +167,76 @@ class TurnEngine:
         session_id: UUID,
         content: str,
         voice: VoiceStages | None = None,
-        options: TurnOptions = _AT_ONCE,
+        options: TurnOptions = _DEFAULT_OPTIONS,
     ) -> LiveTurn:
-        """Accept a turn: when this returns it is stored, and will be settled whatever happens.
+        """Insert the user message and the turn, and start or queue it; return the live turn.
 
-        A voice turn's `content` is empty. With a key that was used before, its turn is returned.
-        Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`,
-        `IdempotencyKeyReused`, `TooManyTurns`, `UploadsExhausted`, `BudgetExhausted`,
-        `ServerBusy`, `ServerDraining` or `StorageUnavailable`.
+        The turn is then stored and will be settled, even if this server stops; with a recording,
+        `content` is empty. A used idempotency key returns its turn. Raises
+        `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`,
+        `IdempotencyKeyReused`, `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`,
+        `StorageFull`, `ServerBusy`, `ServerDraining`, `StorageUnavailable`, and
+        `CommitOutcomeUnknown` if nobody can tell whether the message is stored.
         """
-        if self.is_draining:
-            raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
-        if len(self._turns) >= LIVE_TURNS_LIMIT:
-            raise ServerBusy("This server is full; try again.", retry_after_seconds=1)
-        modality = Modality.VOICE if voice else Modality.TEXT
-        if caller.session_id not in {None, session_id}:
-            raise crud.SessionNotFound("There is no such session.")
+        self._require_room(caller, session_id)
+        recording = voice.recording if voice else None
+        if self._storage:
+            size = len(recording.data if recording else content.encode())
+            await self._storage.require_room(caller.workspace_id, size)
+            self._require_room(caller, session_id)  # it may have begun to drain meanwhile
         message = NewMessage(
             caller.workspace_id,
             session_id,
-            modality,
+            Modality.VOICE if recording else Modality.TEXT,
             content,
             self._accounts.of(caller),
-            voice.recording.duration_seconds if voice else None,
+            recording.duration_seconds if recording else None,
+            Modality.VOICE if voice and voice.speaks else Modality.TEXT,
             caller.user_id,
         )
-        return await self._accept(message, voice, options)
+        with self._tasks.accepting():
+            return await self._accept(message, voice, options)
 
-    async def reply_to_text(self, caller: Caller, session_id: UUID, content: str) -> Reply:
-        """Answer a message and return the answer; the turn goes on if the caller is cancelled.
+    def _require_room(self, caller: Caller, session_id: UUID) -> None:
+        if self.is_draining:
+            raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
+        if self.is_full:
+            raise ServerBusy("This server runs as many turns as it can.", retry_after_seconds=1)
+        if caller.session_id not in {None, session_id}:
+            raise crud.session_not_found()
 
-        Raises what `start` raises, and the error that the turn ended with.
-        """
-        return await self.result(await self.start(caller, session_id, content))
-
-    async def result(self, live: LiveTurn) -> Reply:
-        """Wait until the turn is settled; return its answer, or raise the error it ended with."""
+    async def wait(self, live: LiveTurn) -> None:
+        """Wait until the turn is settled. Raises `TurnNotFound` and `TurnStateUnknown`."""
         if self.runs_here(live):
             await live.settled.wait()
         else:
-            await self._settled_elsewhere(live)
+            await self._remote_outcomes.wait(live)
+
+    async def result(self, live: LiveTurn) -> Reply:
+        """Wait until the turn is settled; return its reply, or raise the error it ended with."""
+        await self.wait(live)
         return live.reply()
 
-    async def question(self, live: LiveTurn) -> str:
-        """Return what the turn's user said, once it is heard."""
-        async with self._database.reading() as db:
-            key = (live.record.workspace_id, live.record.user_message_id)
-            return (await db.get_one(Message, key)).content
-
     def runs_here(self, live: LiveTurn) -> bool:
-        """Tell whether this server runs the turn in `live`; a queued one may become another's."""
-        is_ours = self._turns.get(live.record.id) is live
-        return is_ours and live.record.status is TurnStatus.IN_PROGRESS
+        """Return whether this server runs `live`; another server may take over a queued turn."""
+        record = live.record
+        return self._turns.get(record.id) is live and record.status is TurnStatus.IN_PROGRESS
 
     def holds(self, live: LiveTurn) -> bool:
-        """Tell whether the turn runs here, or waits here for another."""
+        """Return whether the turn runs or is queued on this server."""
         return live.record.id in self._turns
 
     def watching(self, live: LiveTurn) -> AbstractContextManager[None]:
-        """While the block runs, `live.log` wakes when a turn changes that runs elsewhere."""
-        return self._watch.on(live)
+        """During the block, wake `live.log` when the turn changes on another server."""
+        return self._remote_turns.watch(live)
 
-    def newest(self, live: LiveTurn) -> LiveTurn:
-        """Return what this server knows of a turn that it may have taken over since."""
+    def current(self, live: LiveTurn) -> LiveTurn:
+        """Return this server's own `LiveTurn` of the turn if it has one, else `live`."""
         return self._turns.get(live.record.id, live)
 
     async def find(self, caller: Caller, turn_id: UUID) -> LiveTurn:
-        """Return a turn, whoever runs or ran it. Raises `TurnNotFound`."""
-        if not caller.sees_every_session:
+        """Return a turn, on whichever server it runs or ran. Raises `TurnNotFound`."""
+        if not caller.sees_all_sessions:
             async with self._database.reading() as db:
                 await crud.get_turn(db, caller, turn_id)
         live = self._turns.get(turn_id)
@@ -193,164 +245,156 @@ class TurnEngine:
         return LiveTurn(await self._database.run(leases.find, caller.workspace_id, turn_id))
 
     async def cancel(self, caller: Caller, turn_id: UUID, *, played_ms: int | None = None) -> None:
-        """End a turn, wherever it runs, and wait until it has ended; its text so far is kept.
+        """Cancel a turn on any server, and wait until it is settled; its text so far is stored.
 
-        A settled turn stays as it is. `played_ms` says how much of the answer's sound was played,
-        also after the end, for it is made faster than it plays: what was heard is stored beside
-        the answer, and later prompts use it. Raises `TurnNotFound`.
+        A settled turn is not changed, but for `played_ms`, the played part of the answer's audio:
+        the text of that part is stored and used in later prompts. Raises `TurnNotFound`.
         """
-        live = await self.find(caller, turn_id)
-        if played_ms is not None:
-            live.played_ms = played_ms
-        if live.record.status is TurnStatus.QUEUED:
-            with anyio.CancelScope(shield=True):
-                await self._settle(live, live.cancelled())
-        elif self.runs_here(live):
-            live.scope.cancel()
-            await live.settled.wait()
-            await self._truncate(live, played_ms)
-        elif live.record.status is TurnStatus.IN_PROGRESS:
-            await self._database.run(
-                acceptance.request_cancel, caller.workspace_id, turn_id, played_ms
-            )
-            await self._settled_elsewhere(live)
-            await self._truncate(live, played_ms)
-        else:
-            await self._truncate(live, played_ms)
+        await self._canceller.cancel(caller, turn_id, played_ms)
 
-    async def look_up(self, live: LiveTurn) -> None:
-        """See whether another server, or an earlier request, has settled the turn."""
-        if self.runs_here(live):
-            return
-        outcome = await read_end(self._database, live)
-        if outcome and not live.settled.is_set():
-            self._end(live, outcome)
+    async def refresh(self, live: LiveTurn) -> None:
+        """Load the outcome of a turn that another server, or an earlier request, has settled."""
+        await self._remote_outcomes.refresh(live)
 
-    async def _truncate(self, live: LiveTurn, played_ms: int | None) -> None:
-        if played_ms is None or live.record.modality is not Modality.VOICE:
-            return
-        await self._database.run(audio_store.truncate_to_heard, live.record, played_ms)
+    def discard_session(self, workspace_id: UUID, session_id: UUID) -> None:
+        """Cancel the turns of a deleted session on this server; other servers notice it soon."""
+        self.cache.histories.discard((workspace_id, session_id))
+        for live in [live for live in self._turns.values() if live.record.session_id == session_id]:
+            if live.record.status is TurnStatus.IN_PROGRESS:
+                live.scope.cancel()
+            else:
+                self._end(live, live.failed_outcome(turn_lost()))
 
     async def _accept(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> LiveTurn:
         locks = (str(message.session_id), *([options.key.key] if options.key else ()))
-        # Whoever asks may leave: it is stored and running, or neither.
-        return await self._database.run_with(
-            locks,
-            lambda: self._accepting(message, voice, options),
-            lambda accepted: self._take_on(accepted, voice),
-        )
+        # If the client disconnects here, the turn is either stored and started, or neither.
+        try:
+            return await self._database.run_batched(
+                locks,
+                lambda: self._acceptance_script(message, voice, options),
+                lambda accepted: self._register(accepted, voice),
+                confirm_acceptance,
+            )
+        except CommitOutcomeUnknown as unknown:
+            raise acceptance_unknown(message.turn_id) from unknown
 
-    def _take_on(self, accepted: Accepted, voice: VoiceStages | None) -> LiveTurn:
+    def _register(self, accepted: AcceptedTurn, voice: VoiceStages | None) -> LiveTurn:
         record = accepted.record
         if accepted.is_replayed:
-            running = self._turns.get(record.id)
-            if running:
-                running.is_replayed = True
-                return running
-            return LiveTurn(record, is_replayed=True)
-        self._statistics.turns += 1
-        self.known.histories.keep((record.workspace_id, record.session_id), accepted.settled)
+            live = self._turns.get(record.id) or LiveTurn(record)
+            live.is_replayed = True
+            return live
+        if accepted.is_taken_over:
+            return self._turns.get(record.id) or LiveTurn(record)
+        self._table_statistics.accepted_turns += 1
+        self.cache.histories.put((record.workspace_id, record.session_id), accepted.settled)
         live = LiveTurn(record, voice)
         self._turns[record.id] = live
         if record.status is TurnStatus.IN_PROGRESS:
             self._spawn(live)
         else:
-            live.announce()
+            live.emit_acceptance()
         if accepted.interrupt_id and accepted.interrupt_id in self._turns:
             self._turns[accepted.interrupt_id].scope.cancel()
+        elif accepted.interrupt_id and accepted.interrupts_waiting:
+            waiting = self._canceller.cancel_waiting(record.workspace_id, accepted.interrupt_id)
+            self._tasks.start_follower(waiting)
         return live
 
-    def _accepting(
+    def _acceptance_script(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
-    ) -> Program[Accepted]:
-        accepted = yield from acceptance.accept(message, options, self._owner_id, self.known)
+    ) -> TransactionScript[AcceptedTurn]:
+        accepted = yield from acceptance.accept(message, options, self._owner_id, self.cache)
         if voice and not accepted.is_replayed:
-            yield from self._audio.keep_recording(accepted.record, voice)
+            yield from self._audio.store_recording(accepted.record, voice)
         return accepted
 
     def _spawn(self, live: LiveTurn) -> None:
-        self._running.begin(live, self._run(live))
+        self._tasks.start(live, self._run(live))
 
     async def _run(self, live: LiveTurn) -> None:
+        set_context(live.context)
         try:
-            outcome = await answer(live, self._chat_model, self._database, self._voices)
-            if live.is_cut_off and outcome.status is TurnStatus.CANCELLED:
-                await self._ending.give_up(live)
-                self._leave(live)
+            outcome = await run_turn(live, self._runtime)
+            if live.is_interrupted_by_shutdown and outcome.status is TurnStatus.CANCELLED:
+                await self._finalizer.release(live)
+                self._observer.turn_released(live)
+                self._release(live)
                 return
             live.mark("total_ms")
             await self._settle(live, outcome)
-        except Exception:  # its lease runs out, and it is run again
-            logger.exception("turn %s broke off", live.record.id)
-            self._end(live, live.failed(InternalError("The server failed; its log says why.")))
+        except Exception:  # its lease expires, and the turn is restarted
+            logger.exception("turn failed with an unexpected error")
+            outcome = live.failed_outcome(InternalError("The server failed; its log says why."))
+            self._observer.turn_ended(live, outcome)
+            self._end(live, outcome)
 
     async def _settle(self, live: LiveTurn, outcome: Outcome) -> None:
-        """Store how the turn ended, say so, and run the session's next turn.
+        """Store the outcome, publish the terminal event, and start the session's next turn.
 
-        The caller is never cancelled.
+        Must not be cancelled; the callers ensure that.
         """
-        receipts.write(live.record, live.progress, outcome.error, self._accounts.tariff)
-        outcome, following = await self._ending.store(live, outcome)
+        record = live.record
+        live.note_attempts()
+        receipts.write_receipt(record, live.progress, outcome.error, self._accounts.tariff)
+        outcome, following = await self._finalizer.store(live, outcome)
+        if isinstance(outcome.error, TurnLost) and live.record is not record:
+            return  # it was queued, and was promoted here meanwhile
         if isinstance(outcome.error, TurnLost) and not self.is_draining:
-            self._running.follow(self._follow_elsewhere(live, outcome))
+            self._observer.turn_ended(live, outcome)
+            self._release_to_other_server(live, outcome)
             return
+        if following and following.id == record.id:  # all actions were taken meanwhile
+            self._resume(following)
+        elif following:  # first, so that a draining server does not stop between the two
+            self._run_promoted(following)
         self._end(live, outcome)
-        if following:
-            self._take_over(following)
+        self._observer.turn_ended(live, outcome)  # what waits for the turn comes first
 
-    async def _follow_elsewhere(self, live: LiveTurn, lost: Outcome) -> None:
-        """Tell those who wait for a turn that was taken over how it ends there."""
+    def _release_to_other_server(self, live: LiveTurn, lost: Outcome) -> None:
         if self._turns.get(live.record.id) is live:
             del self._turns[live.record.id]
-        try:
-            await self._settled_elsewhere(live)
-        except (crud.TurnNotFound, StorageUnavailable) as error:
-            logger.debug("turn %s is not followed any more: %s", live.record.id, error)
-        finally:
-            self._end(live, lost)
+        self._tasks.start_follower(self._remote_outcomes.publish(live, lost))
 
-    def _take_over(self, record: TurnRecord) -> None:
+    def _run_promoted(self, record: TurnRecord) -> None:
         """Run a turn that was queued, here or elsewhere."""
         live = self._turns.setdefault(record.id, LiveTurn(record))
+        if live.record.status is TurnStatus.IN_PROGRESS and live.record is not record:
+            return  # it was taken on while the answer of the COMMIT was lost
         live.record = record
         self._spawn(live)
 
+    def _resume(self, record: TurnRecord) -> None:
+        """Run a turn that waited for actions."""
+        live = self._turns[record.id] = LiveTurn(record)
+        live.take_over(record)
+        self._spawn(live)
+
     def _end(self, live: LiveTurn, outcome: Outcome) -> None:
-        ours = self._turns.get(live.record.id)
-        if ours and ours.record.attempt <= live.record.attempt:
+        registered = self._turns.get(live.record.id)
+        if registered and registered.record.attempt <= live.record.attempt:
             del self._turns[live.record.id]
-            ours.end(outcome)
+            registered.end(outcome)
         live.end(outcome)
-        self._running.notice_end()
+        self._tasks.turn_ended()
 
-    def _leave(self, live: LiveTurn) -> None:
-        self._end(live, live.failed(shutting_down()))
-
-    async def _settled_elsewhere(self, live: LiveTurn) -> None:
-        """Wait for the end of a turn that is queued, or that another server runs."""
-        with self._watch.on(live):
-            while not live.settled.is_set():
-                changed = live.log.changed
-                if self.runs_here(live):  # its turn in the queue has come
-                    await live.settled.wait()
-                    return
-                await self.look_up(live)
-                if not live.settled.is_set():
-                    await changed.wait()
+    def _release(self, live: LiveTurn) -> None:
+        self._end(live, live.failed_outcome(interrupted_by_shutdown()))
 
     async def recover(self, record: TurnRecord, recoveries: int) -> None:
-        """Run a turn that was taken over from another server, or from before a long sleep."""
+        """Restart a turn whose lease expired: its server stopped, or this machine was suspended."""
         live = self._turns.get(record.id)
         if live is None or live.record.status is TurnStatus.IN_PROGRESS:
-            if live:  # this server was taken for dead, and still runs an older attempt
+            if live:  # this server's own lease expired; it still runs an older attempt
                 live.scope.cancel()
             live = self._turns[record.id] = LiveTurn(record)
         live.take_over(record)
         if recoveries <= _RECOVERIES_LIMIT:
-            logger.info("turn %s is run again: the server that ran it stopped", record.id)
+            ids = log_fields(turn_id=str(record.id), attempt=record.attempt)
+            logger.info("turn is run again: the server that ran it stopped", extra=ids)
             self._spawn(live)
         else:
             error = TurnInterrupted("The server stopped twice during this turn; send it again.")
-            await self._settle(live, live.failed(error))
+            await self._settle(live, live.failed_outcome(error))

@@ -1,7 +1,12 @@
-"""How a turn can be refused, and how it can end badly."""
+"""Errors of turns that are refused or fail.
+
+The first line of an error's docstring is the title in the response.
+"""
 
 from collections.abc import Iterator
+from uuid import UUID
 
+from app.core.database import CommitOutcomeUnknown
 from app.core.errors import AppError, ErrorKind
 
 
@@ -26,7 +31,7 @@ class ServerDraining(AppError):
     code = "server-draining"
 
 
-class TurnCancelled(AppError):
+class TurnCancellation(AppError):
     """The turn was cancelled."""
 
     kind = ErrorKind.CONFLICT
@@ -48,23 +53,44 @@ class TurnInterrupted(AppError):
 
 
 class TurnLost(AppError):
-    """The turn is no longer this server's to finish.
+    """The turn was deleted or taken over by another server.
 
-    Its session was deleted, or another server took it over.
+    This attempt may not write any more.
     """
 
     kind = ErrorKind.CONFLICT
     code = "turn-lost"
 
 
-class InternalError(AppError):
-    """Something went wrong on the server.
+class TurnStateUnknown(AppError):
+    """The message is stored, but its turn cannot be looked up now."""
 
-    A bug: the log has the details under the request's id.
+    kind = ErrorKind.UNAVAILABLE
+    code = "turn-state-unknown"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The message is stored, but the database does not answer now: look at "
+            "`GET /turns/{id}`, or send the message again with the same Idempotency-Key.",
+            retry_after_seconds=1,
+        )
+
+
+class InternalError(AppError):
+    """An unexpected error occurred on the server.
+
+    This is a bug: the log has the details under the request's id.
     """
 
     kind = ErrorKind.INTERNAL
     code = "internal-error"
+
+
+class MessageTooLong(AppError):
+    """The message does not fit the agent's context window."""
+
+    kind = ErrorKind.INVALID
+    code = "message-too-long"
 
 
 class IdempotencyKeyReused(AppError):
@@ -74,15 +100,53 @@ class IdempotencyKeyReused(AppError):
     code = "idempotency-key-reused"
 
 
+class UnknownToolOutcome(AppError):
+    """It is not known whether a tool call was done.
+
+    The server or the connection broke while a call ran that must not be run twice.
+    """
+
+    kind = ErrorKind.CONFLICT
+    code = "unknown-tool-outcome"
+
+
+class ToolCallNotFound(AppError):
+    """There is no such tool call."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "tool-call-not-found"
+
+
+class ActionAlreadyTaken(AppError):
+    """Another action was taken for this call."""
+
+    kind = ErrorKind.CONFLICT
+    code = "action-already-taken"
+
+
+class ActionExpired(AppError):
+    """The time for this action is over."""
+
+    kind = ErrorKind.CONFLICT
+    code = "action-expired"
+
+
+class ActionNotWanted(AppError):
+    """The call does not wait for this action."""
+
+    kind = ErrorKind.CONFLICT
+    code = "action-not-wanted"
+
+
 class EventsPruned(AppError):
-    """The turn's events are not kept any more."""
+    """The turn's events are not stored any more."""
 
     kind = ErrorKind.NOT_FOUND
     code = "events-pruned"
 
 
 def is_retryable(error: AppError) -> bool:
-    """Tell whether the same message may succeed when it is sent again."""
+    """Return whether the same message may succeed when it is sent again."""
     retryable: bool | None = getattr(error, "retryable", None)
     if retryable is not None:
         return retryable
@@ -90,8 +154,8 @@ def is_retryable(error: AppError) -> bool:
 
 
 def error_of_code(code: str, detail: str) -> AppError:
-    """Return the error that a stored turn ended with."""
-    for error in _leaves(AppError):
+    """Create the error of a stored turn from its code and detail."""
+    for error in _subclasses(AppError):
         if getattr(error, "code", None) == code:
             instance = error.__new__(error)
             AppError.__init__(instance, detail)
@@ -99,14 +163,35 @@ def error_of_code(code: str, detail: str) -> AppError:
     return InternalError(detail)
 
 
-def _leaves(error: type[AppError]) -> Iterator[type[AppError]]:
+def _subclasses(error: type[AppError]) -> Iterator[type[AppError]]:
     for child in error.__subclasses__():
         yield child
-        yield from _leaves(child)
+        yield from _subclasses(child)
 
 
-def shutting_down() -> TurnInterrupted:
-    """Return the error of a turn that shutdown cut off."""
+def tool_call_not_found() -> ToolCallNotFound:
+    """Create the error of a tool call that is not there, or that the caller may not see."""
+    return ToolCallNotFound("There is no tool call with this id.")
+
+
+def turn_lost() -> TurnLost:
+    """Create the error of a deleted turn or superseded attempt."""
+    return TurnLost("The session was deleted, or another server took the turn over.")
+
+
+def acceptance_unknown(turn_id: UUID) -> CommitOutcomeUnknown:
+    """Create the error of a message whose storing had no answer in time."""
+    error = CommitOutcomeUnknown(
+        "It is not known whether the message was stored: send it again with the same "
+        "Idempotency-Key, or look at `GET /turns/{id}`; `turn_id` is its id if it was stored."
+    )
+    error.extensions["turn_id"] = str(turn_id)
+    return error
+
+
+def interrupted_by_shutdown() -> TurnInterrupted:
+    """Create the error of a turn that was interrupted by shutdown."""
     return TurnInterrupted(
-        "The server is shutting down; the turn goes on when it is back.", retry_after_seconds=1
+        "The server is shutting down; the turn continues once a server runs again.",
+        retry_after_seconds=1,
     )

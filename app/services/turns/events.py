@@ -1,19 +1,30 @@
-"""What happens in a turn, as its followers see it: numbered, in order, written as JSON once."""
+"""The events of a turn: one value class for each type, numbered and in order.
+
+A value is written as JSON once, for storage and for every subscriber of the native API; other
+dialects read the values themselves. The classes describe the events in OpenAPI, too.
+"""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from functools import cache
+from typing import Any, ClassVar, TypeAlias, cast
+from uuid import UUID
 
 import orjson
 
-from app.core.values import value
+from app.core.value_objects import value_object
+from app.models import MessageStatus, Modality, Role
+from app.services.turns.records import Usage
 
 AFTER_ATTEMPT = 10_000
-"""Each attempt begins this far above the last stored number: what the one before showed, stored or
-not, has lower numbers, so that nobody who comes back misses anything."""
+"""Each attempt begins this far above the last stored number. What the attempt before it showed,
+stored or not, has lower numbers, so that a subscriber who resumes misses nothing."""
 
 
 class EventType(StrEnum):
-    """The names of events on the wire."""
+    """Event types; the values are the names in the event stream."""
 
     CREATED = "turn.created"
     QUEUED = "turn.queued"
@@ -21,50 +32,369 @@ class EventType(StrEnum):
     TRANSCRIPT_DELTA = "input_transcript.delta"
     TRANSCRIPT = "input_transcript.done"
     TEXT = "output_text.delta"
+    REASONING = "reasoning.delta"
+    STEP = "step.started"
+    CALL_DELTA = "tool_call.delta"
+    CALL_CREATED = "tool_call.created"
+    CALL_STARTED = "tool_call.started"
+    CALL_COMPLETED = "tool_call.completed"
+    CALL_FAILED = "tool_call.failed"
+    ACTION_REQUESTED = "action.requested"
+    ACTION_RESOLVED = "action.resolved"
+    REQUIRES_ACTION = "turn.requires_action"
     AUDIO = "audio.clip"
     COMPLETED = "turn.completed"
     FAILED = "turn.failed"
     CANCELLED = "turn.cancelled"
 
 
-NAMES = {kind: kind.value.encode() for kind in EventType}
-"""Each as bytes, for there are many."""
+_NAMES = {kind: kind.value.encode() for kind in EventType}
 TERMINAL = frozenset((EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED))
+_LAST = TERMINAL | {EventType.REQUIRES_ACTION}
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
+class TurnCreated:
+    """The user message and the turn are stored."""
+
+    type: ClassVar = EventType.CREATED
+    turn_id: UUID
+    session_id: UUID
+    user_message_id: UUID
+    message_id: UUID
+    """Of the answer."""
+
+
+@value_object(frozen=True, slots=True)
+class TurnQueued:
+    """The turn waits for another turn of its session."""
+
+    type: ClassVar = EventType.QUEUED
+
+
+@value_object(frozen=True, slots=True)
+class TurnInProgress:
+    """The turn runs. Above attempt 1 the answer begins anew."""
+
+    type: ClassVar = EventType.IN_PROGRESS
+    attempt: int
+
+
+@value_object(frozen=True, slots=True)
+class InputTranscriptDelta:
+    """The next piece of the transcript, where the provider streams it."""
+
+    type: ClassVar = EventType.TRANSCRIPT_DELTA
+    delta: str
+
+
+@value_object(frozen=True, slots=True)
+class InputTranscriptDone:
+    """The transcript of the recording; `language` is `null` where it is not known."""
+
+    type: ClassVar = EventType.TRANSCRIPT
+    text: str
+    language: str | None
+
+
+@value_object(frozen=True, slots=True)
+class OutputTextDelta:
+    """The next piece of the answer."""
+
+    type: ClassVar = EventType.TEXT
+    delta: str
+
+
+@value_object(frozen=True, slots=True)
+class ReasoningText:
+    """The next piece of what the model thinks aloud; it is no part of the answer."""
+
+    type: ClassVar = EventType.REASONING
+    delta: str
+
+
+@value_object(frozen=True, slots=True)
+class StepStarted:
+    """The model is asked again, with the results of its calls. The first step is not announced."""
+
+    type: ClassVar = EventType.STEP
+    step: int
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallArguments:
+    """The next piece of a call's arguments, as the model writes them."""
+
+    type: ClassVar = EventType.CALL_DELTA
+    call_id: str
+    """The id that the model gave the call."""
+    name: str
+    delta: str
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallCreated:
+    """The model calls a tool."""
+
+    type: ClassVar = EventType.CALL_CREATED
+    call_id: UUID
+    step: int
+    index: int
+    name: str
+    kind: str | None
+    """`null` where the agent has no tool of that name."""
+    arguments: str
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallStarted:
+    """A call is run."""
+
+    type: ClassVar = EventType.CALL_STARTED
+    call_id: UUID
+    attempt: int
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallCompleted:
+    """A call has a result; `preview` is its beginning, up to 2 KB."""
+
+    type: ClassVar = EventType.CALL_COMPLETED
+    call_id: UUID
+    status: str
+    preview: str
+    duration_ms: float | None
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallProblem:
+    """Why a call has no result; `code` is one of the documented codes of calls."""
+
+    code: str
+    detail: str
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallFailed:
+    """A call ended without a result; the model is told."""
+
+    type: ClassVar = EventType.CALL_FAILED
+    call_id: UUID
+    status: str
+    error: ToolCallProblem
+
+
+@value_object(frozen=True, slots=True)
+class RequiredAction:
+    """What somebody must do before the turn goes on: `POST /tool-calls/{call_id}/resolution`."""
+
+    call_id: UUID
+    action: str
+    """`approval` of a call, or the `output` of a tool that the caller's own code runs."""
+    name: str
+    arguments: str
+    by: str
+    """Who may act: `operator` or `user`."""
+    expires_at: datetime | None
+
+
+@value_object(frozen=True, slots=True)
+class ActionRequested:
+    """Somebody must act before the turn goes on."""
+
+    type: ClassVar = EventType.ACTION_REQUESTED
+    action: RequiredAction
+
+
+@value_object(frozen=True, slots=True)
+class ActionResolved:
+    """An action was taken, or its time is over."""
+
+    type: ClassVar = EventType.ACTION_RESOLVED
+    call_id: UUID
+    decision: str
+    by: str
+
+
+@value_object(frozen=True, slots=True)
+class TurnRequiresAction:
+    """The turn waits until all actions are taken. It ends the stream, and the turn lives on."""
+
+    type: ClassVar = EventType.REQUIRES_ACTION
+    actions: list[RequiredAction]
+
+
+@value_object(frozen=True, slots=True)
+class AudioClip:
+    """A spoken sentence. `start_ms` counts from the beginning of the answer's audio."""
+
+    type: ClassVar = EventType.AUDIO
+    index: int
+    text: str
+    start_ms: int
+    duration_ms: int
+    mp3: str
+    """Base64 of a complete short MP3."""
+
+
+@value_object(frozen=True, slots=True)
+class AnswerMessage:
+    """The assistant's message as it is stored."""
+
+    id: UUID
+    session_id: UUID
+    turn_id: UUID
+    seq: int
+    role: Role
+    content: str
+    status: MessageStatus
+    modality: Modality
+    created_at: datetime
+
+
+@value_object(frozen=True, slots=True)
+class TurnProblem:
+    """Why a turn failed; `code` is one of the documented error codes."""
+
+    code: str
+    title: str
+    detail: str
+
+
+@value_object(frozen=True, slots=True)
+class TurnCompleted:
+    """The turn is completed and its answer is stored. `timings` are milliseconds."""
+
+    type: ClassVar = EventType.COMPLETED
+    message: AnswerMessage
+    usage: Usage
+    timings: dict[str, float]
+    steps: int = 1
+    """How often the model was asked."""
+    stop_reason: str | None = None
+    """`max_steps` or `max_calls`, where that ended the calls of tools."""
+
+
+@value_object(frozen=True, slots=True)
+class TurnFailed:
+    """The turn failed. `retryable` says whether the same message may succeed when sent again."""
+
+    type: ClassVar = EventType.FAILED
+    error: TurnProblem
+    retryable: bool
+
+
+@value_object(frozen=True, slots=True)
+class TurnCancelled:
+    """The turn was cancelled; `message` has the text up to then."""
+
+    type: ClassVar = EventType.CANCELLED
+    message: AnswerMessage
+
+
+EventValue: TypeAlias = (
+    TurnCreated
+    | TurnQueued
+    | TurnInProgress
+    | InputTranscriptDelta
+    | InputTranscriptDone
+    | OutputTextDelta
+    | ReasoningText
+    | StepStarted
+    | ToolCallArguments
+    | ToolCallCreated
+    | ToolCallStarted
+    | ToolCallCompleted
+    | ToolCallFailed
+    | ActionRequested
+    | ActionResolved
+    | TurnRequiresAction
+    | AudioClip
+    | TurnCompleted
+    | TurnFailed
+    | TurnCancelled
+)
+EVENT_VALUES: dict[EventType, type[EventValue]] = {
+    kind.type: kind for kind in cast("tuple[type[EventValue], ...]", EventValue.__args__)
+}
+
+
+@dataclass(slots=True, eq=False)
 class TurnEvent:
-    """One step of a turn. `data` is one line of JSON."""
+    """One event: its number in the turn, and its value, its JSON or both."""
 
     number: int
     type: EventType
-    data: bytes
+    _value: EventValue | None = None
+    _json: bytes = field(default=b"")
+
+    def __eq__(self, other: object) -> bool:
+        """Compare number, type and JSON."""
+        if not isinstance(other, TurnEvent):
+            return NotImplemented
+        mine, others = (self.number, self.type), (other.number, other.type)
+        return mine == others and self.json == other.json
+
+    def __hash__(self) -> int:
+        """Hash by number, which is unique in a turn."""
+        return hash(self.number)
+
+    @classmethod
+    def of(cls, number: int, value: EventValue) -> "TurnEvent":
+        """Create an event with a number and a value."""
+        return cls(number, value.type, value)
+
+    @property
+    def value(self) -> EventValue:
+        """The value; one that was read from the database is parsed at its first use."""
+        value = self._value
+        if value is None:
+            value = self._value = cast("EventValue", _adapter(self.type).validate_json(self._json))
+        return value
+
+    @property
+    def json(self) -> bytes:
+        """The value as one line of JSON."""
+        if not self._json:
+            # asyncpg has its own UUID type, which orjson encodes only with `str`.
+            encoded = orjson.dumps(self._value, default=str, option=orjson.OPT_UTC_Z)
+            # A copy, because orjson's bytes keep their buffer of several kilobytes allocated.
+            self._json = bytes(memoryview(encoded))
+        return self._json
+
+    @property
+    def name(self) -> bytes:
+        """The type as bytes, as in the event stream."""
+        return _NAMES[self.type]
 
     @property
     def is_terminal(self) -> bool:
         """True for the last event of a turn."""
         return self.type in TERMINAL
 
+    @property
+    def ends_stream(self) -> bool:
+        """True for the last event of a turn, and for the one after which it waits for actions."""
+        return self.type in _LAST
 
-def make_event(number: int, kind: EventType, data: object) -> TurnEvent:
-    """Write `data` as JSON. asyncpg has a UUID of its own, which only `str` understands."""
-    json = orjson.dumps(data, default=str, option=orjson.OPT_UTC_Z)
-    # A copy, for orjson's bytes keep the kilobytes that they were written in.
-    return TurnEvent(number, kind, bytes(memoryview(json)))
+
+@cache
+def _adapter(kind: EventType) -> Any:  # noqa: ANN401  # pydantic's generic class
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(EVENT_VALUES[kind])
 
 
 def pack(events: Iterable[TurnEvent]) -> bytes:
-    """Return events as they are stored: a line each."""
-    return b"\n".join(
-        [b"%d %s %s" % (event.number, NAMES[event.type], event.data) for event in events]
-    )
+    """Encode events for storage, one per line."""
+    return b"\n".join([b"%d %s %s" % (event.number, event.name, event.json) for event in events])
 
 
 def unpack(lines: bytes) -> Sequence[TurnEvent]:
-    """Read what `pack` wrote."""
+    """Decode the events that `pack` encoded."""
     return [_unpack_line(line) for line in lines.split(b"\n") if line]
 
 
 def _unpack_line(line: bytes) -> TurnEvent:
-    number, kind, data = line.split(b" ", 2)
-    return TurnEvent(int(number), EventType(kind.decode()), data)
+    number, kind, json = line.split(b" ", 2)
+    return TurnEvent(int(number), EventType(kind.decode()), None, json)

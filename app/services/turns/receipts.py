@@ -1,88 +1,128 @@
-"""What a turn may use, what is kept for that, and what it did use."""
+"""Budget reservations and receipts of turns: estimated usage, actual usage and cost."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from app.core.direct import Statement
+from app.core.database.statements import Statement
 from app.core.errors import AppError
-from app.models import utc_now
-from app.services.ports import ProviderError, ProviderTimeout, UpstreamIncomplete
-from app.services.turns.prompt import (
-    DEFAULT_OUTPUT_TOKENS,
-    HistoryMessage,
-    estimate_all_tokens,
-    estimate_tokens,
-)
-from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
-from app.services.usage import Account, Reservation, Tariff, Used, budgets
-from app.services.usage.tariff import usd
+from app.models import Modality, utc_now
+from app.services.ports import PromptLine, ProviderError, ProviderTimeout, UpstreamIncomplete
+from app.services.turns.context.prompt import context_window, estimate_tokens, most_tokens
+from app.services.turns.parts import shown_texts
+from app.services.turns.records import HistoryMessage, Persona, Progress, Receipt, TurnRecord, Usage
+from app.services.turns.steps import Step
+from app.services.usage import Account, BillableUsage, PriceTable, Reservation, budgets
+from app.services.usage.accounts import NO_LIMIT
+from app.services.usage.pricing import usd
 
-_SPOKEN_TOKENS_PER_SECOND = 5
-"""More than anybody says: what a recording adds to the prompt."""
+logger = logging.getLogger(__name__)
+
+_SPOKEN_TOKENS_PER_SECOND = 15
+"""Upper bound of the tokens that a recording adds to the prompt per second of speech."""
 
 
-class Asked(Protocol):
-    """Who asks for a turn, and with how much sound."""
+class BilledRequest(Protocol):
+    """The parts of a request for a turn that determine its cost."""
 
     @property
     def account(self) -> Account:
-        """Who pays."""
+        """The account that is charged."""
         ...
 
     @property
     def upload_seconds(self) -> float | None:
-        """How long a voice turn's recording is."""
+        """Duration of a voice turn's recording; `None` for text."""
+        ...
+
+    @property
+    def output(self) -> Modality:
+        """Whether the answer is spoken."""
         ...
 
 
-def estimate(
-    asked: Asked,
+def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depends on
+    request: BilledRequest,
     persona: Persona,
     history: Sequence[HistoryMessage],
     now: datetime,
     waiting: int,
+    user_id: str | None = None,
 ) -> Reservation | None:
-    """Return what to keep for a turn that is accepted `now`; `history` ends with its question.
+    """Return the reservation for a turn that is accepted `now`; `None` without budgets.
 
-    `waiting` turns before it have yet to be answered.
+    `history` ends with the turn's user message; `waiting` turns before it are not answered yet.
+    `user_id` is the end user of the session.
     """
-    account = asked.account
-    if not account.has_budgets:
+    account = request.account
+    if not account.budgets(user_id):
         return None
-    output_tokens = persona.max_output_tokens or DEFAULT_OUTPUT_TOKENS
+    window = context_window(persona, account.context_tokens)
     texts = [persona.system_prompt, *[message.content for message in history]]
-    prompt_tokens = estimate_all_tokens(texts) + waiting * output_tokens
-    if asked.upload_seconds:
-        prompt_tokens += int(asked.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
-    used = Used(
+    prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
+    if request.upload_seconds:
+        prompt_tokens += int(request.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
+    used = BillableUsage(
         chat_model=persona.model,
-        prompt_tokens=min(prompt_tokens, persona.context_tokens or account.context_tokens),
-        completion_tokens=output_tokens,
-        speech_in_seconds=asked.upload_seconds or 0,
+        prompt_tokens=min(prompt_tokens, window.most_prompt_tokens),
+        completion_tokens=window.output_tokens,
+        speech_in_seconds=request.upload_seconds or 0,
     )
-    is_spoken = asked.upload_seconds is not None
-    return account.reservation(now, used, is_spoken=is_spoken)
+    is_spoken = request.output is Modality.VOICE
+    return account.reservation(now, used, user_id, is_spoken=is_spoken)
+
+
+def repeated_reservation(  # noqa: PLR0913, PLR0917  # columns of the turn's row
+    account: Account,
+    persona: Persona,
+    now: datetime,
+    user_id: str | None,
+    tokens: int | None,
+    nanos: int | None,
+) -> Reservation | None:
+    """Return the reservation for a failed turn that is run again: as much as the first one."""
+    window = context_window(persona, account.context_tokens)
+    most = BillableUsage(
+        chat_model=persona.model,
+        prompt_tokens=window.most_prompt_tokens,
+        completion_tokens=window.output_tokens,
+    )
+    reservation = account.reservation(now, most, user_id)
+    if reservation is None or tokens is None:
+        return reservation
+    return replace(reservation, tokens=tokens, nanos=nanos or 0)
 
 
 def reserved_columns(reservation: Reservation | None) -> dict[str, Any]:
-    """Return what a turn's row says of its reservation."""
+    """Return the columns of a turn's row that store its reservation."""
     return {
         "reserved_day": reservation.day if reservation else None,
         "reserved_tokens": reservation.tokens if reservation else None,
         "reserved_nanos": reservation.nanos if reservation else None,
+        "reserved_buckets": bucket_names(reservation) if reservation else None,
     }
 
 
-def write(record: TurnRecord, progress: Progress, error: AppError | None, tariff: Tariff) -> None:
-    """Write the receipt of a turn that has ended: of this attempt, and of those before it."""
+def bucket_names(reservation: Reservation) -> list[str]:
+    """Return the names of the budgets that keep a reservation, as a turn's row has them."""
+    return [bucket.name for bucket in reservation.buckets]
+
+
+def write_receipt(
+    record: TurnRecord, progress: Progress, error: AppError | None, tariff: PriceTable
+) -> None:
+    """Set `progress.receipt` of a turn that has ended: the sum of this and earlier attempts."""
     if progress.receipt:
         return
+    progress.ended_at = utc_now()
     if progress.prompt:
-        progress.model = tariff.chat_model(progress.model)
+        has_answered = progress.finish_reason is not None
+        progress.model = tariff.chat_model(progress.model, has_answered=has_answered)
     used, estimated = _used(progress, error)
     cost = tariff.cost(used, utc_now().date())
+    tools_nanos = progress.tools_nanos
     tokens = (used.prompt_tokens or 0) + (used.completion_tokens or 0)
     receipt = Receipt(
         prompt_tokens=used.prompt_tokens or 0,
@@ -90,12 +130,12 @@ def write(record: TurnRecord, progress: Progress, error: AppError | None, tariff
         completion_tokens=used.completion_tokens or 0,
         speech_in_seconds=used.speech_in_seconds,
         speech_out_characters=used.speech_out_characters,
-        cost_nanos=cost.known_nanos if cost.is_complete else None,
+        cost_nanos=cost.known_nanos + tools_nanos if cost.is_complete else None,
         estimated=estimated,
         budget_tokens=tokens,
-        budget_nanos=cost.known_nanos,
+        budget_nanos=cost.budget_nanos + tools_nanos,
     )
-    progress.receipt = receipt = _joined(record.earlier, receipt)
+    progress.receipt = receipt = _add(record.earlier, receipt)
     progress.usage = Usage(
         receipt.prompt_tokens,
         receipt.cached_tokens,
@@ -105,30 +145,107 @@ def write(record: TurnRecord, progress: Progress, error: AppError | None, tariff
     )
 
 
-def _used(progress: Progress, error: AppError | None) -> tuple[Used, bool]:
-    """Return what this attempt used, and whether its tokens had to be estimated."""
-    usage = progress.usage
-    prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
-    estimated = False
-    if _was_served(progress, error) and (prompt_tokens is None or completion_tokens is None):
-        estimated = True
-        if prompt_tokens is None:
-            prompt_tokens = sum(estimate_tokens(message.content) for message in progress.prompt)
-        if completion_tokens is None:
-            completion_tokens = estimate_tokens("".join(progress.text)) if progress.text else 0
-    used = Used(
+def _used(progress: Progress, error: AppError | None) -> tuple[BillableUsage, bool]:
+    """Return the usage of this attempt, and whether its tokens are estimated."""
+    prompt_tokens, cached_tokens, completion_tokens, estimated = _step_usage(
+        progress, was_served=_was_served(progress, error)
+    )
+    for step in progress.steps:
+        if not step.is_billed:
+            prompt_tokens += step.prompt_tokens
+            cached_tokens += step.cached_tokens
+            completion_tokens += step.completion_tokens
+            estimated |= step.usage_estimated
+    used = BillableUsage(
         chat_model=progress.model,
-        prompt_tokens=prompt_tokens or 0,
-        cached_tokens=usage.cached_tokens or 0,
-        completion_tokens=completion_tokens or 0,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        completion_tokens=completion_tokens,
         speech_in_seconds=progress.speech_in_seconds or 0,
         speech_out_characters=progress.speech_out_characters or 0,
     )
     return used, estimated
 
 
+def _step_usage(progress: Progress, *, was_served: bool) -> tuple[int, int, int, bool]:
+    """Return prompt, cached and completion tokens of the running step; are they estimated?
+
+    Above the limit that was sent to the provider nothing is billed: that was reserved, and no more.
+    """
+    usage = progress.usage
+    prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
+    estimated = False
+    if was_served and (prompt_tokens is None or completion_tokens is None):
+        estimated = True
+        if prompt_tokens is None:
+            prompt_tokens = sum(estimate_tokens(text) for text in shown_texts(progress.prompt))
+        if completion_tokens is None:
+            texts = progress.text[progress.step_text_start :]
+            arguments = [call.arguments for call in progress.calls.values()]
+            answer = "".join([*texts, *arguments])
+            completion_tokens = estimate_tokens(answer) if answer else 0
+    limit = progress.output_tokens_limit
+    if limit is not None and (completion_tokens or 0) > limit:
+        logger.warning(
+            "the provider took more tokens for an answer than it was allowed to: %d of %d",
+            completion_tokens,
+            limit,
+        )
+        estimated, completion_tokens = True, limit
+    return prompt_tokens or 0, usage.cached_tokens or 0, completion_tokens or 0, estimated
+
+
+def close_step(progress: Progress) -> Step:
+    """Return the running step with its calls, and begin the next one in `progress`."""
+    prompt_tokens, cached_tokens, completion_tokens, estimated = _step_usage(
+        progress, was_served=True
+    )
+    step = Step(
+        number=len(progress.steps) + 1,
+        content="".join(progress.text[progress.step_text_start :]),
+        reasoning="".join(progress.reasoning) or None,
+        model=progress.model,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        completion_tokens=completion_tokens,
+        usage_estimated=estimated,
+        calls=[progress.calls[place] for place in sorted(progress.calls)],
+    )
+    progress.steps.append(step)
+    progress.step_text_start = len(progress.text)
+    progress.reasoning, progress.calls = [], {}
+    progress.usage, progress.prompt = Usage(), ()
+    return step
+
+
+def missing_reservation(
+    record: TurnRecord, progress: Progress, prompt: Sequence[PromptLine], tariff: PriceTable
+) -> tuple[int, int]:
+    """Return the tokens and nano-dollars that the next step may need beyond what is reserved."""
+    reservation, persona = record.reservation, record.persona
+    if reservation is None:
+        return 0, 0
+    prompt_tokens = most_tokens(list(shown_texts(prompt)))
+    completion_tokens = context_window(persona, NO_LIMIT).output_tokens
+    for step in progress.steps:
+        if not step.is_billed:
+            prompt_tokens += step.prompt_tokens
+            completion_tokens += step.completion_tokens
+    used = BillableUsage(
+        chat_model=persona.model,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        speech_in_seconds=progress.speech_in_seconds or 0,
+    )
+    nanos = tariff.cost(used, reservation.day).budget_nanos + progress.tools_nanos
+    return (
+        max(0, prompt_tokens + completion_tokens - reservation.tokens),
+        max(0, nanos - reservation.nanos),
+    )
+
+
 def _was_served(progress: Progress, error: AppError | None) -> bool:
-    """Tell whether the model's provider worked on the prompt, as far as one can know."""
+    """Return whether the provider probably processed the prompt, and so may charge for it."""
     if not progress.prompt:
         return False
     refused = isinstance(error, ProviderError) and not isinstance(
@@ -137,10 +254,10 @@ def _was_served(progress: Progress, error: AppError | None) -> bool:
     return bool(progress.text) or not refused
 
 
-def _joined(before: Receipt | None, now: Receipt) -> Receipt:
+def _add(before: Receipt | None, now: Receipt) -> Receipt:
     if before is None:
         return now
-    known = before.cost_nanos is not None and now.cost_nanos is not None
+    is_priced = before.cost_nanos is not None and now.cost_nanos is not None
     return replace(
         now,
         prompt_tokens=before.prompt_tokens + now.prompt_tokens,
@@ -148,30 +265,31 @@ def _joined(before: Receipt | None, now: Receipt) -> Receipt:
         completion_tokens=before.completion_tokens + now.completion_tokens,
         speech_in_seconds=before.speech_in_seconds + now.speech_in_seconds,
         speech_out_characters=before.speech_out_characters + now.speech_out_characters,
-        cost_nanos=(before.cost_nanos or 0) + (now.cost_nanos or 0) if known else None,
+        cost_nanos=(before.cost_nanos or 0) + (now.cost_nanos or 0) if is_priced else None,
         estimated=before.estimated or now.estimated,
     )
 
 
-def columns(progress: Progress) -> dict[str, Any]:
-    """Return what a turn's row says of its use."""
+def usage_columns(progress: Progress) -> dict[str, Any]:
+    """Return the columns of a turn's row that store its usage."""
     receipt = progress.receipt or _NOTHING
-    is_voice = progress.speech_in_seconds is not None or receipt.speech_in_seconds
+    is_heard = progress.speech_in_seconds is not None or receipt.speech_in_seconds
+    is_spoken = progress.speech_out_characters is not None or receipt.speech_out_characters
     return {
         "prompt_tokens": receipt.prompt_tokens,
         "cached_tokens": receipt.cached_tokens,
         "completion_tokens": receipt.completion_tokens,
-        "speech_in_seconds": receipt.speech_in_seconds if is_voice else None,
-        "speech_out_characters": receipt.speech_out_characters if is_voice else None,
+        "speech_in_seconds": receipt.speech_in_seconds if is_heard else None,
+        "speech_out_characters": receipt.speech_out_characters if is_spoken else None,
         "cost_nanos": receipt.cost_nanos,
         "usage_estimated": receipt.estimated,
     }
 
 
-def settling(record: TurnRecord, progress: Progress) -> list[Statement]:
+def settle_reservation_stmts(record: TurnRecord, progress: Progress) -> list[Statement]:
     """Return the statement that settles the turn's reservation."""
     receipt = progress.receipt or _NOTHING
-    return budgets.settling(
+    return budgets.settle_stmts(
         record.workspace_id, record.reservation, receipt.budget_tokens, receipt.budget_nanos
     )
 

@@ -1,22 +1,39 @@
-"""The values that the turn engine works with."""
+"""Value objects of the turn engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from app.core.errors import AppError
-from app.core.values import value
-from app.models import MessageStatus, Modality, Role, TurnStatus
+from app.core.value_objects import value_object
+from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
 from app.services.ports import PromptLine
-from app.services.turns.prompt import HistoryMessage
+from app.services.tool_ports import AgentTools
+from app.services.turns.parts import Part
+from app.services.turns.steps import Call, Step
 from app.services.usage import Reservation
 
 
-@value(frozen=True, slots=True)
+class HistoryMessage(NamedTuple):
+    """A message of the session, with the fields that the prompt needs."""
+
+    seq: int
+    role: str
+    """One of `Role`, as text: conversion would cost too much for the messages of a history."""
+    status: str
+    """One of `MessageStatus`."""
+    content: str
+    modality: str = Modality.TEXT.value
+    """One of `Modality`."""
+    parts: str | None = None
+    """The JSON of the parts of an answer with tool calls; `None` for plain text."""
+
+
+@value_object(frozen=True, slots=True)
 class Persona:
-    """What a turn needs of its agent, at the version it was accepted with."""
+    """The settings of an agent version that a turn uses; fixed at its acceptance."""
 
     version: int
     system_prompt: str
@@ -26,11 +43,17 @@ class Persona:
     context_tokens: int | None
     voice: str | None
     language: str | None
+    tools: AgentTools | None = None
+    """`None` where the agent has no tools."""
+    tool_policy: Mapping[str, Any] | None = None
+    """As it is stored; `tools.policy` has the defaults filled in."""
+    output_schema: Mapping[str, Any] | None = None
+    """The JSON Schema of the agent's answers."""
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Receipt:
-    """What a turn used in all of its attempts. Money is `None` where a price is not known."""
+    """Usage of a turn, summed over its attempts. `cost_nanos` is `None` if a price is unknown."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -40,13 +63,34 @@ class Receipt:
     cost_nanos: int | None
     estimated: bool
     budget_tokens: int = 0
-    """What the last attempt takes of the account's budgets."""
+    """Tokens that the last attempt charges to the account's budgets."""
     budget_nanos: int = 0
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
+class TurnRequest:
+    """What one turn asks for beside its message; stored, so that a later attempt has it, too."""
+
+    bucket_limits: Mapping[str, Sequence[str | None]] = field(
+        default_factory=dict[str, Sequence[str | None]]
+    )
+    """Of the budgets that pay for further steps, by name: see `reservations.stored_limits`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value of the column."""
+        return {
+            "bucket_limits": {name: list(limits) for name, limits in self.bucket_limits.items()}
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "TurnRequest":
+        """Return what `to_json` wrote."""
+        return cls(stored.get("bucket_limits", {}))
+
+
+@value_object(frozen=True, slots=True)
 class TurnRecord:
-    """A turn as it was accepted or taken over; `attempt` is the fence of every later write."""
+    """A turn as accepted or taken over; every later write is conditional on its `attempt`."""
 
     workspace_id: UUID
     id: UUID
@@ -60,75 +104,97 @@ class TurnRecord:
     created_at: datetime
     persona: Persona
     history: tuple[HistoryMessage, ...]
-    """The settled messages and the question; empty while the turn is queued."""
+    """The settled messages and the turn's user message; empty while the turn is queued."""
     was_queued: bool = False
-    """True where it had to wait for another turn."""
+    """True if it had to wait for another turn of the session."""
     events_after: int = 0
-    """The number of the last event that a server before this one stored."""
+    """The number of the last event that a previous server stored."""
     numbers_after: int = 0
-    """The same, also where the event itself was dropped, to run a turn again that failed."""
+    """The same, but also set if those events were deleted to restart a failed turn."""
     reservation: Reservation | None = None
-    """What the account's budgets keep for it."""
+    """The reservation in the account's budgets."""
+    agent_id: UUID | None = None
+    key_id: str | None = None
+    """The key that pays; `None` for requests without a key."""
+    user_id: str | None = None
     earlier: Receipt | None = None
-    """What attempts before this one used, where they were settled."""
+    """Usage of the earlier attempts that were settled."""
+    request: TurnRequest | None = None
+    """What this turn alone asks for."""
+    steps: tuple[Step, ...] = ()
+    """What earlier attempts stored; empty for a new turn."""
+    output: Modality = Modality.TEXT
+    """Whether the answer is spoken; `modality` is the user message's."""
+
+    @property
+    def has_sound(self) -> bool:
+        """True if the user message is a recording, or the answer is spoken."""
+        return self.modality is Modality.VOICE or self.output is Modality.VOICE
 
 
-class OnBusy(StrEnum):
-    """What becomes of a message while a turn of its session is live."""
-
-    ENQUEUE = "enqueue"
-    REJECT = "reject"
-    INTERRUPT = "interrupt"
-
-
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class RequestKey:
-    """An `Idempotency-Key`, and the SHA-256 of the route and body that it came with."""
+    """An `Idempotency-Key`, and the SHA-256 of route and body of its request."""
 
     key: str
     fingerprint: bytes
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class TurnOptions:
-    """How a turn is accepted."""
+    """Options of accepting a turn."""
 
-    on_busy: OnBusy = OnBusy.ENQUEUE
+    on_busy: BusyPolicy = BusyPolicy.ENQUEUE
     key: RequestKey | None = None
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Usage:
-    """What a turn used; `None` where it is not known."""
+    """Usage of a turn as clients see it; `None` where unknown."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
     estimated: bool = False
-    """True where the provider did not say, so that tokens are counted by the length of texts."""
+    """True if the provider reported no counts: tokens are estimated from text lengths."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a running turn has come to so far; written by its task alone."""
+    """The state of a running turn; written only by its own task."""
 
     text: list[str] = field(default_factory=list[str])
-    heard: str | None = None
+    """Of the whole answer."""
+    reasoning: list[str] = field(default_factory=list[str])
+    """Of the running step."""
+    step_text_start: int = 0
+    """Where the running step begins in `text`."""
+    calls: dict[int, Call] = field(default_factory=dict[int, Call])
+    """Of the running step, by their places, as the model writes them."""
+    steps: list[Step] = field(default_factory=list[Step])
+    """The steps before it; they have calls."""
+    stop_reason: str | None = None
+    tools_nanos: int = 0
+    """What the calls of this attempt cost."""
     speech_in_seconds: float | None = None
     speech_out_characters: int | None = None
+    output_tokens_limit: int | None = None
+    """The limit of the answer that was sent to the model, and reserved."""
     prompt: Sequence[PromptLine] = ()
-    """What the model was asked; empty while it was not."""
+    """The prompt sent to the model; empty before the request."""
     usage: Usage = field(default_factory=Usage)
     receipt: Receipt | None = None
-    """There once the turn has ended."""
+    """Set when the turn has ended."""
+    ended_at: datetime | None = None
+    """Likewise; also the time of the answer."""
     model: str | None = None
     finish_reason: str | None = None
     timings: dict[str, float] = field(default_factory=dict[str, float])
-    """Milliseconds from the moment of acceptance, by name."""
+    """Milliseconds from acceptance to each stage, by name."""
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Outcome:
     """How a turn ended: `error` is set unless it completed."""
 
@@ -136,11 +202,13 @@ class Outcome:
     message_status: MessageStatus
     content: str
     error: AppError | None = None
+    parts: list[Part] | None = None
+    """`None` where the answer is plain text."""
 
 
-@value(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Reply:
-    """The assistant's message, stored: the fields that clients see, and as they see them."""
+    """The stored assistant message, with the fields of the API's response."""
 
     id: UUID
     session_id: UUID
@@ -152,5 +220,6 @@ class Reply:
     status: MessageStatus
     modality: Modality
     created_at: datetime
+    parts: list[dict[str, Any]] | None
     usage: Usage
     timings: dict[str, float]

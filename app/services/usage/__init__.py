@@ -1,16 +1,26 @@
-"""Money and limits: what turns cost, who pays, and how much each may use."""
+"""Billing and limits: cost of turns, accounts, daily budgets, rate limits, usage reports."""
 
-from app.services.usage.accounts import NOBODYS_ACCOUNT, Account, Accounts, Reservation
-from app.services.usage.requests import RequestLimiter
-from app.services.usage.tariff import Part, Tariff, Used
+from app.services.usage.accounts import (
+    CHARACTERS_PER_TOKEN,
+    UNLIMITED_ACCOUNT,
+    Account,
+    AccountDirectory,
+    Bucket,
+    Reservation,
+)
+from app.services.usage.pricing import BillableUsage, PriceTable
+from app.services.usage.rate_limits import RequestLimiter
+from app.services.usage.storage import StorageMeter
 
 __all__ = [
-    "NOBODYS_ACCOUNT",
+    "CHARACTERS_PER_TOKEN",
+    "UNLIMITED_ACCOUNT",
     "Account",
-    "Accounts",
-    "Part",
+    "AccountDirectory",
+    "BillableUsage",
+    "Bucket",
+    "PriceTable",
     "RequestLimiter",
     "Reservation",
-    "Tariff",
-    "Used",
+    "StorageMeter",
 ]

@@ -1,51 +1,67 @@
-"""Who pays for a turn, and how much of what that account may use."""
+"""Billing accounts of callers: the budgets that a turn is charged to, with limits and prices."""
 
 from dataclasses import field
 from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
 from uuid import UUID
 
-from app.core.limits import NO_LIMITS, Limits
-from app.core.security import Caller
-from app.core.values import value
-from app.services.usage.tariff import NANOS, Tariff, Used
+from app.core.limits import DEFAULT_LIMITS, NO_LIMITS, KeyLimits, Limits
+from app.core.security import Caller, CallerKind
+from app.core.value_objects import value_object
+from app.services.usage.pricing import NANOS, BillableUsage, PriceTable
 
-_NO_LIMIT = 2**62
-_CHARACTERS_PER_TOKEN = 4
-"""Of an answer that will be spoken: about what models of English write."""
-
-
-@value(frozen=True, slots=True)
-class Reservation:
-    """What is kept for a turn of an account's budgets, until it is known what it used."""
-
-    bucket: str
-    day: date
-    """The day that pays, in UTC."""
-    tokens: int
-    nanos: int
-    upload_ms: int = 0
+NO_LIMIT = 2**62
+CHARACTERS_PER_TOKEN = 8
+"""The most that an answer has for each token that it may take; about twice that of English text."""
+ADMIN_BUCKET = ""
+KEYLESS_BUCKET = "users"
+"""All end users together that come without a key, apart from the admin."""
+WORKSPACE_BUCKET = "workspace"
+USER_PREFIX = "user:"
+SESSION_PREFIX = "session:"
+"""A session token's, where its session has no end user."""
 
 
-@value(frozen=True, slots=True)
-class Account:
-    """Who pays: a key, or a workspace for what comes without one."""
+class BucketKind(StrEnum):
+    """Whose budget a bucket is."""
 
-    workspace_id: UUID
-    key_id: str | None = None
-    user_id: str | None = None
+    KEY = "key"
+    USER = "user"
+    SESSION = "session"
+    USERS = "users"
+    """All end users that come without a key."""
+    ADMIN = "admin"
+    WORKSPACE = "workspace"
+
+
+_NAMED_KINDS = {
+    ADMIN_BUCKET: BucketKind.ADMIN,
+    KEYLESS_BUCKET: BucketKind.USERS,
+    WORKSPACE_BUCKET: BucketKind.WORKSPACE,
+}
+
+
+def bucket_kind(name: str) -> BucketKind:
+    """Return the kind of the bucket with this name; keys' are their ids."""
+    if name.startswith(USER_PREFIX):
+        return BucketKind.USER
+    if name.startswith(SESSION_PREFIX):
+        return BucketKind.SESSION
+    return _NAMED_KINDS.get(name, BucketKind.KEY)
+
+
+@value_object(frozen=True, slots=True)
+class Bucket:
+    """One budget: a key's (its id), an end user's, a session's, or a workspace's."""
+
+    name: str
     limits: Limits = NO_LIMITS
-    tariff: Tariff = field(default_factory=Tariff)
-    context_tokens: int = _NO_LIMIT
-    """How many tokens a prompt and its answer may have, where an agent does not say."""
+    """With defaults filled in."""
 
     @property
-    def bucket(self) -> str:
-        """The name of the account's row; empty without a key."""
-        return self.key_id or ""
-
-    @property
-    def has_budgets(self) -> bool:
-        """True where anything but requests is limited."""
+    def is_limited(self) -> bool:
+        """True if turns, recordings, tokens or money are limited."""
         limits = self.limits
         return bool(
             limits.concurrent_turns
@@ -56,41 +72,102 @@ class Account:
 
     @property
     def turns_limit(self) -> int:
-        """Turns that may be unsettled at once."""
-        return _limit(self.limits.concurrent_turns)
+        """Maximum number of unsettled turns."""
+        return _limit(self.limits.concurrent_turns, 1)
 
     @property
     def upload_ms_limit(self) -> int:
-        """Milliseconds of recordings in a day."""
-        return _limit(round((self.limits.upload_minutes_per_day or 0) * 60_000))
+        """Milliseconds of recordings per day."""
+        return _limit(self.limits.upload_minutes_per_day, 60_000)
 
     @property
     def tokens_limit(self) -> int:
-        """Tokens in a day."""
-        return _limit(self.limits.tokens_per_day)
+        """Tokens per day."""
+        return _limit(self.limits.tokens_per_day, 1)
 
     @property
     def nanos_limit(self) -> int:
-        """Nano-dollars in a day."""
-        return _limit(round((self.limits.usd_per_day or 0) * NANOS))
+        """Nano-dollars per day."""
+        return _limit(self.limits.usd_per_day, NANOS)
+
+
+def _limit(limit: Decimal | float | None, unit: int) -> int:
+    """Return a limit in whole units; a tiny one is 0, and not none."""
+    return min(int(Decimal(str(limit)) * unit), NO_LIMIT) if limit else NO_LIMIT
+
+
+@value_object(frozen=True, slots=True)
+class Reservation:
+    """The part of budgets reserved for a turn until its usage is known."""
+
+    buckets: tuple[Bucket, ...]
+    """In the order in which their rows are locked."""
+    day: date
+    """The UTC day whose budget is charged."""
+    tokens: int
+    nanos: int
+    upload_ms: int = 0
+
+
+@value_object(frozen=True, slots=True)
+class Account:
+    """What a caller's requests are charged to."""
+
+    workspace_id: UUID
+    key_id: str | None = None
+    user_id: str | None = None
+    """The end user who asks."""
+    buckets: tuple[Bucket, ...] = ()
+    """The caller's key, or what stands for one, the keys that it descends from, the workspace."""
+    own_bucket: Bucket | None = None
+    """The end user's, or the session token's."""
+    user_limits: Limits | None = None
+    """Of each end user whose sessions the caller uses; `None` for the admin, who has none."""
+    tariff: PriceTable = field(default_factory=PriceTable)
+    context_tokens: int = NO_LIMIT
+    """Default context window in tokens, for agents that do not set one."""
+
+    def budgets(self, user_id: str | None) -> tuple[Bucket, ...]:
+        """Return the limited budgets that a turn in a session of `user_id` is charged to."""
+        user = self.own_bucket
+        if user is None and user_id is not None and self.user_limits is not None:
+            user = Bucket(USER_PREFIX + user_id, self.user_limits)
+        buckets = (*self.buckets, user) if user else self.buckets
+        return tuple(
+            sorted(filter(_is_limited, buckets), key=_name),
+        )
 
     def reservation(
-        self, now: datetime, used: Used, *, is_spoken: bool = False
+        self,
+        now: datetime,
+        used: BillableUsage,
+        user_id: str | None = None,
+        *,
+        is_spoken: bool = False,
     ) -> Reservation | None:
-        """Return what to keep for a turn that may use up to `used`; `None` without limits."""
-        if not self.has_budgets:
+        """Return the reservation for a turn that uses at most `used`; `None` without limits."""
+        buckets = self.budgets(user_id)
+        if not buckets:
             return None
         tokens = (used.prompt_tokens or 0) + (used.completion_tokens or 0)
         if is_spoken:
-            characters = (used.completion_tokens or 0) * _CHARACTERS_PER_TOKEN
+            characters = (used.completion_tokens or 0) * CHARACTERS_PER_TOKEN
             used = _spoken(used, characters)
-        nanos = self.tariff.cost(used, now.date()).known_nanos if self.limits.usd_per_day else 0
+        nanos = self.tariff.cost(used, now.date()).budget_nanos
         upload_ms = round(used.speech_in_seconds * 1000)
-        return Reservation(self.bucket, now.date(), tokens, nanos, upload_ms)
+        return Reservation(buckets, now.date(), tokens, nanos, upload_ms)
 
 
-def _spoken(used: Used, characters: int) -> Used:
-    return Used(
+def _is_limited(bucket: Bucket) -> bool:
+    return bucket.is_limited
+
+
+def _name(bucket: Bucket) -> str:
+    return bucket.name
+
+
+def _spoken(used: BillableUsage, characters: int) -> BillableUsage:
+    return BillableUsage(
         used.chat_model,
         used.prompt_tokens,
         used.cached_tokens,
@@ -100,28 +177,56 @@ def _spoken(used: Used, characters: int) -> Used:
     )
 
 
-def _limit(given: int | None) -> int:
-    return min(given, _NO_LIMIT) if given else _NO_LIMIT
+@value_object(frozen=True, slots=True)
+class AccountDirectory:
+    """Creates the accounts of callers from default limits and prices of the settings."""
 
-
-@value(frozen=True, slots=True)
-class Accounts:
-    """Every account of this server: the defaults of its settings, and its prices."""
-
-    defaults: Limits = NO_LIMITS
-    tariff: Tariff = field(default_factory=Tariff)
-    context_tokens: int = _NO_LIMIT
+    defaults: KeyLimits = KeyLimits(NO_LIMITS, NO_LIMITS)
+    workspace_limits: Limits = NO_LIMITS
+    """Of everything in a workspace together; what the admin does is counted, and not refused."""
+    tariff: PriceTable = field(default_factory=PriceTable)
+    context_tokens: int = NO_LIMIT
 
     def of(self, caller: Caller) -> Account:
-        """Return who pays for what `caller` does."""
+        """Return the account that is charged for the requests of `caller`."""
+        is_admin = caller.kind is CallerKind.ADMIN and not caller.key_id
+        own = caller.limits.with_defaults(self.defaults.own)
+        user = (caller.user_limits or DEFAULT_LIMITS).with_defaults(self.defaults.user)
+        name = caller.key_id or (ADMIN_BUCKET if is_admin else KEYLESS_BUCKET)
+        ancestors = [
+            Bucket(key_id, limits.with_defaults(self.defaults.own))
+            for key_id, limits in caller.ancestors
+        ]
         return Account(
             caller.workspace_id,
             caller.key_id,
             caller.user_id,
-            caller.limits.or_else(self.defaults),
+            (Bucket(name, own), *ancestors, *self._workspace(is_admin=is_admin)),
+            _own_bucket(caller, user),
+            None if is_admin else user,
             self.tariff,
             self.context_tokens,
         )
 
+    def _workspace(self, *, is_admin: bool) -> tuple[Bucket, ...]:
+        if not Bucket(WORKSPACE_BUCKET, self.workspace_limits).is_limited:
+            return ()
+        limits = _COUNTED if is_admin else self.workspace_limits
+        return (Bucket(WORKSPACE_BUCKET, limits),)
 
-NOBODYS_ACCOUNT = Account(UUID(int=0))
+
+_COUNTED = Limits(0, NO_LIMIT, 0, 0, 0)
+"""Limits that nothing reaches."""
+
+
+def _own_bucket(caller: Caller, limits: Limits) -> Bucket | None:
+    if caller.user_id is not None:
+        return Bucket(USER_PREFIX + caller.user_id, limits)
+    if caller.session_id is None:
+        return None
+    if caller.session_user_id is not None:
+        return Bucket(USER_PREFIX + caller.session_user_id, limits)
+    return Bucket(f"{SESSION_PREFIX}{caller.session_id}", limits)
+
+
+UNLIMITED_ACCOUNT = Account(UUID(int=0))

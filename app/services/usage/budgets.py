@@ -1,13 +1,13 @@
-"""Budgets of a day and the count of live turns: reserved at acceptance, settled with the turn.
+"""Daily budgets and the number of live turns: reserved at acceptance, settled with the turn.
 
-One row for each account, changed by one statement in each of the turn's two transactions, last of
-all, so that an account's turns wait for each other as shortly as can be.
+Each bucket has one row. Each of a turn's two transactions changes the rows of its buckets with its
+last statements, in the order of their names, to hold the row locks as briefly as possible.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import date
 from decimal import Decimal
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -15,28 +15,41 @@ from sqlalchemy import (
     ColumnElement,
     Date,
     Dialect,
+    Select,
     Table,
     Update,
     and_,
     bindparam,
     case,
-    func,
     select,
     text,
     update,
 )
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ClauseElement
 
-from app.core.direct import Direct, Program, Statement, upsert
+from app.core.database.statements import PreparedStatement, Statement, upsert
+from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
 from app.core.limits import Quota
-from app.models import UNSETTLED, Budget, Turn, utc_now
-from app.services.usage.accounts import Account, Reservation
+from app.models import UNSETTLED, Budget, Turn, TurnStatus, utc_now
+from app.services.usage.accounts import (
+    Account,
+    Bucket,
+    BucketKind,
+    Reservation,
+    bucket_kind,
+)
+from app.services.usage.days import end_of
 from app.services.usage.errors import BudgetExhausted, TooManyTurns, UploadsExhausted
-from app.services.usage.tariff import NANOS
+from app.services.usage.pricing import NANOS
 
 _budgets = cast("Table", Budget.__table__)
 _turns = cast("Table", Turn.__table__)
+_RESERVATION_COLUMNS = (
+    _turns.c.reserved_buckets, _turns.c.key_id, _turns.c.reserved_day, _turns.c.reserved_tokens,
+    _turns.c.reserved_nanos,
+)  # fmt: skip
 _AMOUNTS = ("upload_ms", "tokens", "nanos")
 _day = bindparam("day_", type_=Date())
 
@@ -45,10 +58,10 @@ def _amount(name: str) -> ColumnElement[int]:
     return bindparam(name, type_=BigInteger())
 
 
-def _reserve(dialect: Dialect) -> ClauseElement:
-    """Add to the account's row where every limit allows it; return a row if so.
+def _reserve_stmt(dialect: Dialect) -> ClauseElement:
+    """Add a reservation to the account's row if no limit is exceeded; return a row if added.
 
-    A row of an older day begins anew; one of a newer day is of a server whose clock is ahead.
+    Amounts of an older day are reset. A newer day was written by a server whose clock is ahead.
     """
     columns = _budgets.c
     statement = upsert(dialect, _budgets).values(
@@ -75,8 +88,31 @@ def _reserve(dialect: Dialect) -> ClauseElement:
     ).returning(columns.live_turns)
 
 
-def _settle(_dialect: Dialect) -> Update:
-    """Replace what was reserved by what was used, and count one live turn less."""
+def _charge_upload_stmt(dialect: Dialect) -> ClauseElement:
+    """Add to the account's row, whatever its limits."""
+    columns = _budgets.c
+    statement = upsert(dialect, _budgets).values(
+        workspace_id=bindparam("workspace_id_", type_=columns.workspace_id.type),
+        bucket=bindparam("bucket_", type_=columns.bucket.type),
+        day=_day,
+        live_turns=0,
+        upload_ms=_amount("upload_ms_"),
+        tokens=0,
+        nanos=0,
+    )
+    new = statement.excluded
+    is_today = columns.day >= new.day
+    return statement.on_conflict_do_update(
+        index_elements=["workspace_id", "bucket"],
+        set_={
+            "day": case((is_today, columns.day), else_=new.day),
+            **{name: case((is_today, columns[name]), else_=0) + new[name] for name in _AMOUNTS},
+        },
+    )
+
+
+def _settle_stmt(_dialect: Dialect) -> Update:
+    """Replace the reserved amounts by the used amounts and decrement the live turns."""
     columns = _budgets.c
     is_same_day = columns.day == _day
 
@@ -85,7 +121,7 @@ def _settle(_dialect: Dialect) -> Update:
 
     return (
         update(_budgets)
-        .where(_is_account())
+        .where(is_account())
         .values(
             tokens=changed(columns.tokens),
             nanos=changed(columns.nanos),
@@ -94,7 +130,8 @@ def _settle(_dialect: Dialect) -> Update:
     )
 
 
-def _is_account() -> ColumnElement[bool]:
+def is_account() -> ColumnElement[bool]:
+    """Return the condition for the row of a bucket."""
     columns = _budgets.c
     return and_(
         columns.workspace_id == bindparam("workspace_id_", type_=columns.workspace_id.type),
@@ -102,139 +139,237 @@ def _is_account() -> ColumnElement[bool]:
     )
 
 
-def _used(_dialect: Dialect) -> ClauseElement:
-    """Load what is used, in the order of `_daily`."""
+def _used_amounts_stmt(_dialect: Dialect) -> ClauseElement:
+    """Select the used amounts, in the order of `_daily`."""
     columns = _budgets.c
-    return select(columns.day, columns.upload_ms, columns.tokens, columns.nanos).where(
-        _is_account()
+    return select(columns.day, columns.upload_ms, columns.tokens, columns.nanos).where(is_account())
+
+
+def _unsettled_reservations_stmt(_dialect: Dialect) -> ClauseElement:
+    """Select the buckets and amounts that unsettled turns of a workspace have reserved."""
+    workspace_id = bindparam("workspace_id_", type_=_turns.c.workspace_id.type)
+    return unsettled_reservations_query(workspace_id)
+
+
+def unsettled_reservations_query(
+    workspace_id: UUID | ColumnElement[UUID],
+) -> Select[list[str] | None, str | None, date | None, int | None, int | None]:
+    """Select what unsettled turns of a workspace have reserved: `_RESERVATION_COLUMNS`."""
+    query: Any = select(*_RESERVATION_COLUMNS).where(
+        _turns.c.workspace_id == workspace_id,
+        _turns.c.reserved_day.is_not(None),
+        text(UNSETTLED),
     )
+    return query
 
 
-def _count_live(_dialect: Dialect) -> ClauseElement:
-    columns = _turns.c
-    return (
-        select(func.count())
-        .select_from(_turns)
-        .where(
-            columns.workspace_id == bindparam("workspace_id_", type_=columns.workspace_id.type),
-            func.coalesce(columns.key_id, "") == bindparam("bucket_", type_=columns.key_id.type),
-            columns.reserved_day.is_not(None),
-            text(UNSETTLED),
-        )
-    )
+def _correct_live_stmt(_dialect: Dialect) -> Update:
+    return update(_budgets).where(is_account()).values(live_turns=_amount("live_"))
 
 
-def _correct_live(_dialect: Dialect) -> Update:
-    return update(_budgets).where(_is_account()).values(live_turns=_amount("live_"))
-
-
-_RESERVE = Direct(_reserve)
-_SETTLE = Direct(_settle)
-_USED = Direct(_used)
-_COUNT_LIVE = Direct(_count_live)
-_CORRECT_LIVE = Direct(_correct_live)
+_RESERVE = PreparedStatement(_reserve_stmt)
+_CHARGE_UPLOAD = PreparedStatement(_charge_upload_stmt)
+_SETTLE = PreparedStatement(_settle_stmt)
+USED = PreparedStatement(_used_amounts_stmt)
+UNSETTLED_RESERVATIONS = PreparedStatement(_unsettled_reservations_stmt)
+_CORRECT_LIVE = PreparedStatement(_correct_live_stmt)
 
 
 def reserve(
     account: Account, reservation: Reservation | None, work: Sequence[Statement] = ()
-) -> Program[None]:
-    """Do `work` and keep `reservation`, in one step.
+) -> TransactionScript[None]:
+    """Run the statements `work` and store `reservation`, in one batch.
 
-    Raises `TooManyTurns`, `UploadsExhausted` or `BudgetExhausted`; the transaction must end.
+    Raises `TooManyTurns`, `UploadsExhausted` or `BudgetExhausted`; then the transaction must be
+    rolled back.
     """
     if reservation is None:
         if work:
             yield work
         return
-    for name, more, limit in _daily(account, reservation):
-        if more > limit:
-            raise _exhausted(name, limit, 0)
-    reserving = _reserving(account, reservation)
-    *_, reserved = yield [*work, reserving]
-    if not reserved:
-        yield from _refuse(account, reservation, reserving)
+    yield from reserve_for(account.workspace_id, reservation, work)
 
 
-def settling(
+def reserve_for(
+    workspace_id: UUID, reservation: Reservation, work: Sequence[Statement] = ()
+) -> TransactionScript[None]:
+    """Do the same for a reservation that is known; the turn becomes one more live turn."""
+    for bucket in reservation.buckets:
+        for name, more, limit in _daily(bucket, reservation):
+            if more > limit:
+                raise exhausted(bucket, name, limit, 0)
+    reserving = [
+        _reservation_stmt(workspace_id, bucket, reservation) for bucket in reservation.buckets
+    ]
+    answers = yield [*work, *reserving]
+    reserved = answers[len(work) :]
+    for bucket, statement, rows in zip(reservation.buckets, reserving, reserved, strict=True):
+        if not rows:
+            yield from _refuse(workspace_id, bucket, reservation, statement)
+
+
+def require_left(account: Account) -> TransactionScript[None]:
+    """Check that something is left of each of the day's budgets; changes nothing.
+
+    Raises `UploadsExhausted` or `BudgetExhausted`.
+    """
+    buckets = account.budgets(account.user_id)
+    if not buckets:
+        return
+    nothing = Reservation(buckets, utc_now().date(), tokens=0, nanos=0)
+    answers = yield [
+        USED(workspace_id_=account.workspace_id, bucket_=bucket.name) for bucket in buckets
+    ]
+    for bucket, rows in zip(buckets, answers, strict=True):
+        for day, *used in rows:
+            for (name, _, limit), so_far in zip(_daily(bucket, nothing), used, strict=True):
+                if day >= nothing.day and so_far >= limit:
+                    raise exhausted(bucket, name, limit, so_far)
+
+
+def charge_upload(account: Account, seconds: float) -> TransactionScript[None]:
+    """Count a recording that was decoded in vain against the day's minutes of each budget."""
+    buckets = account.budgets(account.user_id)
+    if buckets:
+        yield [
+            _CHARGE_UPLOAD(
+                workspace_id_=account.workspace_id,
+                bucket_=bucket.name,
+                day_=utc_now().date(),
+                upload_ms_=round(seconds * 1000),
+            )
+            for bucket in buckets
+        ]
+
+
+def settle_stmts(
     workspace_id: UUID, reservation: Reservation | None, tokens: int, nanos: int
 ) -> list[Statement]:
-    """Return the statement that settles `reservation` with what was used."""
+    """Return the statement that replaces `reservation` by the used `tokens` and `nanos`."""
     if reservation is None:
         return []
-    settling = _SETTLE(
-        workspace_id_=workspace_id,
-        bucket_=reservation.bucket,
-        day_=reservation.day,
-        tokens_more_=tokens - reservation.tokens,
-        nanos_more_=nanos - reservation.nanos,
+    return [
+        _SETTLE(
+            workspace_id_=workspace_id,
+            bucket_=bucket.name,
+            day_=reservation.day,
+            tokens_more_=tokens - reservation.tokens,
+            nanos_more_=nanos - reservation.nanos,
+        )
+        for bucket in reservation.buckets
+    ]
+
+
+async def release_waiting(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
+    """Release what is reserved for the waiting turns of a session that is about to be deleted.
+
+    A turn that runs settles its reservation itself when it ends.
+    """
+    columns = _turns.c
+    waiting = await db.execute(
+        select(*_RESERVATION_COLUMNS).where(
+            columns.workspace_id == workspace_id,
+            columns.session_id == session_id,
+            columns.reserved_day.is_not(None),
+            columns.status.in_((TurnStatus.QUEUED, TurnStatus.REQUIRES_ACTION)),
+        )
     )
-    return [settling]
+    rows = [
+        (bucket, day, tokens or 0, nanos or 0)
+        for names, key_id, day, tokens, nanos in waiting
+        for bucket in reserved_names(names, key_id)
+    ]
+    statement = _settle_stmt(db.get_bind().dialect)
+    connection = await db.connection()
+    for bucket, day, tokens, nanos in sorted(rows):  # locked in the order of all transactions
+        values = {
+            "workspace_id_": workspace_id,
+            "bucket_": bucket,
+            "day_": day,
+            "tokens_more_": -tokens,
+            "nanos_more_": -nanos,
+        }
+        await connection.execute(statement, values)
 
 
-def _reserving(account: Account, reservation: Reservation) -> Statement:
+def _reservation_stmt(workspace_id: UUID, bucket: Bucket, reservation: Reservation) -> Statement:
     return _RESERVE(
-        workspace_id_=account.workspace_id,
-        bucket_=reservation.bucket,
+        workspace_id_=workspace_id,
+        bucket_=bucket.name,
         day_=reservation.day,
         tokens_=reservation.tokens,
         nanos_=reservation.nanos,
         upload_ms_=reservation.upload_ms,
-        live_turns_limit_=account.turns_limit,
-        tokens_limit_=account.tokens_limit,
-        nanos_limit_=account.nanos_limit,
-        upload_ms_limit_=account.upload_ms_limit,
+        live_turns_limit_=bucket.turns_limit,
+        tokens_limit_=bucket.tokens_limit,
+        nanos_limit_=bucket.nanos_limit,
+        upload_ms_limit_=bucket.upload_ms_limit,
     )
 
 
-def _refuse(account: Account, reservation: Reservation, reserving: Statement) -> Program[None]:
-    """Say which limit was reached, unless live turns were counted wrongly."""
-    bucket = {"workspace_id_": account.workspace_id, "bucket_": reservation.bucket}
-    ((day, *used),), ((live,),) = yield [_USED(**bucket), _COUNT_LIVE(**bucket)]
-    for (name, more, limit), so_far in zip(_daily(account, reservation), used, strict=True):
+def _refuse(
+    workspace_id: UUID, bucket: Bucket, reservation: Reservation, reserving: Statement
+) -> TransactionScript[None]:
+    """Raise the error of the limit that was reached; correct a wrong count of live turns."""
+    row = {"workspace_id_": workspace_id, "bucket_": bucket.name}
+    ((day, *used),), unsettled = yield [
+        USED(**row),
+        UNSETTLED_RESERVATIONS(workspace_id_=workspace_id),
+    ]
+    for (name, more, limit), so_far in zip(_daily(bucket, reservation), used, strict=True):
         of_today = so_far if day >= reservation.day else 0
         if of_today + more > limit:
-            raise _exhausted(name, limit, of_today)
-    # Turns that went with their sessions never said that they ended: count what there is.
-    if live > account.turns_limit:  # with the one of this transaction
-        raise _too_many_turns(account)
-    _, reserved = yield [_CORRECT_LIVE(**bucket, live_=live - 1), reserving]
+            raise exhausted(bucket, name, limit, of_today)
+    # Turns of deleted sessions were never settled: count the turns that exist.
+    live = sum(bucket.name in reserved_names(names, key_id) for names, key_id, *_ in unsettled)
+    if live > bucket.turns_limit:  # includes the turn of this transaction
+        raise _too_many_turns(bucket)
+    _, reserved = yield [_CORRECT_LIVE(**row, live_=max(0, live - 1)), reserving]
     if not reserved:
-        raise _too_many_turns(account)
+        raise _too_many_turns(bucket)
 
 
-def _daily(account: Account, reservation: Reservation) -> tuple[tuple[str, int, int], ...]:
+def reserved_names(names: Sequence[str] | None, key_id: str | None) -> Sequence[str]:
+    """Return the buckets of a turn's reservation, as its row has them."""
+    return [key_id or ""] if names is None else names
+
+
+def _daily(bucket: Bucket, reservation: Reservation) -> tuple[tuple[str, int, int], ...]:
     return (
-        ("upload_ms", reservation.upload_ms, account.upload_ms_limit),
-        ("tokens", reservation.tokens, account.tokens_limit),
-        ("nanos", reservation.nanos, account.nanos_limit),
+        ("upload_ms", reservation.upload_ms, bucket.upload_ms_limit),
+        ("tokens", reservation.tokens, bucket.tokens_limit),
+        ("nanos", reservation.nanos, bucket.nanos_limit),
     )
 
 
-def _exhausted(name: str, limit: int, used: int) -> AppError:
+def exhausted(bucket: Bucket, name: str, limit: int, used: int) -> AppError:
+    """Return the error of a limit that is reached: `upload_ms`, `tokens` or `nanos`."""
     now = utc_now()
-    midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
+    midnight = end_of(now.date())
     wait_seconds = (midnight - now).total_seconds()
     remaining = max(0, limit - used)
-    until = "What this request may take is more than is left of it. A new day begins at 00:00 UTC."
+    whose = _OWNERS[bucket_kind(bucket.name)]
+    until = "This request may need more than is left. The budget is renewed at 00:00 UTC."
     error: AppError
     if name == "upload_ms":
-        told = ("upload_seconds", str(limit // 1000), str(remaining // 1000))
+        quota = ("upload_seconds", str(limit // 1000), str(remaining // 1000))
         error = UploadsExhausted(
-            f"The limit is {limit // 60_000} minutes of recordings a day. {until}",
+            f"The limit {whose} is {limit / 60_000:g} minutes of recordings per day. {until}",
             retry_after_seconds=wait_seconds,
         )
     elif name == "tokens":
-        told = ("tokens", str(limit), str(remaining))
+        quota = ("tokens", str(limit), str(remaining))
         error = BudgetExhausted(
-            f"The limit is {limit} tokens a day. {until}", retry_after_seconds=wait_seconds
-        )
-    else:
-        told = ("usd", _dollars(limit), _dollars(remaining))
-        error = BudgetExhausted(
-            f"The limit is {_dollars(limit)} US dollars a day. {until}",
+            f"The limit {whose} is {limit} tokens per day. {until}",
             retry_after_seconds=wait_seconds,
         )
-    error.quota = Quota(*told, reset_at=int(midnight.timestamp()))
+    else:
+        quota = ("usd", _dollars(limit), _dollars(remaining))
+        error = BudgetExhausted(
+            f"The limit {whose} is {_dollars(limit)} US dollars per day. {until}",
+            retry_after_seconds=wait_seconds,
+        )
+    error.quota = Quota(*quota, reset_at=int(midnight.timestamp()))
     return error
 
 
@@ -242,12 +377,23 @@ def _dollars(nanos: int) -> str:
     return f"{(Decimal(nanos) / NANOS).normalize():f}"
 
 
-def _too_many_turns(account: Account) -> TooManyTurns:
+_OWNERS = {
+    BucketKind.KEY: "of this key",
+    BucketKind.USER: "of this end user",
+    BucketKind.SESSION: "of this end user",
+    BucketKind.USERS: "of requests without a key",
+    BucketKind.ADMIN: "of requests without a key",
+    BucketKind.WORKSPACE: "of this workspace",
+}
+"""Whose budget it is, in words."""
+
+
+def _too_many_turns(bucket: Bucket) -> TooManyTurns:
     error = TooManyTurns(
-        f"{account.turns_limit} turns of this key, or of this workspace without one, are not "
-        "finished yet.",
+        f"The limit {_OWNERS[bucket_kind(bucket.name)]} is {bucket.turns_limit} turns at once: "
+        "wait until one of them is finished.",
         retry_after_seconds=1,
     )
     reset_at = int(utc_now().timestamp()) + 1
-    error.quota = Quota("turns", str(account.turns_limit), "0", reset_at)
+    error.quota = Quota("turns", str(bucket.turns_limit), "0", reset_at)
     return error

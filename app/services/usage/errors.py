@@ -1,4 +1,7 @@
-"""Limits that were reached."""
+"""Errors of exceeded limits.
+
+The first line of an error's docstring is the title in the response.
+"""
 
 from app.core.errors import AppError, ErrorKind
 
@@ -18,17 +21,24 @@ class TooManyTurns(AppError):
 
 
 class UploadsExhausted(AppError):
-    """The day's minutes of recordings are used up."""
+    """The daily limit of recordings is used up."""
 
     kind = ErrorKind.TOO_MANY
     code = "uploads-exhausted"
 
 
 class BudgetExhausted(AppError):
-    """The day's budget is used up."""
+    """The daily budget is used up."""
 
     kind = ErrorKind.TOO_MANY
     code = "budget-exhausted"
+
+
+class StorageFull(AppError):
+    """The workspace stores as much as it may."""
+
+    kind = ErrorKind.TOO_MANY
+    code = "storage-full"
 
 
 class UsageTooDetailed(AppError):

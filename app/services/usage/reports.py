@@ -1,8 +1,8 @@
-"""What was used, summed up: `GET /usage`; and what is kept of a session that is deleted."""
+"""Usage reports for `GET /usage`, which include the usage of deleted sessions."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
@@ -17,41 +17,63 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.models import KeptUsage, Turn, new_id
+from app.models import KeptUsage, Turn, TurnStatus
+from app.services.usage.days import end_of, start_of
 from app.services.usage.errors import UsageTooDetailed
-from app.services.usage.tariff import usd
+from app.services.usage.pricing import usd
 
 ROWS_LIMIT = 10_000
 
 _turns = cast("Table", Turn.__table__)
-_kept = cast("Table", KeptUsage.__table__)
-_KEPT = (
+_kept_usage = cast("Table", KeptUsage.__table__)
+_KEPT_COLUMNS = (
     "created_at", "agent_id", "key_id", "user_id", "model", "turns", "unpriced_turns",
     "prompt_tokens", "cached_tokens", "completion_tokens", "speech_out_characters",
     "speech_in_seconds", "cost_nanos",
 )  # fmt: skip
-"""In the order of `_of_turns`."""
+"""Columns of `KeptUsage`, in the order of `_turn_rows`."""
 _COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "speech_out_characters")
 
 
 class Group(StrEnum):
-    """What a report can tell apart."""
+    """The dimensions by which a report can be grouped."""
 
     DAY = "day"
+    WEEK = "week"
+    """By its Monday."""
+    MONTH = "month"
+    """By its first day."""
     AGENT = "agent"
     KEY = "key"
     USER = "user"
     MODEL = "model"
 
 
+PERIODS = (Group.DAY, Group.WEEK, Group.MONTH)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFilters:
+    """Which turns a report counts; `None` is all of them."""
+
+    user_id: str | None = None
+    agent_id: UUID | None = None
+    key_id: str | None = None
+    session_id: UUID | None = None
+
+
+NO_FILTERS = UsageFilters()
+
+
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """Sums of one group; what it is not grouped by is `None`."""
+    """The sums of one group; dimensions that are not grouped by are `None`."""
 
     day: date | None
     agent_id: UUID | None
@@ -65,47 +87,52 @@ class UsageRow:
     speech_in_seconds: float
     speech_out_characters: int
     cost_usd: float | None
-    """Of the turns whose price is known; `None` where there is none."""
+    """Cost of the turns whose price is known; `None` where no turn has one."""
     unpriced_turns: int
 
 
-async def report(  # noqa: PLR0913  # what a report can be asked
+async def report(  # noqa: PLR0913  # filters of the report
     db: AsyncSession,
     workspace_id: UUID,
     first: date,
     last: date,
     groups: Collection[Group],
     *,
-    user_id: str | None = None,
+    filters: UsageFilters = NO_FILTERS,
     rows_limit: int = ROWS_LIMIT,
 ) -> list[UsageRow]:
-    """Sum up the settled turns that were accepted on the days `first` to `last`, in UTC.
+    """Sum up the settled turns that were accepted on the UTC days `first` to `last`.
 
-    `user_id` leaves out all others. Raises `UsageTooDetailed` above `rows_limit` rows.
+    Raises `UsageTooDetailed` where there are more than `rows_limit` rows.
     """
     on_postgres = db.get_bind().dialect.name == "postgresql"
-    begin = datetime.combine(first, datetime.min.time(), UTC)
-    end = datetime.combine(last + timedelta(days=1), datetime.min.time(), UTC)
+    begin, end = start_of(first), end_of(last)
 
     def within(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-        its_user = [table.c.user_id == user_id] if user_id is not None else []
+        filtered = [
+            table.c[name] == value
+            for name in ("user_id", "agent_id", "key_id")
+            if (value := getattr(filters, name)) is not None
+        ]
         return and_(
             table.c.workspace_id == workspace_id,
             table.c.created_at >= begin,
             table.c.created_at < end,
-            *its_user,
+            *filtered,
             *conditions,
         )
 
-    of_turns: Select[Any] = _of_turns().where(within(_turns, _turns.c.ended_at.is_not(None)))
-    of_deleted: Select[Any] = select(*(_kept.c[name] for name in _KEPT)).where(within(_kept))
-    rows = union_all(of_turns, of_deleted).subquery()
+    of_turns: Select[Any] = _turn_rows().where(within(_turns, _turns.c.ended_at.is_not(None)))
+    if filters.session_id is not None:
+        of_turns = of_turns.where(_turns.c.session_id == filters.session_id)
+    of_deleted: Select[Any] = select(*(_kept_usage.c[name] for name in _KEPT_COLUMNS)).where(
+        within(_kept_usage)
+    )
+    # What is kept of deleted sessions does not name them.
+    parts = [of_turns] if filters.session_id is not None else [of_turns, of_deleted]
+    rows = union_all(*parts).subquery()
     keys: dict[Group, ColumnElement[Any]] = {
-        Group.DAY: (
-            func.to_char(func.timezone("UTC", rows.c.created_at), "YYYY-MM-DD")
-            if on_postgres
-            else func.date(rows.c.created_at)
-        ),
+        **_periods(rows.c.created_at, on_postgres=on_postgres),
         Group.AGENT: rows.c.agent_id,
         Group.KEY: rows.c.key_id,
         Group.USER: rows.c.user_id,
@@ -119,16 +146,35 @@ async def report(  # noqa: PLR0913  # what a report can be asked
         .order_by(*chosen)
         .limit(rows_limit + 1)
     )
-    found = (await db.execute(statement)).mappings().all()
-    if len(found) > rows_limit:
+    rows = (await db.execute(statement)).mappings().all()
+    if len(rows) > rows_limit:
         raise UsageTooDetailed(
-            f"The report has more than {rows_limit} rows: ask for fewer days or groups."
+            f"The report has more than {rows_limit} rows: request fewer days or groups."
         )
-    return [_row(row) for row in found if row["turns"]]
+    return [_row(row) for row in rows if row["turns"]]
 
 
-def _of_turns() -> Select[Any]:
-    """Turns in the shape of `KeptUsage`."""
+def _periods(
+    created_at: ColumnElement[Any], *, on_postgres: bool
+) -> dict[Group, ColumnElement[Any]]:
+    """Return the expressions of the first day of each period, as ISO 8601."""
+    if on_postgres:
+        in_utc = func.timezone("UTC", created_at)
+        return {
+            group: func.to_char(func.date_trunc(group.value, in_utc), "YYYY-MM-DD")
+            for group in PERIODS
+        }
+    # SQLite has no weeks: from the last day that a week can have, back to a Monday.
+    week = func.date(created_at, "-6 days", "weekday 1")
+    return {
+        Group.DAY: func.date(created_at),
+        Group.WEEK: week,
+        Group.MONTH: func.date(created_at, "start of month"),
+    }
+
+
+def _turn_rows() -> Select[Any]:
+    """Select turns with the columns of `KeptUsage`."""
     columns = _turns.c
     return select(
         columns.created_at,
@@ -145,7 +191,8 @@ def _of_turns() -> Select[Any]:
 
 
 def _row(row: RowMapping) -> UsageRow:
-    day, cost_nanos = row.get("by_day"), row["cost_nanos"]
+    day = next((row[f"by_{group}"] for group in PERIODS if f"by_{group}" in row), None)
+    cost_nanos = row["cost_nanos"]
     return UsageRow(
         day=date.fromisoformat(day) if day else None,
         agent_id=row.get("by_agent"),
@@ -164,16 +211,22 @@ def _row(row: RowMapping) -> UsageRow:
 
 
 async def keep_usage_of_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Remember what a session used that is about to be deleted."""
+    """Copy the usage of a session that is about to be deleted to `KeptUsage`.
+
+    Each row has its turn's id. A turn that still runs is billed by its server when it ends.
+    """
+    was_billed_before = and_(_turns.c.status == TurnStatus.QUEUED, _turns.c.model.is_not(None))
     rows = (
         await db.execute(
-            _of_turns().where(
+            _turn_rows()
+            .add_columns(_turns.c.id)
+            .where(
                 _turns.c.workspace_id == workspace_id,
                 _turns.c.session_id == session_id,
-                _turns.c.ended_at.is_not(None),
+                or_(_turns.c.ended_at.is_not(None), was_billed_before),
             )
         )
     ).mappings()
-    kept = [{**row, "workspace_id": workspace_id, "id": new_id()} for row in rows]
-    if kept:
-        await db.execute(insert(_kept), kept)
+    kept_rows = [{**row, "workspace_id": workspace_id} for row in rows]
+    if kept_rows:
+        await db.execute(insert(_kept_usage), kept_rows)

@@ -1,4 +1,4 @@
-"""One continuous MP3 stream from pieces of sound."""
+"""Encode PCM blocks to one continuous MP3 stream, with LAME."""
 
 from typing import Protocol, cast
 
@@ -6,18 +6,16 @@ import anyio
 from anyio import to_thread
 
 _QUALITY = 7
-"""LAME's scale from 2 (best) to 7 (fastest), which costs about 2 ms of CPU for a second."""
-
-
+"""LAME's scale from 2 (best) to 7 (fastest): 7 costs about 2 ms of CPU per second of audio."""
 _INLINE_BYTES = 16_384
-"""About 1 ms of work; a thread is worth its trip for more."""
+"""About 1 ms of work; larger blocks are encoded in a thread."""
 _BLOCK_BYTES = 96_000
 _threads = anyio.CapacityLimiter(1)
-"""LAME lets other Python go on, so one thread uses a second core and leaves the first free."""
+"""LAME releases the GIL, so one thread uses a second core and leaves the first one free."""
 
 
 class _Lame(Protocol):
-    """The part of `lameenc.Encoder` that is used; the package has no types."""
+    """The methods of `lameenc.Encoder` that are used; the package has no types."""
 
     def silence(self) -> None: ...
     def set_channels(self, channels: int) -> None: ...
@@ -30,14 +28,14 @@ class _Lame(Protocol):
 
 
 class Mp3Encoder:
-    """Encodes one reply; MP3 files put one after another would have a hole at each seam.
+    """Encodes one reply as one stream; separate MP3 files would have a gap at each seam.
 
-    The stream has no Xing or ID3 header, which would tell a player that it ends with its first
-    piece. It plays one encoder delay (about 60 ms at 24 kHz) longer than the sound.
+    The stream has no Xing or ID3 header: with the duration of the first piece in it, a player would
+    stop there. It plays one encoder delay (about 60 ms at 24 kHz) longer than the PCM.
     """
 
     def __init__(self, sample_rate_hz: int, bit_rate_kbps: int = 64) -> None:
-        import lameenc  # with the other packages of voice turns, at the first of them
+        import lameenc  # imported at the first voice turn
 
         encoder = cast("_Lame", lameenc.Encoder())  # pyright: ignore[reportUnknownMemberType]
         encoder.silence()
@@ -50,31 +48,31 @@ class Mp3Encoder:
         self._has_begun = False
 
     def start(self) -> None:
-        """Have LAME make its tables: half a millisecond, while there is no sound to wait for it."""
+        """Initialize LAME's tables, which takes 0.5 ms, before the first PCM arrives."""
         self._encoder.encode(b"")
 
     def encode(self, pcm: bytes) -> bytes:
-        """Return the frames that `pcm` completes, often none.
+        """Return the MP3 frames that `pcm` completes, often none.
 
-        `pcm` is signed 16-bit little-endian mono in whole samples; `ValueError` if it is not.
+        `pcm` is signed 16-bit little-endian mono. Raises `ValueError` for half a sample.
         """
         if len(pcm) % 2:
-            raise ValueError("half a sample")
+            raise ValueError("the PCM ends with half a sample")
         if not pcm:
             return b""
         self._has_begun = True
         return bytes(self._encoder.encode(pcm))
 
     def finish(self) -> bytes:
-        """Return the last frames, empty where there was no sound. Nothing may follow."""
+        """Return the last frames, empty without any PCM. `encode` must not be called afterwards."""
         return bytes(self._encoder.flush()) if self._has_begun else b""
 
 
 async def encode(encoder: Mp3Encoder, pcm: bytes) -> bytes:
-    """Return `encoder.encode(pcm)`; what takes long is done beside the event loop.
+    """Return `encoder.encode(pcm)`; large blocks are encoded in a thread.
 
-    Many encoders take turns, two seconds of sound each. Cancelled between them, `encoder` is of no
-    more use.
+    Encoders share one thread and alternate every 2 s of audio. If it is cancelled in between,
+    `encoder` must not be used any more.
     """
     if len(pcm) <= _INLINE_BYTES:
         return encoder.encode(pcm)

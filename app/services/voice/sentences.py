@@ -1,4 +1,4 @@
-"""Cuts an answer into sentences while it is still being written."""
+"""Split an answer into sentences while it is being generated."""
 
 import re
 import unicodedata
@@ -10,10 +10,10 @@ from typing import cast
 _FIRST_CLAUSE_CHARACTERS = 60
 _SHORTEST_CLAUSE_CHARACTERS = 20
 _SHORTEST_DENSE_CLAUSE_CHARACTERS = 6
-"""In scripts without spaces, where a character is about a word."""
+"""The same for scripts without spaces, where a character is about a word."""
 
 _CONTEXT_CHARACTERS = 600
-"""How far back the segmenter looks; it keeps the cost of a sentence end constant."""
+"""Characters before a candidate that the segmenter reads: keeps its cost constant."""
 
 _CLAUSE_MARKS = ",;:—،؛、，；："  # noqa: RUF001  # these are the marks
 _DENSE_CLAUSE_MARKS = "—、，；："  # noqa: RUF001
@@ -27,7 +27,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(slots=True)
 class _Candidate:
-    """A place where a sentence may have ended: `end` is behind the space that follows it."""
+    """A possible end of a sentence: `end` is the position after the space that follows it."""
 
     end: int
     needs_whole_word: bool
@@ -35,17 +35,19 @@ class _Candidate:
 
 
 class SentenceCutter:
-    """Takes one answer in pieces of any size and gives it back in sentences.
+    """Splits one answer, which is fed in chunks of any size, into sentences.
 
-    The pieces joined are the answer, but for spaces at its end and lone surrogates, which
-    become U+FFFD. How the answer was chunked makes no difference. A line's end ends a piece.
-    Only the first piece may be less than a sentence, a clause of at most 60 characters;
-    later ones only where a sentence is longer than `max_characters`.
+    The sentences joined are the answer, except for trailing spaces and lone surrogates, which
+    become U+FFFD. The result does not depend on the chunks. A line break ends a piece. Only the
+    first piece may be shorter than a sentence, a clause of at most 60 characters; later pieces
+    only where a sentence is longer than `max_characters`.
     """
 
     def __init__(self, language: str | None, max_characters: int) -> None:
         if max_characters < 1:
-            raise ValueError("a piece needs room for one character")
+            raise ValueError(
+                "max_characters must be at least 1: a piece needs room for one character"
+            )
         self._language = re.split("[-_]", language or "en")[0].lower()
         self._max_characters = max_characters
         self._text = ""
@@ -53,14 +55,14 @@ class SentenceCutter:
         self._has_cut = False
 
     def feed(self, delta: str) -> list[str]:
-        """Return the sentences that are certain to have ended with `delta`, often none."""
+        """Append `delta`; return the sentences that are now complete, often none."""
         pieces: list[str] = []
         for character in _SURROGATES.sub("\ufffd", delta):
             self._take(character, pieces)
         return pieces
 
     def finish(self) -> list[str]:
-        """Return what is left. Nothing may follow."""
+        """Return the rest of the answer. `feed` must not be called afterwards."""
         pieces: list[str] = []
         self._decide(pieces)
         if self._text.strip():
@@ -92,7 +94,7 @@ class SentenceCutter:
         if candidate is None or candidate.word_has_begun:
             return
         candidate.word_has_begun = True
-        # A capital or a script without them tells at once; "5 p.m. on" and "3. Mai" need more.
+        # A capital or a script without them decides; "5 p.m. on" and "3. Mai" need the whole word.
         if not candidate.needs_whole_word and not character.islower() and character.isalpha():
             self._decide(pieces)
 
@@ -101,7 +103,7 @@ class SentenceCutter:
             self._decide(pieces)
 
     def _decide(self, pieces: list[str]) -> None:
-        """Ask the segmenter, once, whether the candidate is the end of a sentence."""
+        """Let the segmenter decide whether the candidate is the end of a sentence."""
         candidate, self._candidate = self._candidate, None
         if candidate is None or not candidate.word_has_begun:
             return
@@ -138,7 +140,7 @@ class SentenceCutter:
 
 
 def _best_cut(text: str) -> int:
-    """Return where to cut what is one character too long: at a clause, a space, or hard."""
+    """Return where to split a text that is one character too long: at a clause or space if any."""
     most = len(text) - 1
     for end in range(most, most // 2, -1):
         mark = text[end - 1]
@@ -152,7 +154,7 @@ def _best_cut(text: str) -> int:
 
 @cache
 def _load_segment() -> Callable[[str, str], list[str]]:
-    """Load a megabyte that a server without voice turns never needs; it takes a millisecond."""
+    """Import the segmenter (1 MB, 1 ms) at first use, which is the first voice turn."""
     import sentencex
 
     return cast(
@@ -162,7 +164,7 @@ def _load_segment() -> Callable[[str, str], list[str]]:
 
 
 def _may_end_sentence(text: str) -> bool:
-    """Tell whether a mark stands before the space at the end of `text`; sentencex decides."""
+    """Return whether `text` ends with a punctuation mark and space; sentencex then decides."""
     if _LIST_NUMBER.fullmatch(text):
         return False
     mark = text[-_CONTEXT_CHARACTERS:].rstrip().rstrip(_CLOSERS)[-1:]

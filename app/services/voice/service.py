@@ -1,89 +1,115 @@
-"""Voice turns for those who ask for them: send a recording, hear an answer, hear it again."""
+"""Voice turns for the endpoints: accept a recording, stream its answer, stream it again."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import UUID
 
 from app.core.database import Database
-from app.core.errors import AppError
+from app.core.errors import AppError, ErrorKind
 from app.core.security import Caller
 from app.models import Modality
+from app.services.audio.errors import AudioRefused
 from app.services.ports import Transcript
-from app.services.turns import LiveTurn, TurnEngine, TurnOptions, audio_store
-from app.services.turns.errors import TurnCancelled
-from app.services.voice.errors import AudioNotStored
-from app.services.voice.guard import inspect
-from app.services.voice.listening import live_sound
+from app.services.turns import LiveTurn, Reply, TurnEngine, TurnOptions
+from app.services.turns.errors import TurnCancellation
+from app.services.turns.execution.finalization import read_transcript
+from app.services.turns.storage import audio_store
+from app.services.voice.audio_stream import stream_turn_audio
+from app.services.voice.errors import AudioNotKept, AudioNotStored
 from app.services.voice.turn import VoiceTurn, VoiceTurns
+from app.services.voice.upload_check import UploadCheck
+
+_REFUSED_AFTER_LISTENING = {ErrorKind.CONFLICT, ErrorKind.TOO_MANY}
+"""The session is busy, or what the turn takes is more than is left."""
 
 
 class VoiceAnswer:
-    """The spoken answer of one turn, for one listener."""
+    """The answer of one turn with a recording or with audio, for one response."""
 
-    def __init__(self, turn: LiveTurn, turns: TurnEngine) -> None:
+    def __init__(self, turn: LiveTurn, database: Database) -> None:
         self.turn = turn
         self.transcript = Transcript("")
-        """What was understood; there once `first_sound` has returned."""
+        """The transcript of the recording, if there is one; set once `first_sound` or `written` has
+        returned."""
         self.whole: bytes | None = None
-        """All of the MP3, where it is stored; there once `first_sound` has returned."""
-        self._turns = turns
+        """The complete MP3 if it is stored; set once `first_sound` has returned."""
+        self._database = database
         self._chunks = _silence()
         self._first = b""
 
     def play(self, chunks: AsyncGenerator[bytes]) -> None:
-        """Take the sound from `chunks`."""
+        """Set the source of the MP3."""
         self._chunks = chunks
 
     @property
     def turn_id(self) -> UUID:
-        """The turn."""
+        """The turn's id."""
         return self.turn.record.id
 
     @property
     def session_id(self) -> UUID:
-        """The session of the turn."""
+        """The id of the turn's session."""
         return self.turn.record.session_id
 
     @property
     def timings(self) -> dict[str, float]:
-        """Milliseconds from acceptance, by name."""
+        """Milliseconds from acceptance to each stage, by name."""
         return self.turn.progress.timings
 
     async def first_sound(self) -> None:
-        """Wait until there is something to hear. Raises the error that the turn ended with."""
+        """Wait for the first audio. Raises the error that the turn ended with."""
         try:
             self._first = await anext(self._chunks)
         except AppError as error:
-            error.facts["turn_id"] = str(self.turn_id)
+            error.extensions["turn_id"] = str(self.turn_id)
             raise
+        await self._load_transcript()
+
+    async def written(self, turns: TurnEngine) -> Reply:
+        """Wait for the written answer to a recording. Raises the error that the turn ended with."""
+        reply = await turns.result(self.turn)
+        await self._load_transcript()
+        return reply
+
+    async def _load_transcript(self) -> None:
+        if self.turn.record.modality is Modality.TEXT:
+            return
         if isinstance(self.turn.voice, VoiceTurn) and self.turn.voice.transcript:
             self.transcript = self.turn.voice.transcript
         else:
-            self.transcript = Transcript(await self._turns.question(self.turn))
+            self.transcript = Transcript(await read_transcript(self._database, self.turn.record))
 
     async def mp3(self) -> AsyncGenerator[bytes]:
-        """Yield the MP3, one continuous stream; raises in the middle if the turn fails there.
+        """Yield the MP3 as one continuous stream; raises the turn's error if it fails meanwhile.
 
-        A turn that is cancelled just ends.
+        The stream of a cancelled turn ends without an error.
         """
         async with aclosing(self._chunks):
             yield self._first
             try:
                 async for chunk in self._chunks:
                     yield chunk
-            except TurnCancelled:
+            except TurnCancellation:
                 return
 
 
 class VoiceService:
     """Runs voice turns on the turn engine."""
 
-    def __init__(self, turns: TurnEngine, voices: VoiceTurns, database: Database) -> None:
+    def __init__(
+        self, turns: TurnEngine, voices: VoiceTurns, database: Database, uploads: UploadCheck
+    ) -> None:
         self._turns = turns
         self._voices = voices
         self._database = database
+        self._uploads = uploads
 
-    async def reply_to_recording(
+    @property
+    def voice_names(self) -> frozenset[str] | None:
+        """The voices that an agent may have; `None` where nobody knows them."""
+        return self._voices.speaker.voices
+
+    async def reply_to_recording(  # noqa: PLR0913  # keyword arguments beside the request
         self,
         caller: Caller,
         session_id: UUID,
@@ -91,49 +117,79 @@ class VoiceService:
         options: TurnOptions,
         *,
         with_clips: bool = False,
+        speaks: bool = True,
     ) -> VoiceAnswer:
-        """Accept a recording; the answer follows in what is returned.
+        """Accept a recording as a turn; return the answer, whose audio follows if it `speaks`.
 
-        `with_clips` adds an event with the MP3 of each sentence, for those who follow events.
-
-        Nothing is stored and no provider asked where the recording is refused. Raises what
-        `inspect` and `TurnEngine.start` raise.
+        `with_clips` adds an event with the MP3 of each sentence to the turn's event stream.
+        A recording that is refused is not stored, and no provider is called; the seconds that were
+        decoded in vain count against the day's minutes. Raises what `UploadCheck.check` and
+        `TurnEngine.start` raise.
         """
-        recording = await inspect(data)
-        voice = self._voices.make(recording, has_clips=with_clips)
-        turn = await self._turns.start(caller, session_id, "", voice, options)
-        return self._answer(turn, spare=voice)
+        await self._turns.uploads.admit(caller, session_id, options.key)
+        try:
+            recording = await self._uploads.check(data, caller)
+        except AudioRefused as refusal:
+            await self._turns.uploads.charge(caller, refusal.listened_seconds)
+            raise
+        voice = self._voices.make(recording, has_clips=with_clips and speaks, speaks=speaks)
+        try:
+            turn = await self._turns.start(caller, session_id, "", voice, options)
+        except AppError as error:
+            if error.kind in _REFUSED_AFTER_LISTENING:
+                await self._turns.uploads.charge(caller, recording.duration_seconds)
+            raise
+        return self._answer(turn, new_stages=voice)
 
-    async def listen(self, caller: Caller, turn_id: UUID) -> VoiceAnswer:
-        """Return the sound of a turn, from its beginning: live, or as it is stored.
+    async def speak_reply(
+        self,
+        caller: Caller,
+        session_id: UUID,
+        content: str,
+        options: TurnOptions,
+        *,
+        with_clips: bool = False,
+    ) -> VoiceAnswer:
+        """Accept a written message as a turn; return the answer, whose audio follows.
 
-        Its `first_sound` raises `AudioNotStored` where there is none, and the error of a live turn
-        that fails before it is heard. Raises `TurnNotFound`.
+        Raises what `TurnEngine.start` raises.
+        """
+        voice = self._voices.make(None, has_clips=with_clips)
+        turn = await self._turns.start(caller, session_id, content, voice, options)
+        return self._answer(turn, new_stages=voice)
+
+    async def find_answer(self, caller: Caller, turn_id: UUID) -> VoiceAnswer:
+        """Return the answer of a turn, with its audio from the beginning: live or stored.
+
+        Its `first_sound` raises `AudioNotStored` where no audio is stored, and the error of a live
+        turn that fails before its first audio. Raises `TurnNotFound`.
         """
         turn = await self._turns.find(caller, turn_id)
-        if turn.record.modality is not Modality.VOICE:
-            raise AudioNotStored("A text turn has no sound.")
+        if turn.record.output is not Modality.VOICE:
+            raise AudioNotStored("The answer of this turn is not spoken: read its text.")
         return self._answer(turn)
 
-    def _answer(self, turn: LiveTurn, spare: VoiceTurn | None = None) -> VoiceAnswer:
-        answer = VoiceAnswer(turn, self._turns)
-        answer.play(self._sound(answer, spare))
+    def _answer(self, turn: LiveTurn, new_stages: VoiceTurn | None = None) -> VoiceAnswer:
+        answer = VoiceAnswer(turn, self._database)
+        answer.play(self._sound(answer, new_stages))
         return answer
 
-    async def _sound(self, answer: VoiceAnswer, spare: VoiceTurn | None) -> AsyncGenerator[bytes]:
-        """Yield the MP3 from its beginning; it ends when all is stored.
+    async def _sound(
+        self, answer: VoiceAnswer, new_stages: VoiceTurn | None
+    ) -> AsyncGenerator[bytes]:
+        """Yield the MP3 from its beginning, until the turn is settled.
 
-        `spare` can speak an answer again of which no sound was kept. Raises the error that the
-        turn ended with.
+        Raises the error that the turn ended with, and `AudioNotKept` where a repeated request's
+        audio, `new_stages`, is not stored any more.
         """
-        turn, heard = answer.turn, False
-        async with aclosing(live_sound(self._turns, self._database, turn)) as chunks:
+        turn, has_sound = answer.turn, False
+        async with aclosing(stream_turn_audio(self._turns, self._database, turn)) as chunks:
             async for chunk in chunks:
-                heard = True
+                has_sound = True
                 yield chunk
-        if heard:
+        if has_sound:
             return
-        if spare:  # the same request again fails as it did
+        if new_stages:  # a repeated request raises the error of the first one
             turn.reply()
         async with self._database.reading() as db:
             pieces = await audio_store.read_pieces(
@@ -143,22 +199,24 @@ class VoiceService:
         if mp3:
             answer.whole = mp3
             yield mp3
-        elif spare:
-            async with aclosing(self._say_again(turn, spare)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+        elif new_stages and (pieces or turn.is_replayed):
+            raise await self._not_kept(turn)
+        elif new_stages:  # nothing of the answer can be spoken
+            yield b""
         else:
-            raise AudioNotStored("No sound of this turn is kept.")
+            raise AudioNotStored(
+                "No audio of this turn is stored any more: read the answer's text instead."
+            )
 
-    async def _say_again(self, turn: LiveTurn, voice: VoiceTurn) -> AsyncGenerator[bytes]:
-        """Speak the answer of a turn that is settled, once more."""
-        reply = turn.reply()
-
-        async def words() -> AsyncGenerator[str]:
-            yield reply.content
-
-        await voice.speak(turn.record.persona, words(), lambda _clip: None, lambda _name: None)
-        yield b"".join(voice.mp3)
+    async def _not_kept(self, turn: LiveTurn) -> AudioNotKept:
+        """Return the error that has the answer's text: to speak it again would cost money."""
+        error = AudioNotKept(
+            "This request was answered before, and its audio is not kept: `content` is its text."
+        )
+        error.extensions["content"] = turn.reply().content
+        if turn.record.modality is Modality.VOICE:
+            error.extensions["transcription"] = await read_transcript(self._database, turn.record)
+        return error
 
 
 async def _silence() -> AsyncGenerator[bytes]:

@@ -1,4 +1,4 @@
-"""One voice turn: hear, and speak the answer while it is still written."""
+"""The stages of one voice turn: transcription, and speech synthesis of the growing answer."""
 
 import asyncio
 from base64 import b64encode
@@ -6,36 +6,37 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.core.errors import AppError
+from app.services.audio.errors import NoSpeech
 from app.services.ports import Recording, Speaker, Transcriber, Transcript
-from app.services.turns import Clip, Persona, SpokenPiece
-from app.services.turns.heard import whole_words
-from app.services.voice.errors import NoSpeech
+from app.services.turns import AudioClip, Persona, SpokenPiece
+from app.services.turns.context.heard_text import whole_words
 from app.services.voice.mp3 import Mp3Encoder, encode
 from app.services.voice.sentences import SentenceCutter
-from app.services.voice.speaking import Listener, Utterance, speak_in_order
-from app.services.voice.spoken import SpokenText
+from app.services.voice.speech_order import AudioSink, Utterance, speak_in_order
+from app.services.voice.speech_text import SpeechTextFilter
 
 _SILENCE_SECONDS = 0.2
-"""What is heard of an answer that has nothing to be said aloud."""
+"""Audio of an answer without any text to synthesize."""
 _SECONDS_PER_CHARACTER = 0.065
-"""How long speech takes, where no finished sentence tells."""
-_SOON_BYTES = 9600
-"""0.2 s: encoded at once, where it begins an answer."""
+"""Estimated duration of speech, before the first sentence is finished."""
+_FIRST_BLOCK_BYTES = 9600
+"""0.2 s at 24 kHz: encoded separately at the beginning of an answer, for a low latency."""
 
 
 @dataclass(slots=True)
 class VoiceTurn:
-    """Fulfils the engine's `VoiceStages`; collects the MP3 for whoever listens."""
+    """Implements the engine's `VoiceStages`; collects the MP3 for its subscribers."""
 
-    recording: Recording
+    recording: Recording | None
     transcriber: Transcriber
     speaker: Speaker
     default_voice: str
     has_clips: bool = False
+    speaks: bool = True
     transcript: Transcript | None = None
     spoken_characters: int = 0
     mp3: list[bytes] = field(default_factory=list[bytes])
-    """The stream so far, in pieces."""
+    """The MP3 stream so far, in chunks."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced, when `mp3` or `is_over` changes."""
     error: AppError | None = None
@@ -47,14 +48,16 @@ class VoiceTurn:
     _current_samples: int = 0
     _current_mp3: bytearray = field(default_factory=bytearray)
 
-    async def hear(self, persona: Persona, on_words: Callable[[str], None]) -> Transcript:
-        """Fulfil `VoiceStages.hear`. Raises `ProviderError`, or `NoSpeech` without words."""
+    async def transcribe(self, persona: Persona, on_words: Callable[[str], None]) -> Transcript:
+        """Implement `VoiceStages.transcribe`. Raises `ProviderError`; `NoSpeech` for empty text."""
+        if self.recording is None:
+            raise RuntimeError("a written message has no recording")
         language = persona.language.partition("-")[0] if persona.language else None
         transcript = await self.transcriber.transcribe(
             self.recording, language=language, on_words=on_words
         )
         if not transcript.text.strip():
-            raise NoSpeech("No words were heard in the recording.")
+            raise NoSpeech("No words were recognized in the recording: record it again.")
         self.transcript = Transcript(transcript.text.strip(), transcript.language)
         return self.transcript
 
@@ -62,10 +65,10 @@ class VoiceTurn:
         self,
         persona: Persona,
         deltas: AsyncIterator[str],
-        on_clip: Callable[[Clip], None],
+        on_clip: Callable[[AudioClip], None],
         mark: Callable[[str], None],
     ) -> None:
-        """Fulfil `VoiceStages.speak`: sentences ahead of each other, into one MP3 stream."""
+        """Implement `VoiceStages.speak`: concurrent syntheses, encoded to one MP3 stream."""
         encoder = Mp3Encoder(self.speaker.sample_rate_hz)
         encoder.start()
 
@@ -76,12 +79,14 @@ class VoiceTurn:
             self._current_samples += len(pcm) // 2
             if self.has_clips:
                 self._current_pcm += pcm
-            # The first frames leave before the rest is encoded.
-            for block in (pcm[:_SOON_BYTES], pcm[_SOON_BYTES:]) if not self.mp3 else (pcm,):
+            # Send the first frames before the rest is encoded.
+            for block in (
+                (pcm[:_FIRST_BLOCK_BYTES], pcm[_FIRST_BLOCK_BYTES:]) if not self.mp3 else (pcm,)
+            ):
                 if mp3 := await encode(encoder, block):
                     mark("first_audio_ms")
                     self._emit(mp3)
-                    await asyncio.sleep(0)  # and so do those of others
+                    await asyncio.sleep(0)  # lets other turns send their frames
 
         async def finish(utterance: Utterance) -> None:
             pcm = bytes(self._current_pcm)
@@ -90,13 +95,13 @@ class VoiceTurn:
                 whole = Mp3Encoder(self.speaker.sample_rate_hz)
                 sound = await encode(whole, pcm) + whole.finish()
                 mp3 = b64encode(sound).decode()
-                clip = Clip(piece.index, piece.text, piece.start_ms, piece.duration_ms, mp3)
+                clip = AudioClip(piece.index, piece.text, piece.start_ms, piece.duration_ms, mp3)
                 on_clip(clip)
 
         voice = persona.voice or self.default_voice
         utterances = self._utterances(persona, deltas, mark)
-        listener = Listener(begin, on_sound, finish)
-        await speak_in_order(self.speaker, voice, utterances, listener)
+        sink = AudioSink(begin, on_sound, finish)
+        await speak_in_order(self.speaker, voice, utterances, sink)
         if not self._finished:
             silence = Utterance("", 0, 0)
             begin(silence)
@@ -105,24 +110,24 @@ class VoiceTurn:
         self._end_stream(encoder.finish())
 
     def finished_pieces(self) -> Sequence[SpokenPiece]:
-        """Fulfil `VoiceStages.finished_pieces`."""
+        """Implement `VoiceStages.finished_pieces`."""
         return self._finished
 
     def pieces(self) -> Sequence[SpokenPiece]:
-        """Fulfil `VoiceStages.pieces`."""
+        """Implement `VoiceStages.pieces`."""
         current = self._current
         if current is None or not self._current_samples:
             return self._finished
-        said = whole_words(current.text, self._current_share(current))
-        share = said / max(1, len(current.text))
+        spoken_end = whole_words(current.text, self._current_share(current))
+        share = spoken_end / max(1, len(current.text))
         written = round((current.content_end - current.content_start) * share)
         broken_off = Utterance(
-            current.text[:said], current.content_start, current.content_start + written
+            current.text[:spoken_end], current.content_start, current.content_start + written
         )
         return [*self._finished, self._piece(broken_off)]
 
-    def ended(self, error: AppError | None) -> None:
-        """Fulfil `VoiceStages.ended`."""
+    def on_settled(self, error: AppError | None) -> None:
+        """Implement `VoiceStages.on_settled`."""
         self.error = error
         self.is_over = True
         self._wake()
@@ -132,19 +137,19 @@ class VoiceTurn:
     ) -> AsyncGenerator[Utterance]:
         language = persona.language or (self.transcript and self.transcript.language)
         cutter = SentenceCutter(language, self.speaker.max_characters)
-        spoken = SpokenText()
+        text_filter = SpeechTextFilter()
         start = 0
 
         def utterances_of(pieces: list[str]) -> list[Utterance]:
             nonlocal start
-            found: list[Utterance] = []
+            utterances: list[Utterance] = []
             for piece in pieces:
                 self._written_characters += len(piece)
-                if words := spoken.clean(piece):
-                    # What is not said, such as code, counts as heard with what follows it.
-                    found.append(Utterance(words, start, self._written_characters))
+                if words := text_filter.clean(piece):
+                    # Text that is not synthesized, such as code, belongs to the next utterance.
+                    utterances.append(Utterance(words, start, self._written_characters))
                     start = self._written_characters
-            return found
+            return utterances
 
         async for delta in deltas:
             for utterance in utterances_of(cutter.feed(delta)):
@@ -179,7 +184,7 @@ class VoiceTurn:
         )
 
     def _current_share(self, current: Utterance) -> float:
-        """Return about how much of a sentence has been spoken that broke off."""
+        """Estimate which share (0 to 1) of an interrupted sentence was synthesized."""
         characters = sum(len(piece.text) for piece in self._finished)
         samples = sum(piece.sample_count for piece in self._finished)
         per_character = (
@@ -190,7 +195,7 @@ class VoiceTurn:
         return min(1.0, self._current_samples / max(1.0, per_character * len(current.text)))
 
     def _end_stream(self, mp3: bytes) -> None:
-        """Add the encoder's last frames, and what is not said at the end, to the last piece."""
+        """Add the encoder's last frames, and trailing text without audio, to the last piece."""
         self._emit(mp3)
         last = self._finished[-1]
         self._finished[-1] = replace(
@@ -211,14 +216,16 @@ class VoiceTurn:
 
 @dataclass(frozen=True, slots=True)
 class VoiceTurns:
-    """Makes voice turns; fulfils the engine's `VoiceMaker`."""
+    """Creates the stages of voice turns; implements the engine's `VoiceStagesFactory`."""
 
     transcriber: Transcriber
     speaker: Speaker
     default_voice: str
 
-    def make(self, recording: Recording, *, has_clips: bool) -> VoiceTurn:
+    def make(
+        self, recording: Recording | None, *, has_clips: bool, speaks: bool = True
+    ) -> VoiceTurn:
         """Return the stages of one turn."""
         return VoiceTurn(
-            recording, self.transcriber, self.speaker, self.default_voice, has_clips=has_clips
+            recording, self.transcriber, self.speaker, self.default_voice, has_clips, speaks
         )

@@ -1,0 +1,127 @@
+/** Calls to the server: problem documents become `Problem`, streams become events, a turn is followed to its end. */
+import { signal } from "@preact/signals";
+import { t } from "../strings.js";
+
+export const signedOut = signal(false);
+const root = new URL(".", document.baseURI);
+export const at = (path) => new URL(path.replace(/^\//, ""), root);
+
+/** What went wrong, in the server's words. `passes` is true where the same request may succeed later. */
+export class Problem extends Error {
+  constructor(document, response) {
+    super(document.detail || document.title || t.failed);
+    this.code = document.code ?? "failed";
+    this.status = response?.status ?? 0;
+    this.requestId = document.request_id;
+    this.fields = document.errors ?? [];
+    this.retryAfter = Number(response?.headers.get("Retry-After")) || 0;
+    this.passes = !this.status || (this.status === 503 && !document.turn_id && !this.code.startsWith("provider"));
+  }
+}
+
+/** 128 random bits. `crypto.randomUUID` is missing on plain http, `getRandomValues` is not. */
+export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+/** @param {string} method @param {string} path @param {RequestOptions} options */
+async function request(method, path, { body, query, key, stream, signal: aborted, ...extra } = {}) {
+  const url = at(path);
+  for (const [name, value] of Object.entries(query ?? {})) if (value !== undefined && value !== "") url.searchParams.set(name, value);
+  const headers = { Accept: stream ? "text/event-stream" : "application/json", ...extra.headers };
+  if (key) headers["Idempotency-Key"] = key;
+  if (body && !(body instanceof FormData)) { headers["Content-Type"] = "application/json"; body = JSON.stringify(body); }
+  let response;
+  try {
+    response = await fetch(url, { method, headers, body, signal: aborted });
+  } catch (error) {
+    if (aborted?.aborted) throw error;
+    throw new Problem({ code: "unreachable", detail: t.unreachable });
+  }
+  if (response.ok) return response;
+  if (response.status === 401 && !extra.headers?.Authorization) signedOut.value = true;
+  throw new Problem(await response.json().catch(() => ({})), response);
+}
+
+export const get = async (path, query) => (await request("GET", path, { query })).json();
+export const post = async (path, body = {}, key = newKey()) => (await request("POST", path, { body, key })).json();
+/** Change something from the `version` that was seen; another one is `version-changed`. */
+export const put = async (path, body, version) => (await request("PUT", path, { body, headers: { "If-Match": `"${version}"` } })).json();
+export const patch = async (path, body) => (await request("PATCH", path, { body })).json();
+export const remove = (path) => request("DELETE", path);
+
+/** Exchange a key for a cookie that no script can read. Throws `Problem` where the key is not known. */
+export async function signIn(key) {
+  await request("POST", "console/session", { headers: { Authorization: `Bearer ${key}` } });
+  signedOut.value = false;
+}
+
+/** One page of a list, the path of the next one, and of the first page how many rows there are (or NaN). */
+export async function page(path, query) {
+  const response = await request("GET", path, { query });
+  const next = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("Link") ?? "")?.[1];
+  return { rows: await response.json(), next, total: Number(response.headers.get("X-Total-Count") ?? NaN) };
+}
+
+async function* eventsOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const field = (name) => new RegExp(`^${name}: ?(.*)$`, "m").exec(block)?.[1];
+      const data = field("data");
+      if (data) yield { id: Number(field("id") ?? 0), type: field("event"), data: JSON.parse(data) };
+    }
+  }
+}
+
+const ENDS = ["turn.completed", "turn.failed", "turn.cancelled"];
+const LONGEST_WAIT_MS = 8000;
+
+/**
+ * Start a turn (`path`, `body`) or join one (`turnId`) and give its events to `onEvent` until it has ended, over lost
+ * connections and restarts of the server: the same `Idempotency-Key` asks again, `?after=` goes on where it broke off.
+ * `onWaiting(true)` while nothing comes through. Throws `Problem` where asking again is of no use.
+ */
+export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = newKey(), turnId, signal: aborted, onEvent, onWaiting }) {
+  let after = 0;
+  let failures = 0;
+  for (;;) {
+    try {
+      const response = turnId
+        ? await request("GET", `turns/${turnId}/events`, { query: { after }, stream: true, signal: aborted })
+        : await request("POST", path, { body, key, stream: true, signal: aborted });
+      for await (const event of eventsOf(response)) {
+        failures = 0;
+        onWaiting(false);
+        if (event.id && event.id <= after) continue;
+        after = event.id || after;
+        turnId ??= event.data.turn_id;
+        onEvent(event);
+        if (ENDS.includes(event.type)) return;
+      }
+    } catch (error) {
+      if (aborted?.aborted) throw error;
+      if (error instanceof Problem && error.code === "events-pruned") return onEvent(settled(await get(`turns/${turnId}`)));
+      if (error instanceof Problem && !error.passes) throw error;
+    }
+    onWaiting(true);
+    await pause(Math.min(LONGEST_WAIT_MS, 250 * 2 ** failures++), aborted);
+  }
+}
+
+function settled(turn) {
+  return { type: `turn.${turn.status}`, data: { message: turn.message, usage: turn.usage, timings: turn.timings, error: turn.error } };
+}
+
+/** Waits, but no longer than until the browser says that the network is back. */
+function pause(ms, aborted) {
+  return new Promise((/** @type {(value?: any) => void} */ resolve) => {
+    const done = () => { clearTimeout(timer); removeEventListener("online", done); resolve(); };
+    const timer = setTimeout(done, ms);
+    addEventListener("online", done);
+    aborted?.addEventListener("abort", done, { once: true });
+  });
+}

@@ -1,0 +1,235 @@
+/** One session as it is shown: its messages, and the turn that runs now. It outlives the view, so that leaving a page ends nothing. */
+import { batch, signal } from "@preact/signals";
+import { get, newKey, page, post, Problem, runTurn } from "./api.js";
+import { Speaker } from "./audio.js";
+import { firstLine } from "./format.js";
+import { Lexer } from "./markdown.js";
+import { aloud, go, loadRecent, newSession, recent, rename } from "./store.js";
+import { announce } from "./ui.js";
+import { t } from "../strings.js";
+
+const FINAL = ["completed", "failed", "cancelled", "truncated"];
+const PAGE = 100; // messages of a history that are asked for at once
+const known = new Map();
+
+/** The conversation with this id; the same object each time. */
+export function conversation(id) {
+  if (!known.has(id)) known.set(id, new Conversation(id));
+  return known.get(id);
+}
+
+/** A turn while it is watched: signals that its events move. */
+export class LiveTurn {
+  id = null;
+  status = signal("queued");
+  text = signal("");
+  transcript = signal("");
+  waiting = signal(false);
+  again = signal(false);
+  error = signal(null);
+  receipt = signal(null);
+  marks = signal({});   // when what happened, in ms since `began`, by this page's clock
+  events = signal([]);
+  clips = signal([]);
+  lexer = new Lexer();
+  speaker = null;
+  #began = performance.now();
+  #pending = "";
+  #frame = 0;
+
+  constructor(modality = "text") { this.modality = modality; }
+  get now() { return performance.now() - this.#began; }
+  #mark(name) { if (!(name in this.marks.peek())) this.marks.value = { ...this.marks.peek(), [name]: this.now }; }
+
+  /** Deltas are shown once a frame, however many come. */
+  #paint(delta) {
+    this.#pending += delta;
+    this.#frame ||= requestAnimationFrame(() => this.flush());
+  }
+  flush() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    if (this.#pending) { this.text.value += this.#pending; this.#pending = ""; }
+  }
+
+  apply({ type, data }) {
+    if (type !== "output_text.delta") this.events.value = [...this.events.peek(), { at: this.now, type, data: type === "audio.clip" ? { ...data, mp3: `${data.mp3.length} characters` } : data }];
+    switch (type) {
+      case "turn.created": this.id = data.turn_id; this.#mark("created"); break;
+      case "turn.queued": this.status.value = "queued"; break;
+      case "turn.in_progress":
+        if (data.attempt > 1) { this.flush(); batch(() => { this.text.value = ""; this.transcript.value = ""; this.clips.value = []; this.again.value = true; }); this.speaker?.stop(); this.speaker = null; }
+        this.status.value = "in_progress"; this.#mark("started"); break;
+      case "input_transcript.delta": this.transcript.value += data.delta; break;
+      case "input_transcript.done": this.transcript.value = data.text; this.#mark("heard"); break;
+      case "output_text.delta": this.#mark("firstToken"); this.#paint(data.delta); break;
+      case "audio.clip":
+        this.#mark("firstSound");
+        this.clips.value = [...this.clips.peek(), { index: data.index, text: data.text, start: data.start_ms, duration: data.duration_ms, at: this.now }];
+        if (aloud.peek()) { this.speaker ??= new Speaker(); this.speaker.say(data); }
+        break;
+      case "turn.completed": case "turn.failed": case "turn.cancelled":
+        this.flush();
+        this.#mark("ended");
+        if (data.message?.content) this.text.value = data.message.content;
+        this.error.value = data.error ?? null;
+        this.receipt.value = { usage: data.usage ?? {}, timings: data.timings ?? {} };
+        this.outcome = data.message?.status ?? type.slice(5); // a completed turn's answer may be cut off: "truncated"
+        this.status.value = type.slice(5);
+        break;
+      default: break;
+    }
+  }
+}
+
+class Conversation {
+  session = signal(null);
+  messages = signal([]);
+  live = signal(null);
+  problem = signal(null);
+  loaded = signal(false);
+  next = signal("");   // what is said once the running turn has ended
+  #abort = null;
+  #isLoadingOlder = false;
+  name = "";
+
+  constructor(id) { this.id = id; }
+
+  async load() {
+    if (this.live.value) return;
+    const seen = this.messages.value;
+    try {
+      this.problem.value = null;
+      const [{ messages: _, ...session }, { rows }] = await Promise.all([get(`sessions/${this.id}`, { messages: false }), page(`sessions/${this.id}/messages`, { order: "desc", limit: PAGE })]);
+      const messages = rows.reverse();
+      batch(() => { this.session.value = session; this.loaded.value = true; });
+      if (this.live.value || this.messages.value !== seen) return; // something was said meanwhile
+      this.messages.value = messages;
+      const last = messages.at(-1);
+      if (last?.role === "assistant" && !FINAL.includes(last.status)) this.#watch(messages.slice(0, -1), { turnId: last.turn_id, modality: last.modality });
+    } catch (error) { this.problem.value = error; }
+  }
+
+  /** Whether the history goes on before what is loaded. */
+  get hasOlder() { return (this.messages.peek()[0]?.seq ?? 1) > 1; }
+
+  /** Return the page of messages before those that are loaded, oldest first; `[]` while one is on its way. */
+  async older() {
+    if (this.#isLoadingOlder || !this.hasOlder) return [];
+    this.#isLoadingOlder = true;
+    try {
+      const { rows } = await page(`sessions/${this.id}/messages`, { order: "desc", before: this.messages.peek()[0].seq, limit: PAGE });
+      return rows.reverse();
+    } finally { this.#isLoadingOlder = false; }
+  }
+
+  /** Look for what another tab or a server has said meanwhile. */
+  async refresh() {
+    if (this.live.peek() || !this.loaded.peek()) return;
+    const { last_seq: last } = await get(`sessions/${this.id}`, { messages: false });
+    if (last !== (this.messages.peek().at(-1)?.seq ?? 0)) await this.load();
+  }
+
+  /** Say it now, or as soon as the running answer has ended. */
+  async say(content) {
+    if (!this.live.value) return this.#say(content);
+    this.next.value = content;
+    return null;
+  }
+
+  #say(content) { return this.#start(content, { path: "messages/text", body: { session_id: this.id, content } }, "text"); }
+
+  speak({ blob, durationMs }) {
+    const body = new FormData();
+    body.append("session_id", this.id);
+    body.append("audio", blob, "recording.wav");
+    return this.#start("", { path: "messages/voice", body }, "voice", durationMs);
+  }
+
+  #start(content, request, modality, durationMs) {
+    const seq = (this.messages.peek().at(-1)?.seq ?? 0) + 1;
+    const mine = { id: newKey(), seq, role: "user", content, modality, status: "completed", durationMs, created_at: new Date().toISOString() };
+    if (content && this.session.value && !this.session.value.title) this.title(firstLine(content)).catch(() => {});
+    return this.#watch([...this.messages.peek(), mine], { ...request, modality });
+  }
+
+  /** Show the turn as it runs, after `before`; then what the server has stored of it. */
+  async #watch(before, { modality, ...request }) {
+    const live = new LiveTurn(modality);
+    this.#abort = new AbortController();
+    batch(() => { this.messages.value = before; this.live.value = live; this.problem.value = null; });
+    announce(t.chat.answering(this.name));
+    try {
+      await runTurn({ ...request, signal: this.#abort.signal, onEvent: (event) => live.apply(event), onWaiting: (yes) => { live.waiting.value = yes; } });
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      if (!live.id) { // refused: nothing was stored
+        batch(() => { this.live.value = null; this.messages.value = this.messages.peek().slice(0, -1); this.problem.value = error; });
+        throw error;
+      }
+      live.error.value = { code: error.code, detail: error.message };
+      live.status.value = "failed";
+    }
+    this.#settle(live, before);
+    return live;
+  }
+
+  #settle(live, before) {
+    const asked = before.at(-1);
+    const seq = asked?.seq ?? 0;
+    const question = asked?.role === "user" ? [{ ...asked, turn_id: live.id, content: live.transcript.peek() || asked.content }] : [];
+    const status = live.outcome ?? live.status.peek();
+    const answer = { id: `${live.id}-answer`, turn_id: live.id, seq: seq + 1, role: "assistant", content: live.text.peek(), status, modality: live.modality, live, heard_content: null, ...live.receipt.peek(), error: live.error.peek(), created_at: new Date().toISOString() };
+    batch(() => {
+      this.messages.value = [...before.slice(0, before.length - question.length), ...question, answer];
+      this.live.value = null;
+    });
+    announce(status === "failed" ? `${t.chat.failed}: ${live.error.peek()?.detail ?? ""}` : live.text.peek().slice(0, 600));
+    if (!this.session.value?.title && live.transcript.peek()) this.title(firstLine(live.transcript.peek())).catch(() => {});
+    loadRecent().catch(() => {});
+    if (!live.receipt.peek()?.timings?.total_ms && live.id) this.#receipt(live.id).catch(() => {});
+    const { value: next } = this.next;
+    this.next.value = "";
+    if (next) this.#say(next).catch(() => {});
+  }
+
+  /** What a turn took that did not complete: its last event does not say. */
+  async #receipt(turnId) {
+    const { usage, timings } = await get(`turns/${turnId}`);
+    this.messages.value = this.messages.peek().map((message) => (message.turn_id === turnId && message.role === "assistant" ? { ...message, usage, timings } : message));
+  }
+
+  /** End the running answer; of a spoken one, only what was heard stays in the memory of the agent. */
+  async stop() {
+    const live = this.live.value ?? this.messages.value.at(-1)?.live;
+    const speaker = live?.speaker;
+    const playedMs = speaker?.playing ? speaker.stop() : undefined;
+    if (!live?.id || (!this.live.value && playedMs === undefined)) return;
+    const turn = await post(`turns/${live.id}/cancel`, playedMs === undefined ? {} : { played_ms: playedMs });
+    const { heard_content: heard } = turn.message;
+    if (heard !== null) this.messages.value = this.messages.value.map((message) => (message.turn_id === live.id && message.role === "assistant" ? { ...message, heard_content: heard } : message));
+  }
+
+  async title(title) { this.session.value = { ...this.session.value, ...(await rename(this.session.value, title)) }; }
+
+  /** Copy what stands before `seq` into a new session, go there, and say `content`: nothing that was said is lost. */
+  async branch(seq, content) {
+    const fork = await post(`sessions/${this.id}/fork`, { up_to_seq: seq - 1 });
+    const title = content ? firstLine(content) : this.session.value?.title;
+    recent.value = [await rename(fork, title), ...recent.value];
+    const next = conversation(fork.id);
+    await next.load();
+    go(`chat/${fork.id}`);
+    if (content) next.say(content).catch(() => {});
+  }
+}
+
+/** Begin a session with an agent and its first words (text, or a recording). */
+export async function begin(agentId, { text, recording }) {
+  const session = await newSession(agentId, text);
+  const fresh = conversation(session.id);
+  batch(() => { fresh.session.value = session; fresh.loaded.value = true; });
+  go(`chat/${session.id}`);
+  (text ? fresh.say(text) : fresh.speak(recording)).catch(() => {});
+  return fresh;
+}

@@ -1,0 +1,57 @@
+/** What several views share: agents, recent sessions, preferences and drafts. */
+import { computed, effect, signal } from "@preact/signals";
+import { get, page, patch, post } from "./api.js";
+import { firstLine } from "./format.js";
+import { t } from "../strings.js";
+
+export const agents = signal(null); // null until they are known
+export const recent = signal([]);
+export const agentById = computed(() => new Map((agents.value ?? []).map((agent) => [agent.id, agent])));
+
+export async function loadAgents() {
+  const [active, archived] = await Promise.all([get("agents", { limit: 100 }), get("agents", { limit: 100, archived: true })]);
+  agents.value = [...active, ...archived];
+}
+export async function loadRecent() { recent.value = (await page("sessions", { order: "updated", preview: true, limit: 40 })).rows; }
+export const titleOf = (session) => session.title || firstLine(session.preview ?? "") || t.chat.untitled;
+
+export const me = signal(null);      // who is signed in
+export const system = signal(null);  // version, providers, limits; null where they may not be read
+export async function loadMe() {
+  me.value = await get("me");
+  if (me.value.scopes.includes("usage:read")) system.value = await get("system").catch(() => null);
+}
+export const may = (scope) => me.value?.scopes.includes(scope) ?? true;
+
+/** A value that stays in this browser; where storage is blocked it lasts as long as the page. */
+export function kept(name, initial) {
+  let start = initial;
+  try { start = JSON.parse(localStorage.getItem(name)) ?? initial; } catch { /* blocked or broken */ }
+  const value = signal(start);
+  effect(() => { try { localStorage.setItem(name, JSON.stringify(value.value)); } catch { /* blocked or full */ } });
+  return value;
+}
+
+export const drawer = signal(false); // the side bar on a phone
+export const aloud = kept("aloud", true);
+export const panelOpen = kept("panel", false);
+export const drafts = kept("drafts", {});
+const MOST_DRAFTS = 50;
+export function keepDraft(id, text) {
+  const others = Object.entries(drafts.value).filter(([other]) => other !== id).slice(1 - MOST_DRAFTS);
+  drafts.value = Object.fromEntries(text ? [...others, [id, text]] : others);
+}
+
+export async function newSession(agentId, firstWords) {
+  const session = await post("sessions", { agent_id: agentId, title: firstWords ? firstLine(firstWords) : null });
+  recent.value = [session, ...recent.value];
+  return session;
+}
+
+export async function rename(session, title) {
+  const changed = await patch(`sessions/${session.id}`, { title });
+  recent.value = recent.value.map((other) => (other.id === changed.id ? { ...other, ...changed } : other));
+  return changed;
+}
+
+export const go = (path) => { location.hash = `#/${path}`; };

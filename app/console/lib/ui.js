@@ -1,0 +1,191 @@
+/** Small parts that every view is made of. */
+import { signal } from "@preact/signals";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { t } from "../strings.js";
+import { html } from "./html.js";
+import { drawer } from "./store.js";
+
+const PATHS = {
+  send: "M10 16V4.5M5 9l5-5 5 5", stop: "M6 6h8v8H6z", mic: "M10 3a2.5 2.5 0 0 1 2.5 2.5v4a2.5 2.5 0 0 1-5 0v-4A2.5 2.5 0 0 1 10 3zM5 9.5a5 5 0 0 0 10 0M10 14.5V17",
+  wave: "M3 9v2M6.5 6v8M10 3.5v13M13.5 6.5v7M17 9v2", plus: "M10 4v12M4 10h12", search: "M9 3.5a5.5 5.5 0 1 1 0 11 5.5 5.5 0 0 1 0-11zM13.2 13.2 17 17",
+  copy: "M7.5 7.5h9v9h-9zM12.5 7.5v-4h-9v9h4", check: "M4 10.5 8 14.5 16 5.5", edit: "M12.5 4 16 7.5 7.5 16H4v-3.5zM10.5 6 14 9.5", again: "M16 10a6 6 0 1 1-1.8-4.3L16 7.5M16 3.5v4h-4",
+  fork: "M6 3.5v13M6 11c0-3 8-2 8-6.5M12 6l2-2 2 2", more: "M4.5 10h.01M10 10h.01M15.5 10h.01", trash: "M4 6h12M8 6V3.5h4V6M5.5 6l.8 10.5h7.4L14.5 6", download: "M10 3.5v9M6 9l4 4 4-4M4 16.5h12",
+  menu: "M3.5 6h13M3.5 10h13M3.5 14h13", close: "M5 5l10 10M15 5 5 15", down: "M5 8l5 5 5-5", panel: "M3.5 4h13v12h-13zM12 4v12", play: "M7 4.5v11l8.5-5.5z", out: "M8 4.5H4.5v11h11V12M11 4.5h4.5V9M15.5 4.5 9 11", clock: "M10 3a7 7 0 1 1 0 14 7 7 0 0 1 0-14zM10 6v4.2l2.8 1.8",
+  talk: "M3.5 4.5h13v9H9l-3.5 3v-3h-2z", agents: "M10 4a3 3 0 1 1 0 6 3 3 0 0 1 0-6zM4 16.5c.6-3 3-4.5 6-4.5s5.4 1.5 6 4.5", sessions: "M4 5h12M4 10h12M4 15h7", usage: "M4 16.5V10M10 16.5v-13M16 16.5V7", keys: "M12.5 4a3.5 3.5 0 1 1-3 5.3L4 14.8V17h2.5v-1.8h1.8v-1.8l2-2", system: "M3 10h3l2-5 4 10 2-5h3",
+  theme: "M10 3a7 7 0 1 0 0 14zM10 3a7 7 0 0 1 0 14", sound: "M4 8v4h2.5L10 15V5L6.5 8zM13 7.5a3.5 3.5 0 0 1 0 5M15 5.5a6.3 6.3 0 0 1 0 9", mute: "M4 8v4h2.5L10 15V5L6.5 8zM13.5 8l4 4M17.5 8l-4 4",
+};
+
+export const Icon = ({ name, size = 20 }) => html`<svg class="icon" data-name=${name} width=${size} height=${size} viewBox="0 0 20 20" aria-hidden="true"><path d=${PATHS[name]} /></svg>`;
+
+/** A button with a picture alone: its name is for ears and for the tooltip. */
+export const IconButton = ({ name, label, size, ...rest }) => html`<button type="button" class="icon-button" aria-label=${label} title=${label} ...${rest}><${Icon} name=${name} size=${size} /></button>`;
+
+const HUES = [250, 50, 305, 110, 215, 15, 280, 80, 340];
+const BRAND = { hue: 168, seed: 0b01010_10010_11111_10110_01000 };
+/** FNV-1a with a final mix: ids that differ in one digit get pictures that differ. */
+function hash(text) {
+  let sum = 0x811c9dc5;
+  for (const letter of text) sum = Math.imul(sum ^ letter.codePointAt(0), 0x01000193);
+  sum = Math.imul(sum ^ (sum >>> 15), 0x2c1b3c6d);
+  return (sum ^ (sum >>> 13)) >>> 0;
+}
+
+/** The picture of an agent: five bars of its own, like a moment of its voice. With `level` (0..1) they speak. */
+export function Mark({ id = "", size = 32, level, state = "still" }) {
+  const { hue, seed } = id === "brand" ? BRAND : { hue: HUES[hash(id) % HUES.length], seed: hash(`${id}.`) };
+  const loud = level?.value ?? 0;
+  const bars = [0, 1, 2, 3, 4].map((index) => {
+    const own = 0.24 + (((seed >>> (index * 5)) & 31) / 31) * 0.76;
+    return Math.max(0.14, state === "speaking" ? (0.3 + own * 0.7) * (0.2 + loud) : own);
+  });
+  return html`<span class="mark" data-state=${state} style=${{ "--hue": hue, "--size": `${size}px` }} aria-hidden="true">
+    <svg viewBox="0 0 32 32">${bars.map((height, index) => html`<rect key=${index} x=${5.8 + index * 4.4} y=${16 - Math.min(1, height) * 10} width="2.8" height=${Math.min(1, height) * 20} rx="1.4" />`)}</svg></span>`;
+}
+
+export const STAGES = ["queued", "hearing", "thinking", "writing", "voicing", "speaking"];
+
+/** Cut a turn into stages from its timings: `[{stage, from, to}]` in milliseconds from acceptance. */
+export function stagesOf(/** @type {TurnLike} */ { timings = {}, created_at, started_at, modality }) {
+  const queued = started_at ? Math.max(0, new Date(started_at).getTime() - new Date(created_at).getTime()) : 0;
+  const { stt_ms: heard, first_token_ms: first, first_sentence_ms: sentence, first_audio_ms: sound, total_ms: total } = timings;
+  const spans = [];
+  let from = 0;
+  const until = (stage, to) => { if (to !== undefined && to > from) { spans.push({ stage, from, to }); from = to; } };
+  if (queued > 20) until("queued", queued);
+  if (modality === "voice") until("hearing", heard);
+  until("thinking", first);
+  if (sound) { until("writing", sentence); until("voicing", sound); until("speaking", total); } else until("writing", total);
+  return spans;
+}
+
+/** A turn as a line: how its time was spent, in proportion. The words beside it say the same. */
+export function Ribbon({ turn }) {
+  const spans = stagesOf(turn);
+  return html`<span class="ribbon" aria-hidden="true">${spans.map(({ stage, from, to }) => html`<i key=${stage} data-stage=${stage} style=${{ flexGrow: to - from }} title=${t.turn.stages[stage]}></i>`)}</span>`;
+}
+
+const notices = signal([]);
+/** Say something that needs no answer; it stays six seconds, longer while the pointer is on it. */
+export function notify(text, kind = "good") {
+  const notice = { id: Math.random(), text, kind };
+  notices.value = [...notices.value.slice(-2), notice];
+  setTimeout(() => { notices.value = notices.value.filter((other) => other !== notice); }, 6000);
+}
+const spoken = signal("");
+/** Tell screen readers, and nobody else. */
+export const announce = (text) => { spoken.value = text; };
+export const Notices = () => html`<div class="notices" role="status">${notices.value.map((n) => html`<p key=${n.id} data-kind=${n.kind}>${n.text}</p>`)}</div><div class="unseen" role="status">${spoken}</div>`;
+
+/** Copy, also where `navigator.clipboard` is missing (plain http). Returns whether it worked. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
+    area.select();
+    const worked = document.execCommand("copy");
+    area.remove();
+    if (!worked) notify(t.copyFailed, "bad");
+    return worked;
+  }
+}
+
+/** Opens the side bar where there is no room for it. */
+export const MenuButton = () => html`<${IconButton} name="menu" label=${t.nav.menu} class="icon-button phone-only" aria-expanded=${drawer.value} onClick=${() => { drawer.value = !drawer.value; }} />`;
+
+export function CopyButton({ text, label = t.chat.copy, size }) {
+  const [done, setDone] = useState(false);
+  const click = async () => {
+    if (!(await copy(typeof text === "function" ? text() : text))) return;
+    setDone(true);
+    announce(t.copied);
+    setTimeout(() => setDone(false), 1500);
+  };
+  return html`<${IconButton} name=${done ? "check" : "copy"} label=${label} size=${size} onClick=${click} />`;
+}
+
+/** A button that opens a list of actions: arrows move, Escape closes and gives the focus back. */
+export function Menu({ label = t.more, icon = "more", items }) {
+  const [open, setOpen] = useState(false);
+  const box = useRef(/** @type {any} */ (null));
+  const entries = () => [...box.current.querySelectorAll("[role=menuitem]")];
+  useEffect(() => {
+    if (!open) return undefined;
+    entries()[0]?.focus();
+    const away = (event) => { if (!box.current?.contains(event.target)) setOpen(false); };
+    addEventListener("pointerdown", away);
+    return () => removeEventListener("pointerdown", away);
+  }, [open]);
+  const key = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const all = entries();
+    if (step) { event.preventDefault(); all[(Math.max(all.indexOf(document.activeElement), step > 0 ? -1 : 0) + step + all.length) % all.length].focus(); }
+    if (event.key === "Escape" || event.key === "Tab") { setOpen(false); if (event.key === "Escape") { event.stopPropagation(); box.current.firstElementChild.focus(); } }
+  };
+  return html`<div class="menu" ref=${box} onKeyDown=${open ? key : undefined}>
+    <${IconButton} name=${icon} label=${label} aria-haspopup="menu" aria-expanded=${open} onClick=${() => setOpen(!open)} />
+    ${open && html`<div role="menu" aria-label=${label}>${items.filter(Boolean).map(({ icon: picture, label: text, act, danger }) => html`
+      <button type="button" role="menuitem" tabindex="-1" data-danger=${danger} onClick=${() => { setOpen(false); box.current.firstElementChild.focus(); act(); }}><${Icon} name=${picture} size=${16} />${text}</button>`)}</div>`}
+  </div>`;
+}
+
+/** A native modal dialog: the browser keeps the focus inside and closes it with Escape. */
+export function Dialog({ title, onClose, children, wide }) {
+  const element = useRef(/** @type {any} */ (null));
+  useEffect(() => { element.current.showModal(); }, []);
+  return html`<dialog ref=${element} class=${wide ? "dialog wide" : "dialog"} aria-label=${title} onClose=${onClose} onClick=${(event) => event.target === element.current && element.current.close()}>
+    <div class="dialog-body"><header><h2>${title}</h2><${IconButton} name="close" label=${t.close} onClick=${() => element.current.close()} /></header>${children}</div></dialog>`;
+}
+
+const question = signal(null);
+/** Ask before something that cannot be undone. Resolves to true or false. */
+export const ask = (title, text, action) => new Promise((resolve) => { question.value = { title, text, action, resolve }; });
+export function Question() {
+  if (!question.value) return null;
+  const { title, text, action, resolve } = question.value;
+  const answer = (yes) => { question.value = null; resolve(yes); };
+  return html`<${Dialog} title=${title} onClose=${() => question.value && answer(false)}><p>${text}</p><footer>
+    <button type="button" class="button" autofocus onClick=${() => answer(false)}>${t.cancel}</button><button type="button" class="button danger" onClick=${() => answer(true)}>${action}</button></footer><//>`;
+}
+
+/** One of a few values. */
+export const Choice = ({ label, value, options, onChange }) => html`<div class="choice" role="group" aria-label=${label}>${Object.entries(options).map(([key, text]) => html`
+  <button type="button" key=${key} aria-pressed=${key === value} onClick=${() => onChange(key)}>${text}</button>`)}</div>`;
+
+/** A list of rows of one height, of which only those in sight exist. `row(index)` returns `{key, href, content}`; `onEnd` is called near the end of what is loaded. */
+export function VirtualList({ label, total, height, row, onEnd, more }) {
+  const box = useRef(/** @type {any} */ (null));
+  const [view, setView] = useState({ from: 0, to: 30 });
+  const measure = useRef(/** @type {any} */ (null));
+  measure.current = () => {
+    if (!box.current) return;
+    const { scrollTop, clientHeight } = box.current;
+    const from = Math.max(0, Math.floor(scrollTop / height) - 6);
+    const to = Math.ceil((scrollTop + clientHeight) / height) + 6;
+    if (from !== view.from || to !== view.to) setView({ from, to });
+    if (more && to >= total - 40) onEnd?.();
+  };
+  useEffect(() => { const watch = new ResizeObserver(() => measure.current()); watch.observe(box.current); return () => watch.disconnect(); }, []);
+  useEffect(() => measure.current(), [total, more]);
+  const key = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const here = Number(document.activeElement?.closest("[data-index]")?.getAttribute("data-index"));
+    if (!step || Number.isNaN(here)) return;
+    event.preventDefault();
+    const next = Math.max(0, Math.min(total - 1, here + step));
+    const { scrollTop, clientHeight } = box.current;
+    if (next * height < scrollTop || (next + 1) * height > scrollTop + clientHeight) box.current.scrollTop = next * height - (step > 0 ? clientHeight - height : 0);
+    requestAnimationFrame(() => requestAnimationFrame(() => box.current.querySelector(`[data-index="${next}"] a`)?.focus()));
+  };
+  const rows = [];
+  for (let index = view.from; index < Math.min(total, view.to); index++) rows.push(index);
+  return html`<div class="virtual" ref=${box} onScroll=${() => measure.current()} onKeyDown=${key}><ol aria-label=${label} style=${{ height: `${total * height}px` }}>${rows.map((index) => {
+    const { key: id, content } = row(index);
+    return html`<li key=${id} data-index=${index} aria-posinset=${index + 1} aria-setsize=${more ? -1 : total} style=${{ transform: `translateY(${index * height}px)`, height: `${height}px` }}>${content}</li>`;
+  })}</ol></div>`;
+}
+
+export const Empty = ({ icon = "wave", title, children }) => html`<div class="empty"><${Icon} name=${icon} size=${28} /><h2>${title}</h2>${children && html`<p>${children}</p>`}</div>`;
+export const Trouble = ({ problem, retry }) => html`<div class="trouble" role="alert"><p>${problem.message}</p>${problem.requestId && html`<code>${problem.requestId}</code>`}${retry && html`<button type="button" class="button" onClick=${retry}>${t.retry}</button>`}</div>`;

@@ -1,0 +1,120 @@
+/** Where words begin: a text field that keeps its draft, and a microphone with three ways to use it. */
+import { useSignal } from "@preact/signals";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { audioContext, Microphone, microphoneObstacle } from "../lib/audio.js";
+import { firstLine, stopwatch } from "../lib/format.js";
+import { html } from "../lib/html.js";
+import { aloud, drafts, keepDraft } from "../lib/store.js";
+import { Icon, IconButton, notify } from "../lib/ui.js";
+import { t } from "../strings.js";
+
+const microphone = new Microphone(); // one for the page, however many composers there are
+
+/** `talk` is a conversation; without one, `onFirst({text, recording})` begins it. */
+export function Composer({ id, agent, talk, onFirst, still }) {
+  const area = useRef(/** @type {any} */ (null));
+  const text = drafts.value[id] ?? "";
+  const began = useSignal(0);
+  const obstacle = useSignal(null);
+  const { state } = microphone;
+  const live = talk?.live.value;
+  const speaker = (live ?? talk?.messages.value.at(-1)?.live)?.speaker;
+  const sounds = speaker?.sounding.value >= 0 || (speaker?.level.value ?? 0) > 0;
+
+  useLayoutEffect(() => {
+    area.current.style.height = "auto";
+    area.current.style.height = `${area.current.scrollHeight}px`;
+  }, [text, id]);
+  useEffect(() => { if (!still && matchMedia("(hover: hover)").matches) area.current.focus({ preventScroll: true }); }, [id]);
+  useEffect(() => () => microphone.close(), [id]);
+
+  const send = async () => {
+    const words = text.trim();
+    if (!words) return;
+    audioContext();
+    keepDraft(id, "");
+    try {
+      await (talk ? talk.say(words) : onFirst({ text: words }));
+    } catch { keepDraft(id, drafts.value[id] || words); }
+  };
+  const key = (event) => {
+    // An input method confirms with Enter, too; Safari reports that one as key code 229 after the composition's end.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    if (matchMedia("(pointer: coarse)").matches) return; // on a phone Enter is a new line
+    event.preventDefault();
+    send();
+  };
+
+  const open = async (handsFree) => {
+    obstacle.value = microphoneObstacle();
+    if (obstacle.value) return false;
+    audioContext();
+    microphone.handsFree = handsFree;
+    microphone.answerSounds = () => speakerNow()?.playing ?? false;
+    microphone.onSpeech = () => { if (speakerNow()?.playing || talk?.live.value) talk?.stop().catch(() => {}); began.value = performance.now(); };
+    microphone.onRecording = async (recording) => {
+      if (!handsFree) microphone.close();
+      if (!recording || recording.durationMs < 300) return notify(t.mic.nothing, "bad");
+      await (talk ? talk.speak(recording) : onFirst({ recording })).catch((problem) => notify(problem.message, "bad"));
+    };
+    try {
+      await microphone.open();
+      return true;
+    } catch (error) {
+      obstacle.value = t.mic[error.name] ? error.name : "other";
+      return false;
+    }
+  };
+  const speakerNow = () => (talk?.live.value ?? talk?.messages.value.at(-1)?.live)?.speaker;
+  const record = async () => {
+    if (state.value === "recording") return microphone.release();
+    if (speakerNow()?.playing) talk.stop().catch(() => {});
+    if (await open(false)) { began.value = performance.now(); microphone.hold(); }
+  };
+  const handsFree = async () => { if (microphone.handsFree && state.value !== "closed") microphone.close(); else await open(true); };
+
+  useEffect(() => { // hold the space bar anywhere but in a field
+    const idle = (event) => event.code === "Space" && !event.repeat && !event.target.closest("input,textarea,button,a,select,dialog,[role=menu],[tabindex='0']");
+    const down = (event) => { if (idle(event) && state.value === "closed") { event.preventDefault(); record(); } };
+    const up = (event) => { if (event.code === "Space" && state.value === "recording" && !microphone.handsFree) { event.preventDefault(); microphone.release(); } };
+    addEventListener("keydown", down);
+    addEventListener("keyup", up);
+    return () => { removeEventListener("keydown", down); removeEventListener("keyup", up); };
+  });
+
+  const on = state.value !== "closed";
+  return html`<div class="composer-place">
+    ${obstacle.value && html`<p class="note" role="alert">${t.mic[obstacle.value]}<${IconButton} name="close" label=${t.close} size=${16} onClick=${() => { obstacle.value = null; }} /></p>`}
+    ${talk?.problem.value && talk.loaded.value && html`<p class="note" data-kind="bad" role="alert">${talk.problem.value.message}</p>`}
+    ${talk?.next.value && html`<p class="note">${t.chat.next}<span class="grow">“${firstLine(talk.next.value)}”</span><${IconButton} name="close" label=${t.cancel} size=${16} onClick=${() => { keepDraft(id, talk.next.value); talk.next.value = ""; }} /></p>`}
+    <form class="composer" data-mic=${state.value} onSubmit=${(event) => { event.preventDefault(); send(); }}>
+      ${on && html`<${Listening} began=${began} handsFree=${microphone.handsFree} />`}
+      <textarea ref=${area} rows="1" hidden=${on} aria-label=${t.chat.message} placeholder=${t.chat.placeholder(agent?.name ?? t.home.agentName)} value=${text} enterkeyhint="enter"
+        onInput=${(event) => keepDraft(id, event.target.value)} onKeyDown=${key}></textarea>
+      <div class="composer-row">
+        <${IconButton} name=${aloud.value ? "sound" : "mute"} label=${t.chat.aloud} aria-pressed=${aloud.value} onClick=${() => { aloud.value = !aloud.value; }} />
+        <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} onClick=${handsFree}><${Icon} name="wave" />${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</button>
+        <span class="grow"></span>
+        ${on && !microphone.handsFree && html`<${IconButton} name="trash" label=${t.chat.discard} onClick=${() => { microphone.release(true); microphone.close(); }} />`}
+        ${!(on && microphone.handsFree) && html`<button type="button" class="round" data-kind=${state.value === "recording" ? "live" : "plain"} aria-label=${state.value === "recording" ? t.chat.sendRecording : t.chat.talk} title=${t.chat.talkHint} onClick=${record}><${Icon} name=${state.value === "recording" ? "send" : "mic"} /></button>`}
+        ${live || sounds ? html`<button type="button" class="round" data-kind="stop" aria-label=${t.chat.stop} title=${t.chat.stop} onClick=${() => talk.stop()}><${Icon} name="stop" /></button>`
+          : !on && html`<button class="round" data-kind="primary" aria-label=${t.chat.send} title=${t.chat.send} disabled=${!text.trim()}><${Icon} name="send" /></button>`}
+      </div>
+    </form>
+  </div>`;
+}
+
+const BARS = 48;
+/** The voice as it comes in, newest at the right. */
+function Listening({ began, handsFree }) {
+  const levels = useRef(Array(BARS).fill(0));
+  const tick = useSignal(0);
+  useEffect(() => {
+    const timer = setInterval(() => { levels.current = [...levels.current.slice(1), microphone.level.peek()]; tick.value++; }, 60);
+    return () => clearInterval(timer);
+  }, []);
+  const recording = microphone.state.value === "recording";
+  return html`<div class="listening" data-recording=${recording} data-tick=${tick.value % 2}>
+    <svg viewBox=${`0 0 ${BARS * 6} 40`} preserveAspectRatio="none" aria-hidden="true">${levels.current.map((level, index) => html`<rect key=${index} x=${index * 6 + 1.5} width="3" rx="1.5" y=${20 - Math.max(1.5, level * 19)} height=${Math.max(3, level * 38)} />`)}</svg>
+    <span role="status">${recording ? `${t.chat.recording} ${stopwatch(performance.now() - began.value)}` : handsFree ? t.chat.handsFreeOn : t.loading}</span></div>`;
+}

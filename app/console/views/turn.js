@@ -1,0 +1,99 @@
+/** One turn: how its time was spent, what it took, and its events; a running one is followed as it goes. */
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { get, runTurn } from "../lib/api.js";
+import { LiveTurn } from "../lib/conversation.js";
+import { count, duration, exactly, money } from "../lib/format.js";
+import { html } from "../lib/html.js";
+import { CopyButton, Icon, IconButton, STAGES, stagesOf, Trouble } from "../lib/ui.js";
+import { t } from "../strings.js";
+
+const ENDED = ["completed", "failed", "cancelled"];
+
+/** The turn as stored, and as watched where it runs: by this page already (`watched`), or by another. */
+function useTurn(id, watched) {
+  const turn = useSignal(null);
+  const live = useSignal(watched ?? null);
+  const problem = useSignal(null);
+  const status = watched?.status.value;
+  useEffect(() => {
+    const abort = new AbortController();
+    (async () => {
+      turn.value = await get(`turns/${id}`);
+      if (ENDED.includes(turn.value.status) || watched) return;
+      live.value = new LiveTurn(turn.value.modality);
+      await runTurn({ turnId: id, signal: abort.signal, onEvent: (event) => { if (event.type !== "audio.clip") live.value.apply(event); }, onWaiting: (yes) => { live.value.waiting.value = yes; } });
+      turn.value = await get(`turns/${id}`);
+    })().catch((error) => { if (!abort.signal.aborted) problem.value = error; });
+    return () => abort.abort();
+  }, [id, watched, status]);
+  return { turn: turn.value, live: live.value, problem: problem.value };
+}
+
+export function TurnPanel({ id, talk, onClose }) {
+  const watched = talk?.live.value?.id === id ? talk.live.value : talk?.messages.value.find((message) => message.turn_id === id && message.live)?.live;
+  return html`<aside class="panel" aria-label=${t.chat.details}>
+    <header class="bar"><h2>${t.turn.title}</h2><span class="grow"></span><a class="icon-button" href=${`#/turns/${id}`} aria-label=${t.turn.open} title=${t.turn.open}><${Icon} name="out" /></a><${IconButton} name="close" label=${t.close} onClick=${onClose} /></header>
+    <${TurnBody} id=${id} watched=${watched} /></aside>`;
+}
+
+export function TurnPage({ id }) {
+  useEffect(() => { document.title = `${t.turn.title} · ${t.product}`; }, []);
+  return html`<main class="page narrow" id="content"><header class="page-head"><h1 tabindex="-1">${t.turn.title}</h1></header><${TurnBody} id=${id} heading="h2" /></main>`;
+}
+
+function TurnBody({ id, watched, heading: Heading = "h3" }) {
+  const { turn, live, problem } = useTurn(id, watched);
+  if (problem) return html`<${Trouble} problem=${problem} />`;
+  if (!turn) return html`<p class="loading">${t.loading}</p>`;
+  const status = ENDED.includes(turn.status) ? turn.status : live?.status.value ?? turn.status;
+  const running = !ENDED.includes(status);
+  const { usage } = turn;
+  const facts = [
+    [t.turn.cost, money(usage.cost_usd)],
+    [t.turn.prompt, `${count(usage.prompt_tokens)}${usage.cached_tokens ? ` · ${count(usage.cached_tokens)} ${t.turn.cached}` : ""}`],
+    [t.turn.completion, `${count(usage.completion_tokens)}${usage.estimated ? ` · ${t.turn.estimated}` : ""}`],
+    usage.speech_in_seconds && [t.turn.speechIn, `${usage.speech_in_seconds.toFixed(1)} s`],
+    usage.speech_out_characters && [t.turn.speechOut, `${count(usage.speech_out_characters)} characters`],
+    [t.turn.model, turn.model ?? "–"],
+    [t.turn.version, turn.agent_version],
+    turn.attempt > 1 && [t.turn.attempt, turn.attempt],
+    turn.finish_reason && [t.turn.finish, turn.finish_reason],
+    [t.turn.accepted, exactly(turn.created_at)],
+  ].filter(Boolean);
+  return html`<div class="turn">
+    <p class="turn-head"><span class="pill" data-status=${status}>${t.turn.status[status]}</span>${running && html`<span class="pill" data-status="live">${t.turn.follow}</span>`}<strong>${duration(turn.timings?.total_ms ?? live?.marks.value.ended)}</strong></p>
+    ${turn.error && html`<p class="state" data-kind="bad"><b>${turn.error.code}</b> ${turn.error.detail}</p>`}
+    <section><${Heading}>${t.turn.timeline}<//><${Timeline} turn=${turn} live=${live} running=${running} /></section>
+    ${!running && html`<section><${Heading}>${t.turn.receipt}<//><dl class="facts">${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>`}
+    <section><${Heading}>${t.turn.ids}<//><dl class="facts">${[["turn", turn.id], ["session", turn.session_id], ["message", turn.message.id]].map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd class="id"><code title=${value}>${value.slice(0, 8)}…${value.slice(-6)}</code><${CopyButton} text=${value} size=${16} /></dd></div>`)}</dl></section>
+    ${live?.events.value.length > 0 && html`<details><summary>${t.turn.events} <span>${live.events.value.length}</span></summary><ol class="events">${live.events.value.map(({ at, type, data }, index) => html`
+      <li key=${index}><time>${duration(at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`}
+  </div>`;
+}
+
+/** From the marks of a turn that is watched, the timings that it will have. */
+const soFar = ({ created = 0, heard, firstToken, firstSound }, now) => ({
+  stt_ms: heard && heard - created, first_token_ms: firstToken && firstToken - created, first_audio_ms: firstSound && firstSound - created, total_ms: now - created });
+
+function Timeline({ turn, live, running }) {
+  const now = useSignal(live?.now ?? 0);
+  useEffect(() => {
+    if (!running) return undefined;
+    const timer = setInterval(() => { now.value = live?.now ?? 0; }, 100);
+    return () => clearInterval(timer);
+  }, [running, live]);
+  const timings = running && live ? soFar(live.marks.value, now.value) : turn.timings;
+  const spans = stagesOf({ ...turn, timings });
+  const end = Math.max(timings.total_ms ?? 0, spans.at(-1)?.to ?? 0) || 1;
+  const step = [50, 100, 250, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000].find((size) => end / size <= 5) ?? 120_000;
+  const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, index) => index * step);
+  const created = live?.marks.value.created ?? 0;
+  const place = (from, to) => ({ left: `${(from / end) * 100}%`, width: `max(3px, ${((to - from) / end) * 100}%)` });
+  return html`<div class="timeline">
+    <div class="timeline-scale" aria-hidden="true">${ticks.map((tick) => html`<span key=${tick} style=${{ left: `${(tick / end) * 100}%` }}>${tick < 1000 ? `${tick} ms` : `${tick / 1000} s`}</span>`)}</div>
+    <ol>${STAGES.map((stage) => spans.find((span) => span.stage === stage)).filter(Boolean).map(({ stage, from, to }, index, all) => html`
+      <li key=${stage}><span>${t.turn.stages[stage]}</span><div class="track"><i data-stage=${stage} data-running=${running && index === all.length - 1} style=${place(from, to)}></i></div><b>${duration(to - from)}</b></li>`)}
+      ${live?.clips.value.map((clip) => html`<li key=${clip.index} class="clip"><span title=${clip.text}>${clip.text}</span><div class="track"><i data-stage="speaking" style=${place(Math.max(0, clip.at - created - 8), clip.at - created)}></i></div><b>${duration(clip.duration)}</b></li>`)}
+    </ol></div>`;
+}

@@ -1,0 +1,1 @@
+"""HTTP below the endpoints: authentication, permissions, problems, streams."""

@@ -1,0 +1,137 @@
+"""A session as one JSON document, streamed from the database in pages: its size is not bounded."""
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from uuid import UUID
+
+from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+
+from app.core.database import Database
+from app.core.security import Caller
+from app.http.audio_response import export_audio
+from app.http.turn_shape import history_message, turn_shape
+from app.models import Message, Modality, Session, Turn
+from app.schemas.chat import AgentRead, MessageRead, SessionRead
+from app.services import crud
+
+PAGE_MESSAGES = 16
+"""A message has 200,000 characters at most, and an answer more: a page takes some megabytes."""
+_PAGE_TURNS = 200
+_JSON = "application/json"
+
+
+def history_response(database: Database, caller: Caller, session: Session) -> StreamingResponse:
+    """Return the response of `GET /sessions/{id}`, a `SessionHistory`."""
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield _json(SessionRead.model_validate(session))[:-1] + b',"messages":['
+        async for chunk in _history(database, caller, session):
+            yield chunk
+        yield b"]}"
+
+    return StreamingResponse(chunks(), media_type=_JSON)
+
+
+def export_response(
+    database: Database, caller: Caller, session: Session, agent: AgentRead, *, with_audio: bool
+) -> StreamingResponse:
+    """Return the response of `GET /sessions/{id}/export`, a `SessionExport`."""
+    disposition = f'attachment; filename="session-{session.id}.json"'
+    return StreamingResponse(
+        _export(database, caller, session, agent, with_audio=with_audio),
+        media_type=_JSON,
+        headers={"Content-Disposition": disposition},
+    )
+
+
+def bulk_export_response(
+    database: Database,
+    caller: Caller,
+    sessions: Sequence[tuple[Session, AgentRead]],
+    headers: Mapping[str, str],
+) -> StreamingResponse:
+    """Return the response of `GET /sessions/export`: a `SessionExport` on each line."""
+
+    async def lines() -> AsyncGenerator[bytes]:
+        for session, agent in sessions:
+            async for chunk in _export(database, caller, session, agent, with_audio=False):
+                yield chunk
+            yield b"\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+async def _export(
+    database: Database, caller: Caller, session: Session, agent: AgentRead, *, with_audio: bool
+) -> AsyncGenerator[bytes]:
+    head = _json(SessionRead.model_validate(session))
+    yield b'{"session":' + head + b',"agent":' + _json(agent) + b',"messages":['
+    with_sound: set[UUID] = set()
+    async for chunk in _messages(database, caller, session, with_sound):
+        yield chunk
+    yield b'],"turns":['
+    turns_with_sound: list[Turn] = []
+    is_first = True
+    async for page in _turns(database, caller, session):
+        turns_with_sound += [turn for turn in page if turn.id in with_sound]
+        yield _joined(map(turn_shape, page), is_first=is_first)
+        is_first = False
+    yield b'],"audio":['
+    for number, turn in enumerate(turns_with_sound if with_audio else ()):
+        async with database.reading_page(caller.identity) as db:
+            audio = await export_audio(db, turn)
+        yield _joined([audio], is_first=not number)
+    yield b"]}"
+
+
+async def _messages(
+    database: Database, caller: Caller, session: Session, with_sound: set[UUID] | None = None
+) -> AsyncGenerator[bytes]:
+    """Yield the messages; add the ids of turns of which one was spoken to `with_sound`."""
+    page: Sequence[Message] = ()
+    last_seq = 0
+    while not last_seq or len(page) == PAGE_MESSAGES:
+        async with database.reading_page(caller.identity) as db:
+            page = await crud.list_messages(db, session, after_seq=last_seq, limit=PAGE_MESSAGES)
+            text = _joined(map(MessageRead.model_validate, page), is_first=not last_seq)
+        if with_sound is not None:
+            spoken = (each.turn_id for each in page if each.modality is Modality.VOICE)
+            with_sound.update(filter(None, spoken))
+        if not page:
+            return
+        yield text
+        last_seq = page[-1].seq
+
+
+async def _history(database: Database, caller: Caller, session: Session) -> AsyncGenerator[bytes]:
+    last_seq, is_full = 0, True
+    while is_full:
+        async with database.reading_page(caller.identity) as db:
+            page = await crud.list_history(db, session, after_seq=last_seq, limit=PAGE_MESSAGES)
+            text = _joined((history_message(*row) for row in page), is_first=not last_seq)
+        if not page:
+            return
+        yield text
+        last_seq, is_full = page[-1][0].seq, len(page) == PAGE_MESSAGES
+
+
+async def _turns(
+    database: Database, caller: Caller, session: Session
+) -> AsyncGenerator[Sequence[Turn]]:
+    last_seq = 0
+    while True:
+        async with database.reading_page(caller.identity) as db:
+            page = await crud.list_turns(db, session, after_seq=last_seq, limit=_PAGE_TURNS)
+        if not page:
+            return
+        yield page
+        last_seq = page[-1].user_seq
+
+
+def _joined(items: Iterable[BaseModel], *, is_first: bool) -> bytes:
+    text = b",".join(map(_json, items))
+    return text if is_first else b"," + text
+
+
+def _json(shape: BaseModel) -> bytes:
+    return shape.model_dump_json().encode()

@@ -1,0 +1,106 @@
+"""`/tool-calls`: the ledger of what agents did, and the actions that calls wait for."""
+
+import hashlib
+from collections.abc import Sequence
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from app.core.security import Forbidden, Permission
+from app.http.deps import Caller, DatabaseDep, ReadingDb, Turns
+from app.http.endpoint_route import EndpointRoute
+from app.http.pagination import Cursor, Limit, cursor_id, link_next
+from app.http.turn_shape import tool_call_detail, tool_call_shape
+from app.models import CallStatus
+from app.schemas.tool_calls import ToolCallDetail, ToolCallRead, ToolCallResolve
+from app.services import crud
+from app.services.identity import audit
+from app.services.tools.outputs import require_valid_output
+from app.services.turns import Resolution, tool_call_not_found
+
+router = APIRouter(prefix="/tool-calls", tags=["tool calls"], route_class=EndpointRoute)
+
+
+@router.get("", response_model=list[ToolCallRead])
+async def list_tool_calls(  # noqa: PLR0913  # one per query parameter
+    request: Request,
+    response: Response,
+    db: ReadingDb,
+    caller: Caller,
+    *,
+    status: CallStatus | None = None,
+    session_id: UUID | None = None,
+    agent_id: UUID | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Sequence[ToolCallRead]:
+    """List tool calls, the newest first; `status=awaiting_approval` is the inbox of approvals."""
+    call_filter = crud.ToolCallFilter(status, session_id, agent_id)
+    calls = await crud.find_tool_calls(
+        db, caller, call_filter, before_id=cursor_id(cursor), limit=limit + 1
+    )
+    page = link_next(request, response, calls, limit, lambda call: call.id)
+    return [tool_call_shape(call) for call in page]
+
+
+@router.get("/{call_id}")
+async def get_tool_call(call_id: UUID, db: ReadingDb, caller: Caller) -> ToolCallDetail:
+    """Get a tool call with its whole result."""
+    call = await crud.find_tool_call(db, caller, call_id)
+    if call is None:
+        raise tool_call_not_found()
+    return tool_call_detail(call)
+
+
+@router.post("/{call_id}/resolution")
+async def resolve_tool_call(
+    call_id: UUID, body: ToolCallResolve, turns: Turns, data: DatabaseDep, caller: Caller
+) -> ToolCallDetail:
+    """Approve or deny a call, or send the output of the caller's own tool.
+
+    After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
+    The same action again changes nothing; another one is refused. An approval whose `approval_by`
+    is `operator` needs the scope `approvals:write`.
+    """
+    async with data.reading() as db:
+        call = await crud.find_tool_call(db, caller, call_id)
+        if call and "output" in body.model_fields_set and call.tool_id and call.tool_version:
+            tool = (call.tool_id, call.tool_version)
+            await require_valid_output(db, caller.workspace_id, tool, body.output)
+    if call is None:
+        raise tool_call_not_found()
+    if body.decision and call.approval_by != "user":
+        _require_operator(caller)
+    action = _resolution(body, caller.actor)
+    resolved = await turns.actions.resolve(caller.workspace_id, call_id, action)
+    async with data.transaction() as db:
+        call = await crud.find_tool_call(db, caller, call_id)
+        if call is None:
+            raise tool_call_not_found()
+        if resolved.is_new:
+            arguments = hashlib.sha256(call.arguments.encode()).hexdigest()
+            audit.record(
+                db,
+                caller,
+                audit.Action.TOOL_CALL_RESOLVED,
+                call_id,
+                decision=action.decision,
+                arguments_sha256=arguments,
+            )
+        return tool_call_detail(call)
+
+
+def _require_operator(caller: Caller) -> None:
+    if Permission.APPROVALS_WRITE not in caller.permissions:
+        raise Forbidden(f"This approval needs the scope `{Permission.APPROVALS_WRITE}`.")
+
+
+def _resolution(body: ToolCallResolve, by: str) -> Resolution:
+    if body.decision:
+        return Resolution(body.decision, by, body.reason if body.decision == "deny" else None)
+    if body.error is not None:
+        return Resolution("error", by, body.error)
+    output = body.output
+    text = output if isinstance(output, str) else orjson.dumps(output).decode()
+    return Resolution("output", by, text)

@@ -1,0 +1,1 @@
+"""Adapter for requests to addresses that users choose: aiohttp behind a guard of addresses."""

@@ -1,0 +1,197 @@
+"""Ports for tools: what an agent may use, one call, and the result that the model sees.
+
+The turn engine knows tools by these alone; `services.tools` and adapters fulfil them.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from app.core.value_objects import value_object
+from app.services.ports import ToolDefinition
+
+
+class ToolKind(StrEnum):
+    """Who runs a tool."""
+
+    HTTP = "http"
+    """This server calls a URL."""
+    CLIENT = "client"
+    """The caller's own code runs it and sends the output."""
+    BUILTIN = "builtin"
+    """This server does it itself."""
+
+
+class Effect(StrEnum):
+    """What running a call again would do, as the tool's owner declares."""
+
+    READ = "read"
+    """Nothing."""
+    IDEMPOTENT = "idempotent"
+    """Nothing new with the same key."""
+    ONCE = "once"
+    """Harm: it is never run again."""
+
+
+class Approval(StrEnum):
+    """When a call needs somebody's approval."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    AFTER_UNTRUSTED = "after_untrusted"
+    """Once the turn's prompt holds the result of a tool that is not trusted."""
+
+
+class ApprovalBy(StrEnum):
+    """Who may approve a call."""
+
+    OPERATOR = "operator"
+    USER = "user"
+
+
+class OnUnknown(StrEnum):
+    """What becomes of a turn whose `once` call has an unknown outcome."""
+
+    FAIL = "fail"
+    TELL = "tell"
+    """The model is told, and the turn goes on."""
+
+
+@value_object(frozen=True, slots=True)
+class HttpCall:
+    """How a tool of the kind `http` is called; texts are templates."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Mapping[str, Any] | None
+    """Fixed members of the JSON body; `None` where there are none."""
+    select: str | None
+    """A JSON Pointer to the part of the answer that is the result; `None` for all of it."""
+    secret_names: tuple[str, ...]
+
+
+@value_object(frozen=True, slots=True)
+class PinnedTool:
+    """A tool at the version that an agent's version holds."""
+
+    definition: ToolDefinition
+    tool_id: UUID
+    version: int
+    kind: ToolKind
+    effect: Effect
+    approval: Approval
+    approval_by: ApprovalBy = ApprovalBy.OPERATOR
+    approval_expires_seconds: float = 86_400
+    expires_seconds: float = 600
+    """How long the output of a `client` tool is waited for."""
+    timeout_seconds: float = 30
+    """Of one call."""
+    max_result_bytes: int = 16_384
+    """The longest result that the model is shown."""
+    is_trusted: bool = True
+    price_usd: float | None = None
+    """Of one call."""
+    http: HttpCall | None = None
+    """Set for the kind `http`."""
+    output_schema: Mapping[str, Any] | None = None
+    """JSON Schema of what comes back for the kind `client`."""
+
+
+@value_object(frozen=True, slots=True)
+class ToolPolicy:
+    """Limits of the steps and calls of one turn."""
+
+    max_steps: int = 8
+    max_calls: int = 32
+    max_parallel: int = 4
+    max_usd_per_turn: float | None = None
+    on_unknown: OnUnknown = OnUnknown.FAIL
+    spoken_filler: str | None = None
+
+
+@value_object(frozen=True, slots=True)
+class AgentTools:
+    """The tools of one agent version, by name, sorted; never empty."""
+
+    tools: Mapping[str, PinnedTool]
+    policy: ToolPolicy
+    definitions: tuple[ToolDefinition, ...]
+    """Of `tools`, in the order of their names: a changed byte costs the provider's prompt cache."""
+
+
+@value_object(frozen=True, slots=True)
+class ToolCallRequest:
+    """One call of a tool. `id` is also its idempotency key at whoever is called."""
+
+    id: UUID
+    workspace_id: UUID
+    session_id: UUID | None
+    """`None` for a test of the tool, outside of a turn; likewise the turn and the agent."""
+    turn_id: UUID | None
+    agent_id: UUID | None
+    user_id: str | None
+    tool: PinnedTool
+    arguments: str
+    """A JSON object that the tool's schema allows."""
+    attempt: int = 1
+    traceparent: str | None = None
+    """W3C Trace Context, for whoever is called."""
+
+
+class ToolOutcome(StrEnum):
+    """How a call ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """It was sent, and nobody can tell whether it was done."""
+
+
+@value_object(frozen=True, slots=True)
+class ToolFile:
+    """An image of a result."""
+
+    media_type: str
+    data: bytes
+    width: int
+    height: int
+
+
+@value_object(frozen=True, slots=True)
+class ToolResult:
+    """The end of a call."""
+
+    outcome: ToolOutcome
+    text: str
+    """What the model is shown, at most `max_result_bytes` long."""
+    stored_text: str | None = None
+    """The longer result that is kept for `GET /tool-calls/{id}`, up to 256 KB; `None`: `text`."""
+    error_code: str | None = None
+    """One of the documented codes of calls, unless it is completed."""
+    error_detail: str | None = None
+    """For clients; without what the tool answered."""
+    was_sent: bool = False
+    """True if the request, or a part of it, may have left the server."""
+    http_status: int | None = None
+    """Of the answer, if one came."""
+    duration_ms: float = 0
+    files: tuple[ToolFile, ...] = ()
+
+
+class ToolRunner(Protocol):
+    """Port of running calls of `http` tools."""
+
+    async def run(self, call: ToolCallRequest) -> ToolResult:
+        """Run one call within the tool's timeout. Never raises for what the tool does.
+
+        Safe to cancel: the request is broken off. `UNKNOWN` is returned where the connection broke,
+        or the time was over, after the request was sent; `FAILED` where nothing was sent.
+        """
+        ...
+
+    def problem_of(self, tool: PinnedTool, arguments: str) -> str | None:
+        """Return what is wrong with the arguments, in one sentence for the model, or `None`."""
+        ...

@@ -1,0 +1,78 @@
+"""The values of secrets for one call, checked against the hosts that they are bound to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Dialect, Table, bindparam, select
+from sqlalchemy.sql import ClauseElement
+
+from app.core.database import Database
+from app.core.database.statements import PreparedStatement
+from app.core.database.transactions import TransactionScript
+from app.core.hosts import is_bound_to
+from app.core.value_objects import value_object
+from app.models import StoredSecret
+from app.services.tools.errors import SecretHostMismatch, SecretNotFound
+from app.services.tools.key_ring import KeyRing
+from app.services.tools.secrets import SIGNING_PREFIX
+
+_secrets = cast("Table", StoredSecret.__table__)
+_Row = tuple[str, bytes, Sequence[str]]
+"""Name, sealed value, hosts."""
+
+
+@value_object(frozen=True, slots=True)
+class CallSecrets:
+    """What one call of a tool needs; not to be kept longer."""
+
+    signing_key: bytes = field(repr=False)
+    values: Mapping[str, str] = field(repr=False)
+    """By the names in the tool's templates."""
+
+
+class SecretStore:
+    """Reads secrets at each call, so that a deleted one is not used again."""
+
+    def __init__(self, database: Database, keys: KeyRing) -> None:
+        self._database = database
+        self._keys = keys
+
+    async def for_call(
+        self, workspace_id: UUID, tool_id: UUID, names: Sequence[str], url: str
+    ) -> CallSecrets:
+        """Return the tool's signing key and the values of `names`, which go to `url`.
+
+        Raises `SecretNotFound`, `SecretHostMismatch`, `SecretsKeyMissing`, `SealBroken` and
+        `StorageUnavailable`.
+        """
+        signing_name = f"{SIGNING_PREFIX}{tool_id}"
+        rows = await self._database.run(_load, workspace_id, (signing_name, *names))
+        stored = {name: (sealed, hosts) for name, sealed, hosts in rows}
+        sealer = self._keys.sealer()
+        opened: dict[str, bytes] = {}
+        for name in (signing_name, *names):
+            if name not in stored:
+                raise SecretNotFound(f"The secret {name.partition('/')[0]} does not exist.")
+            sealed, hosts = stored[name]
+            if name != signing_name and not is_bound_to(hosts, url):
+                raise SecretHostMismatch(f"The secret {name} may not be sent to this host.")
+            opened[name] = sealer.open(sealed, workspace_id, name)
+        signing_key = opened.pop(signing_name)
+        return CallSecrets(signing_key, {name: value.decode() for name, value in opened.items()})
+
+
+def _load(workspace_id: UUID, names: Sequence[str]) -> TransactionScript[list[_Row]]:
+    found = yield [_SECRET(workspace_id_=workspace_id, name_=name) for name in names]
+    return [cast("_Row", row) for rows in found for row in rows]
+
+
+def _secret_stmt(_dialect: Dialect) -> ClauseElement:
+    columns: Any = (_secrets.c.name, _secrets.c.sealed, _secrets.c.hosts)
+    return select(*columns).where(
+        _secrets.c.workspace_id == bindparam("workspace_id_"), _secrets.c.name == bindparam("name_")
+    )
+
+
+_SECRET = PreparedStatement(_secret_stmt)

@@ -1,0 +1,1 @@
+"""Build the model's prompt: persona, history and played text."""

@@ -1,0 +1,171 @@
+"""Build the prompt: the system prompt and the newest messages that fit the context window."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from operator import itemgetter
+
+from app.core.value_objects import value_object
+from app.models import MessageStatus, Role
+from app.services.ports import PromptLine, PromptMessage
+from app.services.turns.errors import MessageTooLong
+from app.services.turns.parts import has_calls, prompt_lines, shown_texts
+from app.services.turns.records import HistoryMessage, Persona
+
+LOADED_MESSAGES = 200
+"""Maximum number of messages that are loaded for a prompt; bounds its cost."""
+LOADED_BYTES = 4 << 20
+"""Bytes of messages that are loaded for a prompt, beside the newest; on SQLite, characters."""
+_MESSAGE_OVERHEAD_TOKENS = 4
+_BYTES_PER_TOKEN = 3
+"""Conservative for English (about 4), about right for other scripts in UTF-8."""
+_MOST_TOKENS_OVERHEAD = 8
+DEFAULT_OUTPUT_TOKENS = 4096
+"""Of an agent that sets no limit; at most a quarter of the context window."""
+_SEQ = itemgetter(0)
+_USER, _FAILED = Role.USER.value, MessageStatus.FAILED.value
+
+
+@value_object(frozen=True, slots=True)
+class ContextWindow:
+    """How many tokens a turn may use."""
+
+    context_tokens: int
+    """Prompt and answer together."""
+    output_tokens: int
+    """The limit of the answer that is sent to the model."""
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """The most tokens that a prompt can have which is estimated to fit."""
+        return (self.context_tokens - self.output_tokens) * _BYTES_PER_TOKEN
+
+
+def context_window(persona: Persona, default_context_tokens: int) -> ContextWindow:
+    """Return the window of an agent; its answers take at most three quarters of it."""
+    context_tokens = persona.context_tokens or default_context_tokens
+    if persona.max_output_tokens is None:
+        output_tokens = min(DEFAULT_OUTPUT_TOKENS, context_tokens // 4)
+    else:
+        output_tokens = min(persona.max_output_tokens, context_tokens * 3 // 4)
+    return ContextWindow(context_tokens, output_tokens)
+
+
+def require_room(persona: Persona, default_context_tokens: int, question: str) -> ContextWindow:
+    """Return the agent's window. Raises `MessageTooLong` where the question exceeds it."""
+    window = context_window(persona, default_context_tokens)
+    needed = estimate_tokens(persona.system_prompt) + estimate_tokens(question)
+    room = window.context_tokens - window.output_tokens
+    if needed > room:
+        raise MessageTooLong(
+            f"The message and the agent's system prompt have about {needed} tokens, and the "
+            f"agent's context of {window.context_tokens} tokens has room for {room} beside the "
+            f"answer: send a shorter message, or set a larger `context_tokens`."
+        )
+    return window
+
+
+def build_prompt(
+    system_prompt: str,
+    history: Sequence[HistoryMessage],
+    *,
+    context_tokens: int,
+    output_tokens: int,
+) -> list[PromptLine]:
+    """Return the system prompt and the newest messages of `history` within `context_tokens`.
+
+    `history` is oldest first and ends with the question, which is always included: see
+    `require_room`. `output_tokens` of them are left for the answer. Unanswered questions have no
+    assistant message; an answer that broke off is left out. The roles alternate and the user
+    begins, as the templates of many models demand.
+
+    The first message stays the same for as long as possible, so that the provider's prompt cache
+    hits: it moves on by a quarter to a half of the room for messages, which is at least half full
+    unless single messages are larger than that.
+    """
+    room = context_tokens - output_tokens - estimate_tokens(system_prompt)
+    visible = [
+        line
+        for line in history
+        if (line.content and (line.status != _FAILED or line.role == _USER))
+        or has_calls(line.parts)
+    ]
+    start = 0
+    if estimate_all_tokens([_shown_text(line) for line in history]) > room:
+        start = _start(visible, *_fitting_starts(visible, room))
+    elif history[0].seq > 1:  # there are more than are loaded
+        start = _start(visible, visible[0].seq, visible[len(visible) // 2].seq)
+    system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
+    return [*system, *_alternating(visible[start:])]
+
+
+def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:
+    """Join neighbours of one role, and leave out answers that come before any question."""
+    alternating: list[PromptLine] = []
+    for line in lines:
+        if line.parts and alternating and has_calls(line.parts):
+            alternating += prompt_lines(line.parts, line.content)
+        elif not alternating:
+            if line.role == _USER or line is lines[-1]:
+                alternating.append(line)
+        elif alternating[-1].role == line.role:
+            content = f"{alternating[-1].content}\n\n{line.content}"
+            alternating[-1] = PromptMessage(line.role, content)
+        else:
+            alternating.append(line)
+    return alternating
+
+
+def _fitting_starts(lines: Sequence[HistoryMessage], room: int) -> tuple[int, int]:
+    """Return the first and the last `seq` of a user message that a prompt may begin with.
+
+    From the first one on everything fits into `room` tokens, from the last one on it fills half of
+    them. Both are the question's where it needs all of the room.
+    """
+    first, last = lines[-1].seq, None
+    tokens = 0
+    for line in reversed(lines):
+        tokens += estimate_tokens(_shown_text(line))
+        if tokens > room:
+            break
+        if line.role == _USER:
+            first = line.seq
+            if last is None and tokens * 2 >= room:
+                last = first
+    return first, first if last is None else last
+
+
+def _start(lines: Sequence[HistoryMessage], first_seq: int, last_seq: int) -> int:
+    """Return the index of the message that a prompt begins with, from `first_seq` to `last_seq`.
+
+    It is the one with the roundest number in binary, counted in pairs of messages. Both ends of the
+    range only ever move on, so it is the same until it leaves the range, whatever is loaded.
+    """
+    low, high = first_seq // 2, last_seq // 2
+    if low:
+        zeros = ((low - 1) ^ high).bit_length() - 1
+        low = high >> zeros << zeros
+    return min(bisect_left(lines, 2 * low, key=_SEQ), len(lines) - 1)
+
+
+def _shown_text(line: HistoryMessage) -> str:
+    """Return what a model is shown of a message, to estimate its size."""
+    if not line.parts or not has_calls(line.parts):
+        return line.content
+    return "".join(shown_texts(prompt_lines(line.parts, line.content)))
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimate the number of tokens of `text`, rather too high than too low."""
+    size_bytes = len(text) if text.isascii() else len(text.encode())
+    return size_bytes // _BYTES_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS
+
+
+def estimate_all_tokens(texts: Sequence[str]) -> int:
+    """Estimate the total number of tokens of messages with these texts."""
+    joined = len("".join(texts).encode())  # much faster than one call per text
+    return joined // _BYTES_PER_TOKEN + len(texts) * _MESSAGE_OVERHEAD_TOKENS
+
+
+def most_tokens(texts: Sequence[str]) -> int:
+    """Return the most tokens that messages with these texts can have: one for each byte."""
+    return len("".join(texts).encode()) + len(texts) * _MOST_TOKENS_OVERHEAD

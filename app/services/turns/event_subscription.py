@@ -1,0 +1,108 @@
+"""Subscribe to a turn's events: from memory on the server that runs it, else from the database."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
+
+from app.core.database import Database, StorageUnavailable
+from app.core.database.retries import retry_while_unavailable
+from app.core.security import Caller
+from app.models import Turn, TurnStatus
+from app.services import crud
+from app.services.turns.engine import TurnEngine
+from app.services.turns.errors import EventsPruned, ServerDraining, TurnStateUnknown
+from app.services.turns.events import TurnEvent
+from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.storage import event_store
+
+_HEARTBEAT_SECONDS = 15.0
+_RETRY_SECONDS = 10
+"""How long the database may be away before a stream breaks off; less than a heartbeat."""
+_SETTLED = {TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED}
+
+
+async def subscribe(
+    engine: TurnEngine, database: Database, live: LiveTurn, after: int
+) -> AsyncGenerator[Sequence[TurnEvent]]:
+    """Yield the events with a number above `after` as they occur, the terminal event last.
+
+    A turn that waits for actions ends the stream with `turn.requires_action`, unless it goes on.
+
+    Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
+    server shuts down: at once for a turn that runs elsewhere, and otherwise when the time for
+    turns to end is over. Raises `EventsPruned` where a settled turn's events are gone.
+    """
+    watched_turn: LiveTurn | None = None
+    with ExitStack() as stack:
+        while True:
+            live = engine.current(live)
+            changed = live.log.changed
+            if (
+                after < live.record.events_after
+            ):  # stored by another server; the log has only later events
+                events = await _read_stored(database, live, after)
+            else:
+                events = live.log.after(after)
+            if not events and not engine.runs_here(live):
+                if watched_turn is not live:
+                    stack.enter_context(engine.watching(live))
+                    watched_turn = live
+                events = await _read_stored(database, live, after)
+            if events:
+                after = events[-1].number
+                yield events
+                if events[-1].is_terminal or (
+                    events[-1].ends_stream and not engine.runs_here(engine.current(live))
+                ):
+                    return
+                continue
+            if engine.is_draining and not engine.holds(live):
+                raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
+            try:
+                async with asyncio.timeout(
+                    _HEARTBEAT_SECONDS
+                ):  # costs half as much as anyio's scope
+                    await changed.wait()
+            except TimeoutError:
+                yield ()
+
+
+async def is_complete(engine: TurnEngine, database: Database, live: LiveTurn, after: int) -> bool:
+    """Tell whether the turn has ended and has no event above `after`.
+
+    Raises `EventsPruned` where it has ended and its events are deleted.
+    """
+    if engine.holds(live):
+        return False
+    record = live.record
+    async with database.reading() as db:
+        turn, _ = await crud.get_turn(db, Caller(record.workspace_id), record.id)
+        if turn.status not in _SETTLED:
+            return False
+        last_number = await event_store.last_number(db, record.workspace_id, record.id)
+    if last_number is None:
+        raise _pruned()
+    return last_number <= after
+
+
+def _pruned() -> EventsPruned:
+    return EventsPruned(
+        "The turn has ended and its events are deleted: `GET /turns/{id}` has its answer."
+    )
+
+
+async def _read_stored(database: Database, live: LiveTurn, after: int) -> Sequence[TurnEvent]:
+    record = live.record
+
+    async def read() -> tuple[Turn, Sequence[TurnEvent]]:
+        async with database.reading() as db:
+            turn, _ = await crud.get_turn(db, Caller(record.workspace_id), record.id)
+            return turn, await event_store.read(db, record.workspace_id, record.id, after)
+
+    try:
+        turn, events = await retry_while_unavailable(read, _RETRY_SECONDS)
+    except StorageUnavailable:
+        raise TurnStateUnknown from None
+    if not events and turn.status in _SETTLED:
+        raise _pruned()
+    return events

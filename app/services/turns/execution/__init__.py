@@ -1,0 +1,1 @@
+"""Run turns: tasks, event logs, finalization and maintenance."""

@@ -1,0 +1,69 @@
+"""Take actions on tool calls that wait, and let their turns go on here."""
+
+import logging
+from collections.abc import Callable
+from uuid import UUID
+
+import anyio
+
+from app.core.database import Database
+from app.core.errors import AppError
+from app.services.turns.errors import ServerDraining
+from app.services.turns.execution.turn_tasks import TurnTasks
+from app.services.turns.records import TurnRecord
+from app.services.turns.storage import resolution
+from app.services.turns.storage.resolution import Resolution, Resolved
+
+logger = logging.getLogger(__name__)
+
+_EXPIRY = Resolution("expire", "server")
+
+
+class TurnActions:
+    """Takes actions for one engine."""
+
+    def __init__(
+        self,
+        database: Database,
+        owner_id: UUID,
+        tasks: TurnTasks,
+        resume: Callable[[TurnRecord], None],
+    ) -> None:
+        """`resume` runs a turn that goes on as this server's."""
+        self._database = database
+        self._owner_id = owner_id
+        self._tasks = tasks
+        self._resume = resume
+
+    async def resolve(self, workspace_id: UUID, call_id: UUID, action: Resolution) -> Resolved:
+        """Take one action; the turn goes on here if it was the last one: see `resolution.resolve`.
+
+        Raises `ServerDraining`, too.
+        """
+        if self._tasks.draining.is_set():
+            raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
+        with self._tasks.accepting():
+            return await self._take(workspace_id, call_id, action)
+
+    async def _take(self, workspace_id: UUID, call_id: UUID, action: Resolution) -> Resolved:
+        # If the client disconnects here, the action is taken and the turn goes on, or neither.
+        resolved = None
+        with anyio.CancelScope(shield=True):
+            resolved = await self._database.run_repeatable(
+                resolution.resolve, workspace_id, call_id, action, self._owner_id
+            )
+            if resolved.record:
+                self._resume(resolved.record)
+        if resolved is None:
+            raise RuntimeError("a shielded scope was left early")
+        return resolved
+
+    async def expire_due(self) -> None:
+        """Take the actions whose time is over: the model is told, and the turn goes on."""
+        if self._tasks.draining.is_set():
+            return
+        for workspace_id, call_id in await self._database.run(resolution.expired_calls):
+            try:
+                await self.resolve(workspace_id, call_id, _EXPIRY)
+            except AppError as error:  # somebody was faster, or a budget is exhausted
+                logger.debug("tool call %s was not expired: %s", call_id, error)

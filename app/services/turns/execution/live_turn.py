@@ -1,0 +1,313 @@
+"""The state of a turn in this process, and its event log.
+
+Events and locks are asyncio's, because anyio's look up the event loop type at each call.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from app.core.errors import AppError
+from app.core.request_context import RequestContext, context_for_turn
+from app.models import CallStatus, MessageStatus, Role, TurnStatus
+from app.services.turns.errors import InternalError, TurnCancellation, is_retryable
+from app.services.turns.events import (
+    AFTER_ATTEMPT,
+    AnswerMessage,
+    EventValue,
+    OutputTextDelta,
+    RequiredAction,
+    TurnCancelled,
+    TurnCompleted,
+    TurnCreated,
+    TurnEvent,
+    TurnFailed,
+    TurnInProgress,
+    TurnProblem,
+    TurnQueued,
+    TurnRequiresAction,
+)
+from app.services.turns.execution.event_log import EventLog, storable
+from app.services.turns.parts import PARAGRAPH, Part, encode_parts
+from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
+from app.services.turns.steps import Call, close_calls, parts_of
+from app.services.turns.voice_port import SpokenPiece, VoiceStages
+from app.services.usage import Reservation
+
+
+@dataclass(slots=True)
+class LiveTurn:
+    """The state of a turn in this process; `outcome` is set before `settled`."""
+
+    record: TurnRecord
+    voice: VoiceStages | None = None
+    is_replayed: bool = False
+    """True if an idempotency key returned this existing turn."""
+    accepted_at: float = field(default_factory=time.monotonic)
+    progress: Progress = field(default_factory=Progress)
+    log: EventLog = field(default_factory=EventLog)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Cancelling it cancels the turn, or releases it if `is_interrupted_by_shutdown`."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: Outcome | None = None
+    store_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while events are stored, so that checkpoint and settlement store no event twice."""
+    has_unknown_commit: bool = False
+    """True if the last COMMIT of this turn had no answer: what it stored is looked up first."""
+    had_unstored_events: bool = False
+    stored_pieces: int = 0
+    """Number of audio pieces that are stored."""
+    is_interrupted_by_shutdown: bool = False
+    """True if this server shut down before the turn was finished."""
+    played_ms: int | None = None
+    """Played part of the answer's audio at cancellation, in milliseconds."""
+    context: RequestContext = field(init=False)
+    """What its log records and spans have in common; with the ids of the request that began it."""
+
+    def __post_init__(self) -> None:
+        """Take the ids of the running request."""
+        self.context = context_for_turn(self.record.id)
+        if self.record.steps:
+            self._restore_steps()
+
+    def _restore_steps(self) -> None:
+        """Begin with the steps that earlier attempts stored."""
+        progress = self.progress
+        progress.steps = list(self.record.steps)
+        texts = [step.content for step in progress.steps if step.content]
+        progress.text = [PARAGRAPH.join(texts)] if texts else []
+        progress.step_text_start = len(progress.text)
+
+    def set_reservation(self, reservation: Reservation) -> None:
+        """Take note of what budgets have reserved for the turn."""
+        self.record = replace(self.record, reservation=reservation)
+
+    def begin(self) -> None:
+        """Emit the events of a turn that starts to run."""
+        self.emit_acceptance()
+        if self.record.was_queued:
+            self.mark("queue_ms")
+        self.log.emit(TurnInProgress(self.record.attempt))
+        if self.progress.text:  # of stored steps, for clients that begin anew with the attempt
+            self.log.emit(OutputTextDelta(self.text))
+
+    def interrupt_for_shutdown(self) -> None:
+        """Stop the turn so that another server restarts it, unless it is already cancelled."""
+        if not self.scope.cancel_called:
+            self.is_interrupted_by_shutdown = True
+            self.scope.cancel()
+
+    def take_over(self, record: TurnRecord) -> None:
+        """Continue a turn of another server; number events above all that it stored or sent."""
+        self.record = record
+        if record.steps:
+            self._restore_steps()
+        if self._needs_acceptance_events:
+            self._append_acceptance()
+        self.log.skip_to(self._first_number, is_stored=record.events_after > 0)
+
+    def emit_acceptance(self) -> None:
+        """Emit the events of acceptance once, numbered above those of earlier attempts."""
+        if not self._needs_acceptance_events:
+            return
+        if self.record.attempt > 1:
+            self.log.skip_to(self._first_number, is_stored=False)
+        self._append_acceptance()
+
+    @property
+    def _first_number(self) -> int:
+        """The first number above all earlier attempts, also those without stored events."""
+        last_shown = max(self.record.numbers_after, AFTER_ATTEMPT * (self.record.attempt - 2))
+        return last_shown + AFTER_ATTEMPT
+
+    @property
+    def _needs_acceptance_events(self) -> bool:
+        return self.log.next_number == 1 and not self.record.events_after
+
+    def _append_acceptance(self) -> None:
+        record = self.record
+        created = TurnCreated(
+            record.id, record.session_id, record.user_message_id, record.message_id
+        )
+        self.log.emit(created)
+        if record.was_queued:
+            self.log.emit(TurnQueued())
+
+    def unstored_pieces(self) -> Sequence[SpokenPiece]:
+        """Return the finished audio pieces that are not stored yet."""
+        return self.voice.finished_pieces()[self.stored_pieces :] if self.voice else ()
+
+    def append_text(self, delta: str) -> None:
+        """Append a delta to the answer and to the event log."""
+        self.progress.text.append(delta)
+        self.log.append_text(delta)
+
+    def append_reasoning(self, delta: str) -> None:
+        """Append what the model thinks aloud to the step and to the event log."""
+        self.progress.reasoning.append(delta)
+        self.log.append_reasoning(delta)
+
+    @property
+    def waits_for_action(self) -> bool:
+        """True if this attempt ended because somebody must act."""
+        return self.outcome is not None and self.outcome.status is TurnStatus.REQUIRES_ACTION
+
+    def required_actions(self) -> list[RequiredAction]:
+        """Return what somebody must do before the turn goes on."""
+        return [
+            required_action(call)
+            for step in self.progress.steps
+            for call in step.calls
+            if call.is_waiting
+        ]
+
+    def terminal_event(self, outcome: Outcome) -> TurnEvent:
+        """Create the terminal event of `outcome`; it is published after it is stored."""
+        self.log.flush_text()
+        value: EventValue
+        match outcome.status:
+            case TurnStatus.COMPLETED:
+                progress = self.progress
+                value = TurnCompleted(
+                    self._answer(outcome),
+                    progress.usage,
+                    progress.timings,
+                    len(progress.steps) + 1,
+                    progress.stop_reason,
+                )
+            case TurnStatus.REQUIRES_ACTION:
+                value = TurnRequiresAction(self.required_actions())
+            case TurnStatus.CANCELLED:
+                value = TurnCancelled(self._answer(outcome))
+            case _:
+                error = outcome.error or InternalError("The turn failed.")
+                problem = TurnProblem(error.code, error.title(), error.detail)
+                value = TurnFailed(problem, is_retryable(error))
+        return TurnEvent.of(self.log.next_number, value)
+
+    def _answer(self, outcome: Outcome) -> AnswerMessage:
+        record = self.record
+        return AnswerMessage(
+            id=record.message_id,
+            session_id=record.session_id,
+            turn_id=record.id,
+            seq=record.user_seq + 1,
+            role=Role.ASSISTANT,
+            content=outcome.content,
+            status=outcome.message_status,
+            modality=record.output,
+            created_at=record.created_at,
+        )
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without characters that databases cannot store."""
+        return storable("".join(self.progress.text))
+
+    def mark(self, name: str) -> None:
+        """Record the time of the stage `name`, in milliseconds from acceptance; only the first."""
+        elapsed_ms = (time.monotonic() - self.accepted_at) * 1000
+        self.progress.timings.setdefault(name, round(elapsed_ms, 1))
+
+    def note_attempts(self) -> None:
+        """Add the attempts at providers to the timings, where one failed: `chat_attempt_1_ms`."""
+        numbers: dict[str, int] = {}
+        for call in self.context.provider_calls:
+            if call.error or call.attempt > 1:
+                number = numbers[call.capability] = numbers.get(call.capability, 0) + 1
+                name = f"{call.capability}_attempt_{number}_ms"
+                self.progress.timings[name] = round((call.ended_at - call.started_at) * 1000, 1)
+
+    def end(self, outcome: Outcome) -> None:
+        """Set the outcome and wake all that wait for it; later calls have no effect."""
+        if self.settled.is_set():
+            return
+        self.outcome = outcome
+        self.settled.set()
+        self.log.wake()
+        if self.voice:
+            self.voice.on_settled(outcome.error)
+
+    def completed_outcome(self, speech_error: AppError | None = None) -> Outcome:
+        """Create the outcome of a complete answer, whose speech synthesis may have failed."""
+        truncated = self.progress.finish_reason == "length"
+        return Outcome(
+            TurnStatus.FAILED if speech_error else TurnStatus.COMPLETED,
+            MessageStatus.TRUNCATED if truncated else MessageStatus.COMPLETED,
+            self.text,
+            speech_error,
+            self._parts(),
+        )
+
+    def waiting_outcome(self) -> Outcome:
+        """Create the outcome of an attempt that waits until somebody acts."""
+        return Outcome(
+            TurnStatus.REQUIRES_ACTION,
+            MessageStatus.IN_PROGRESS,
+            self.text,
+            parts=self._parts(),
+        )
+
+    def failed_outcome(self, error: AppError) -> Outcome:
+        """Create the outcome of a turn whose answer is incomplete or missing."""
+        return Outcome(
+            TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._closed_parts()
+        )
+
+    def cancelled_outcome(self) -> Outcome:
+        """Create the outcome of a cancelled turn."""
+        error = TurnCancellation("The turn was cancelled before it was finished.")
+        return Outcome(
+            TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._closed_parts()
+        )
+
+    def _closed_parts(self) -> list[Part] | None:
+        close_calls(self.progress.steps)
+        return self._parts()
+
+    def _parts(self) -> list[Part] | None:
+        progress = self.progress
+        if not progress.steps and not progress.reasoning:
+            return None
+        text = storable("".join(progress.text[progress.step_text_start :]))
+        return parts_of(progress.steps, storable("".join(progress.reasoning)), text)
+
+    def reply(self) -> Reply:
+        """Return the reply of the settled turn, or raise the error that it ended with."""
+        record, outcome = self.record, self.outcome
+        if outcome is None:
+            raise RuntimeError("the turn is not settled")
+        if outcome.error:
+            outcome.error.extensions["turn_id"] = str(record.id)
+            raise outcome.error.with_traceback(None)
+        return Reply(
+            id=record.message_id,
+            session_id=record.session_id,
+            turn_id=record.id,
+            seq=record.user_seq + 1,
+            role=Role.ASSISTANT,
+            content=outcome.content,
+            heard_content=None,
+            status=outcome.message_status,
+            modality=record.output,
+            created_at=self.progress.ended_at or record.created_at,
+            parts=encode_parts(outcome.parts) if outcome.parts else None,
+            usage=self.progress.usage,
+            timings=self.progress.timings,
+        )
+
+
+def required_action(call: Call) -> RequiredAction:
+    """Return what somebody must do for a call that waits."""
+    is_approval = call.status is CallStatus.AWAITING_APPROVAL
+    return RequiredAction(
+        call.id,
+        "approval" if is_approval else "output",
+        call.name,
+        call.arguments,
+        (call.approval_by or "operator") if is_approval else "user",
+        call.expires_at,
+    )

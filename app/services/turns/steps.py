@@ -1,0 +1,155 @@
+"""Steps of a turn and the tool calls in them, as the engine works with them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from app.models import WAITING_STATUSES, CallStatus, new_id, utc_now
+from app.services.tool_ports import Effect, PinnedTool
+from app.services.turns.parts import Part, ReasoningPart, TextPart, ToolCallPart
+from app.services.usage.pricing import NANOS
+
+FINAL = frozenset(
+    (
+        CallStatus.COMPLETED,
+        CallStatus.FAILED,
+        CallStatus.DENIED,
+        CallStatus.EXPIRED,
+        CallStatus.CANCELLED,
+        CallStatus.UNKNOWN,
+    )
+)
+_NO_RESULT = {
+    CallStatus.CANCELLED: "The call was cancelled before it had a result.",
+    CallStatus.UNKNOWN: "The call was begun, and it is not known whether it was done.",
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One tool call: the ledger's row, as this process knows it."""
+
+    step: int
+    index: int
+    model_call_id: str
+    name: str
+    arguments: str
+    tool: PinnedTool | None = None
+    """`None` where the agent has no tool of that name."""
+    id: UUID = field(default_factory=new_id)
+    status: CallStatus = CallStatus.PENDING
+    attempt: int = 0
+    result: str | None = None
+    stored_result: str | None = None
+    error_code: str | None = None
+    error_detail: str | None = None
+    approval_by: str | None = None
+    expires_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    decision: str | None = None
+    """The action that somebody took, if one was wanted."""
+    decided_by: str | None = None
+    is_ours: bool = False
+    """True where this attempt has begun it."""
+
+    @property
+    def is_final(self) -> bool:
+        """True once the call has ended."""
+        return self.status in FINAL
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while somebody must act."""
+        return self.status in WAITING_STATUSES
+
+    @property
+    def price_nanos(self) -> int:
+        """What it costs to begin it, in nano-dollars."""
+        return round((self.tool.price_usd or 0) * NANOS) if self.tool else 0
+
+    def end(
+        self,
+        status: CallStatus,
+        result: str,
+        *,
+        stored_result: str | None = None,
+        error_code: str | None = None,
+        error_detail: str | None = None,
+    ) -> None:
+        """Set the result, as the model is shown it."""
+        self.status, self.result, self.stored_result = status, result, stored_result
+        self.error_code, self.error_detail = error_code, error_detail
+        self.ended_at = utc_now()
+
+    def part(self) -> ToolCallPart:
+        """Return the part of the answer that this call is."""
+        result = self.result if self.result is not None else _NO_RESULT.get(self.status, "")
+        return ToolCallPart(
+            self.model_call_id, self.name, self.arguments, self.status.value, result
+        )
+
+
+@dataclass(slots=True)
+class Step:
+    """One answer of the model with calls in it."""
+
+    number: int
+    content: str
+    reasoning: str | None
+    model: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    usage_estimated: bool
+    calls: list[Call]
+    is_billed: bool = False
+    """True once the usage is part of the turn's receipt."""
+    is_stored: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """True while a call has no result."""
+        return not all(call.is_final for call in self.calls)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the parts of the answer that this step is."""
+        if self.reasoning:
+            yield ReasoningPart(self.reasoning)
+        if self.content:
+            yield TextPart(self.content)
+        for call in self.calls:
+            yield call.part()
+
+
+def parts_of(steps: Sequence[Step], reasoning: str, text: str) -> list[Part] | None:
+    """Return the parts of an answer; `None` where it is plain text."""
+    if not steps and not reasoning:
+        return None
+    parts = [part for step in steps for part in step.parts()]
+    if reasoning:
+        parts.append(ReasoningPart(reasoning))
+    if text:
+        parts.append(TextPart(text))
+    return parts
+
+
+def has_acted(steps: Iterable[Step]) -> bool:
+    """Tell whether a call was begun that does something: then the turn must not begin anew."""
+    return any(
+        call.attempt and not (call.tool and call.tool.effect is Effect.READ)
+        for step in steps
+        for call in step.calls
+    )
+
+
+def close_calls(steps: Iterable[Step]) -> None:
+    """End the calls of a turn that is over: a `once` call that was begun may have been done."""
+    for step in steps:
+        for call in step.calls:
+            if not call.is_final:
+                is_once = call.tool is None or call.tool.effect is Effect.ONCE
+                was_begun = call.status is CallStatus.RUNNING
+                call.status = CallStatus.UNKNOWN if was_begun and is_once else CallStatus.CANCELLED
+                call.ended_at = utc_now()

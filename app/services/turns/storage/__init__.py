@@ -1,0 +1,1 @@
+"""Storage of turns: transaction scripts and their prepared statements."""

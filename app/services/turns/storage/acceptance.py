@@ -1,0 +1,313 @@
+"""The transaction script that accepts a turn.
+
+Every transaction that changes a session's turns first locks the session's row, so that order and
+queue are decided serially; on SQLite `BEGIN IMMEDIATE` does the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Dialect, Update, bindparam, text, update
+
+from app.core.database.statements import PreparedStatement, Rows
+from app.core.database.transactions import TransactionScript, fetch_one
+from app.core.value_objects import value_object
+from app.models import (
+    LIVE,
+    MessageStatus,
+    Modality,
+    Role,
+    TurnStatus,
+    new_id,
+    utc_now,
+)
+from app.services.crud import AgentArchived, SessionBusy, session_not_found
+from app.services.turns import receipts
+from app.services.turns.context.history_cache import (
+    History,
+    HistoryCache,
+    immutable_prefix,
+)
+from app.services.turns.context.persona_cache import PersonaCache, PersonaKey
+from app.services.turns.context.prompt import LOADED_MESSAGES, require_room
+from app.services.turns.errors import SessionQueueFull
+from app.services.turns.records import (
+    BusyPolicy,
+    HistoryMessage,
+    Persona,
+    TurnOptions,
+    TurnRecord,
+    TurnRequest,
+)
+from app.services.turns.storage import (
+    idempotency_keys,
+    turn_statements,
+)
+from app.services.turns.storage.repetition import UNSETTLED_IDS, run_again_or_find
+from app.services.turns.storage.tables import (
+    LEASE,
+    is_turn,
+    same_named_parameters,
+    turns,
+)
+from app.services.turns.storage.turn_rows import (
+    read_history,
+    read_persona,
+)
+from app.services.usage import UNLIMITED_ACCOUNT, Account, budgets, reservations
+
+QUEUE_LIMIT = 8
+"""Maximum number of queued turns of a session."""
+_NO_PLACES: tuple[Any, ...] = (0, None, None, None, None)
+
+
+@value_object(frozen=True, slots=True)
+class NewMessage:
+    """A user message to accept."""
+
+    workspace_id: UUID
+    session_id: UUID
+    modality: Modality
+    content: str
+    """Empty for a voice turn, until it is transcribed."""
+    account: Account = UNLIMITED_ACCOUNT
+    upload_seconds: float | None = None
+    """Duration of a voice turn's recording; `None` for text."""
+    output: Modality = Modality.TEXT
+    """Whether the answer is spoken."""
+    user_id: str | None = None
+    """The end user who sends it and must own the session."""
+    turn_id: UUID = field(default_factory=new_id)
+    """The ids exist before the transaction, so that the turn is found after a lost COMMIT."""
+    user_message_id: UUID = field(default_factory=new_id)
+    message_id: UUID = field(default_factory=new_id)
+
+
+@value_object(frozen=True, slots=True)
+class TurnCache:
+    """Caches of this process: personas and histories."""
+
+    personas: PersonaCache = field(default_factory=PersonaCache)
+    histories: HistoryCache = field(default_factory=HistoryCache)
+
+
+@value_object(frozen=True, slots=True)
+class AcceptedTurn:
+    """An accepted turn, new or found by its key; `interrupt_id` is the live turn to cancel."""
+
+    record: TurnRecord
+    is_replayed: bool = False
+    interrupt_id: UUID | None = None
+    interrupts_waiting: bool = False
+    """True where that turn waits for a client's action, so that no server runs it."""
+    is_taken_over: bool = False
+    """True if the turn went on without this server while it was unknown whether it was stored."""
+    settled: History = ()
+    """The part of the history to cache for the session's next turn."""
+
+
+def accept(
+    message: NewMessage, options: TurnOptions, owner_id: UUID, cache: TurnCache
+) -> TransactionScript[AcceptedTurn]:
+    """Insert the user message, the empty assistant message and the turn, live or queued.
+
+    An idempotency key that was used before returns its turn, which is restarted if it failed with
+    a retryable error.
+    Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
+    `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
+    `BudgetExhausted`.
+    """
+    if options.key:
+        turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
+        if turn_id:
+            record, is_found = yield from run_again_or_find(
+                message.workspace_id, turn_id, message.account, owner_id
+            )
+            return AcceptedTurn(record, is_replayed=is_found)
+    accepted = yield from _accept_new(message, options, owner_id, cache)
+    if options.key:
+        yield [idempotency_keys.link_turn_stmt(accepted.record, options.key)]
+    return accepted
+
+
+def _accept_new(
+    message: NewMessage, options: TurnOptions, owner_id: UUID, cache: TurnCache
+) -> TransactionScript[AcceptedTurn]:
+    now = utc_now()
+    session = {"workspace_id_": message.workspace_id, "session_id_": message.session_id}
+    cached = cache.histories.get((message.workspace_id, message.session_id))
+    allocated, rows = yield [
+        turn_statements.ALLOCATE_SEQ(now=now, **session),
+        turn_statements.HISTORY_AND_WAITING(**session, after_=cached[-1].seq if cached else 0),
+    ]
+    last_seq, agent_id, user_id, version, archived_at = allocated[0] if allocated else _NO_PLACES
+    if not allocated or message.user_id not in {None, user_id}:
+        raise session_not_found()
+    if archived_at:
+        raise AgentArchived("The session's agent is archived: it takes no new messages.")
+    if cached and not _continues(cached, rows):
+        cached = ()
+        rows = yield from fetch_one(turn_statements.HISTORY_AND_WAITING(**session, after_=0))
+    waiting = rows[0][-1] if rows else 0  # a session without messages has no turns
+    persona = yield from _load_persona((message.workspace_id, agent_id, version), cache.personas)
+    interrupt_id, interrupted_status = None, None
+    if waiting:
+        interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
+    newer = read_history(rows)
+    require_room(persona, message.account.context_tokens, message.content)
+    history = (*(*cached, *newer)[-LOADED_MESSAGES:], _question(message, last_seq - 1))
+    record = TurnRecord(
+        workspace_id=message.workspace_id,
+        id=message.turn_id,
+        session_id=message.session_id,
+        modality=message.modality,
+        status=TurnStatus.QUEUED if waiting else TurnStatus.IN_PROGRESS,
+        attempt=1,
+        user_message_id=message.user_message_id,
+        message_id=message.message_id,
+        user_seq=last_seq - 1,
+        created_at=now,
+        persona=persona,
+        history=() if waiting else history,
+        was_queued=bool(waiting),
+        reservation=receipts.estimate_reservation(message, persona, history, now, waiting, user_id),
+        agent_id=agent_id,
+        key_id=message.account.key_id,
+        user_id=message.account.user_id or user_id,
+        request=_turn_request(persona, message.account, user_id),
+        output=message.output,
+    )
+    stored = _stored_turn(record) | {
+        "agent_id": record.agent_id,
+        "key_id": record.key_id,
+        "user_id": record.user_id,
+        "request": record.request.to_json() if record.request else None,
+        **receipts.reserved_columns(record.reservation),
+    }
+    if waiting:
+        inserted_turn = turn_statements.INSERT_QUEUED_TURN(**stored, owner_id=None, started_at=None)
+    else:
+        inserted_turn = turn_statements.INSERT_LIVE_TURN(
+            **stored, owner_id=owner_id, started_at=now, lease_end_=now + LEASE
+        )
+    inserted_messages = turn_statements.INSERT_MESSAGES(**_stored_messages(record, message.content))
+    yield from budgets.reserve(
+        message.account, record.reservation, [inserted_turn, inserted_messages]
+    )
+    settled = immutable_prefix(cached, newer)
+    return AcceptedTurn(
+        record,
+        interrupt_id=interrupt_id,
+        interrupts_waiting=interrupted_status is TurnStatus.REQUIRES_ACTION,
+        settled=settled,
+    )
+
+
+def _continues(cached: Sequence[HistoryMessage], rows: Rows) -> bool:
+    """Return whether `rows`, newest first, directly follow the cached messages.
+
+    They do not after a backup was restored, or if other servers stored more than one load returns.
+    """
+    return bool(rows) and rows[-1][0] == cached[-1].seq + 1
+
+
+def _load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[Persona]:
+    cached = personas.get(key)
+    if cached:
+        return cached
+    workspace_id, agent_id, version = key
+    (row,) = yield from fetch_one(
+        turn_statements.PERSONA(workspace_id_=workspace_id, agent_id_=agent_id, version_=version)
+    )
+    persona = yield from read_persona(workspace_id, row)
+    personas.put(key, persona)
+    return persona
+
+
+def _question(message: NewMessage, seq: int) -> HistoryMessage:
+    is_text = message.modality is Modality.TEXT
+    status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
+    return HistoryMessage(seq, Role.USER.value, status.value, message.content)
+
+
+def _turn_request(persona: Persona, account: Account, user_id: str | None) -> TurnRequest | None:
+    """Return what later steps of the turn need; `None` for an agent without tools."""
+    if persona.tools is None:
+        return None
+    return TurnRequest(bucket_limits=reservations.stored_limits(account.budgets(user_id)))
+
+
+def _stored_turn(record: TurnRecord) -> dict[str, Any]:
+    return {
+        "workspace_id": record.workspace_id,
+        "id": record.id,
+        "session_id": record.session_id,
+        "agent_version": record.persona.version,
+        "modality": record.modality,
+        "status": record.status,
+        "user_message_id": record.user_message_id,
+        "message_id": record.message_id,
+        "user_seq": record.user_seq,
+        "created_at": record.created_at,
+    }
+
+
+def _stored_messages(record: TurnRecord, content: str) -> dict[str, Any]:
+    is_text = record.modality is Modality.TEXT
+    return {
+        "workspace_id": record.workspace_id,
+        "session_id": record.session_id,
+        "turn_id": record.id,
+        "modality": record.modality,
+        "output": record.output,
+        "created_at": record.created_at,
+        "user_message_id": record.user_message_id,
+        "user_seq": record.user_seq,
+        "user_status": MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS,
+        "content": content,
+        "message_id": record.message_id,
+        "seq": record.user_seq + 1,
+    }
+
+
+def _queue_or_refuse(
+    message: NewMessage, on_busy: BusyPolicy
+) -> TransactionScript[tuple[UUID | None, TurnStatus | None]]:
+    """Apply the busy policy; return the turn to be interrupted and its status, if there is one."""
+    unsettled = yield from fetch_one(
+        UNSETTLED_IDS(workspace_id_=message.workspace_id, session_id_=message.session_id)
+    )
+    ((first_id, first_status), *_) = unsettled
+    if on_busy is BusyPolicy.REJECT:
+        busy = SessionBusy("A turn of this session is not finished.")
+        busy.extensions["active_turn_id"] = str(first_id)
+        raise busy
+    if len(unsettled) > QUEUE_LIMIT:
+        raise SessionQueueFull(
+            f"{QUEUE_LIMIT} turns wait in this session already.", retry_after_seconds=2
+        )
+    if on_busy is not BusyPolicy.INTERRUPT:
+        return None, None
+    yield from request_cancel(message.workspace_id, first_id)
+    return first_id, first_status
+
+
+def request_cancel(
+    workspace_id: UUID, turn_id: UUID, played_ms: int | None = None
+) -> TransactionScript[None]:
+    """Request that the server that runs the turn cancels it; `played_ms` of audio were played."""
+    turn = {"workspace_id_": workspace_id, "turn_id_": turn_id}
+    yield [_REQUEST_CANCEL(**turn, now=utc_now(), cancel_played_ms=played_ms)]
+
+
+def _request_cancel_stmt(_dialect: Dialect) -> Update:
+    return (
+        update(turns)
+        .where(is_turn(), text(LIVE))
+        .values(cancel_requested_at=bindparam("now"), **same_named_parameters("cancel_played_ms"))
+    )
+
+
+_REQUEST_CANCEL = PreparedStatement(_request_cancel_stmt)

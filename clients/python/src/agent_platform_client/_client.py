@@ -1,0 +1,484 @@
+"""The synchronous client, generated from the asynchronous one."""
+
+import json as json_module
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self, Unpack
+from urllib.parse import quote
+
+import httpx2
+
+from agent_platform_client import types
+from agent_platform_client._protocol import (
+    SILENCE_SECONDS,
+    UNSETTLED,
+    WAIT_SECONDS,
+    Call,
+    EventParser,
+    RateLimit,
+    Retries,
+    TurnProgress,
+    VoiceReply,
+    is_refusal,
+    key_header,
+    pruned,
+    without_none,
+)
+from agent_platform_client.errors import ApiError, ConnectionLost, NotFound
+
+_EVENTS = {"Accept": "text/event-stream"}
+_NO_CONTENT = 204
+
+
+class _Transport:
+    """Sends requests, and sends them again where that helps and does no harm."""
+
+    def __init__(
+        self,
+        http: httpx2.Client,
+        base_url: str,
+        headers: Mapping[str, str],
+        retry_seconds: float,
+    ) -> None:
+        self.http = http
+        self.retry_seconds = retry_seconds
+        self.rate_limit: RateLimit | None = None
+        self._base_url = base_url.rstrip("/")
+        self._headers = headers
+
+    def send(self, call: Call) -> httpx2.Response:
+        """Return a whole response, and repeat the request until it is one."""
+        retries = Retries(self.retry_seconds)
+        was_lost = False
+        while True:
+            try:
+                response = self.open(call, retries)
+                try:
+                    response.read()
+                finally:
+                    response.close()
+            except httpx2.TransportError as error:
+                was_lost = True
+                was_sent = not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
+                time.sleep(retries.after_loss(call, error, was_sent=was_sent))
+            except NotFound:
+                if was_lost and call.method == "DELETE":  # by the request whose answer was lost
+                    return httpx2.Response(_NO_CONTENT)
+                raise
+            else:
+                return response
+
+    def open(self, call: Call, retries: Retries) -> httpx2.Response:
+        """Return a response without its body; a refusal is waited for or raised."""
+        while True:
+            request = self.http.build_request(
+                call.method,
+                self._base_url + quote(call.path, safe="/?=&%-._~:+,"),
+                params=call.params or None,
+                json=call.json,
+                data=call.form,
+                files=call.files,
+                headers={**self._headers, **call.headers},
+            )
+            response = self.http.send(request, stream=True)
+            self.rate_limit = RateLimit.from_headers(response.headers) or self.rate_limit
+            if not is_refusal(response.status_code):
+                return response
+            try:
+                body = response.read()
+            finally:
+                response.close()
+            pause = retries.after_refusal(call, response.status_code, response.headers, body)
+            time.sleep(pause)
+
+
+class AgentPlatform:
+    """A client of one server; `base_url` is its address, `api_key` a key or token of it.
+
+    Requests are repeated for `retry_seconds` where that does no harm: after lost connections, and
+    after 429 and 503 as `Retry-After` says. Methods raise `ApiError` and `ConnectionLost`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        *,
+        workspace_id: str | None = None,
+        retry_seconds: float = 60,
+        http_client: httpx2.Client | None = None,
+    ) -> None:
+        headers = {"User-Agent": "agent-platform-client-python/0.2.0"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        if workspace_id:
+            headers["X-Workspace-Id"] = workspace_id
+        self._owns_http = http_client is None
+        http = http_client or httpx2.Client(timeout=httpx2.Timeout(SILENCE_SECONDS, connect=5))
+        self._transport = _Transport(http, base_url, headers, retry_seconds)
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """The caller's limit, as the last response told it."""
+        return self._transport.rate_limit
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections, unless they are of an `http_client` that was given."""
+        if self._owns_http:
+            self._transport.http.close()
+
+    # agents
+
+    def create_agent(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[types.AgentCreate]
+    ) -> types.AgentRead:
+        """Create an agent."""
+        return self._json("POST", "/agents", fields, key_header(idempotency_key))
+
+    def list_agents(self, *, archived: bool = False) -> Iterator[types.AgentRead]:
+        """Yield all agents, newest first, page by page."""
+        return self._list("/agents", {"archived": archived})
+
+    def get_agent(self, agent_id: str) -> types.AgentRead:
+        """Return an agent."""
+        return self._json("GET", f"/agents/{agent_id}")
+
+    def update_agent(self, agent_id: str, **changes: Unpack[types.AgentUpdate]) -> types.AgentRead:
+        """Change the given fields; `None` resets one to the server's default."""
+        return self._json("PATCH", f"/agents/{agent_id}", changes)
+
+    def archive_agent(self, agent_id: str) -> None:
+        """Archive an agent, which then takes no new messages."""
+        self._json("DELETE", f"/agents/{agent_id}")
+
+    # sessions
+
+    def create_session(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[types.SessionCreate]
+    ) -> types.SessionRead:
+        """Create a conversation, or import one with its `messages`."""
+        return self._json("POST", "/sessions", fields, key_header(idempotency_key))
+
+    def list_sessions(
+        self,
+        *,
+        agent_id: str | None = None,
+        user_id: str | None = None,
+        q: str | None = None,
+        updated_after: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> Iterator[types.SessionRead]:
+        """Yield all conversations, newest first, page by page."""
+        members = json_module.dumps(metadata) if metadata else None
+        filters = without_none(
+            agent_id=agent_id, user_id=user_id, q=q, updated_after=updated_after, metadata=members
+        )
+        return self._list("/sessions", filters)
+
+    def get_session(self, session_id: str) -> types.SessionHistory:
+        """Return a conversation with all of its messages."""
+        return self._json("GET", f"/sessions/{session_id}")
+
+    def list_messages(self, session_id: str) -> Iterator[types.MessageRead]:
+        """Yield the messages of a conversation, oldest first, page by page."""
+        return self._list(f"/sessions/{session_id}/messages", {})
+
+    def update_session(
+        self, session_id: str, **changes: Unpack[types.SessionUpdate]
+    ) -> types.SessionRead:
+        """Change title, user, metadata or agent; `None` clears title and user."""
+        return self._json("PATCH", f"/sessions/{session_id}", changes)
+
+    def fork_session(
+        self, session_id: str, *, up_to_seq: int | None = None, idempotency_key: str | None = None
+    ) -> types.SessionRead:
+        """Copy a conversation, or its messages up to `up_to_seq`."""
+        path, body = f"/sessions/{session_id}/fork", without_none(up_to_seq=up_to_seq)
+        return self._json("POST", path, body, key_header(idempotency_key))
+
+    def delete_session(self, session_id: str) -> None:
+        """Delete a conversation for good."""
+        self._json("DELETE", f"/sessions/{session_id}")
+
+    def create_session_token(self, session_id: str, *, ttl_seconds: int = 900) -> types.TokenRead:
+        """Create a token for one session, for a browser."""
+        path, body = f"/sessions/{session_id}/tokens", {"ttl_seconds": ttl_seconds}
+        return self._json("POST", path, body, is_repeatable=False)
+
+    # messages
+
+    def send_text(
+        self,
+        session_id: str,
+        content: str,
+        *,
+        on_busy: types.BusyPolicy = "enqueue",
+        idempotency_key: str | None = None,
+    ) -> types.ReplyRead:
+        """Send a message and return the answer. Raises `TurnFailed`."""
+        stream = self.stream_text(
+            session_id, content, on_busy=on_busy, idempotency_key=idempotency_key
+        )
+        return stream.final_reply()
+
+    def stream_text(
+        self,
+        session_id: str,
+        content: str,
+        *,
+        on_busy: types.BusyPolicy = "enqueue",
+        idempotency_key: str | None = None,
+    ) -> "TurnStream":
+        """Send a message and return its events; nothing is sent before they are iterated over."""
+        body = {"session_id": session_id, "content": content, "on_busy": on_busy}
+        headers = key_header(idempotency_key) | _EVENTS
+        call = Call("POST", "/messages/text", json=body, headers=headers)
+        return TurnStream(self._transport, TurnProgress(call))
+
+    def start_text(
+        self,
+        session_id: str,
+        content: str,
+        *,
+        on_busy: types.BusyPolicy = "enqueue",
+        idempotency_key: str | None = None,
+    ) -> types.TurnWithMessage:
+        """Send a message whose turn runs in the background; `wait_turn` waits for its end."""
+        body = {"session_id": session_id, "content": content, "on_busy": on_busy}
+        headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
+        return self._json("POST", "/messages/text", body, headers)
+
+    def send_voice(
+        self,
+        session_id: str,
+        audio: bytes,
+        *,
+        on_busy: types.BusyPolicy = "enqueue",
+        idempotency_key: str | None = None,
+    ) -> VoiceReply:
+        """Send a recording (wav, mp3, m4a, webm, ogg, flac); return the answer.
+
+        Raises `TurnFailed`.
+        """
+        stream = self.stream_voice(
+            session_id, audio, on_busy=on_busy, idempotency_key=idempotency_key
+        )
+        reply = stream.final_reply()
+        turn_id, transcript = stream.turn_id or "", stream.transcript or ""
+        try:
+            mp3 = self.get_turn_audio(turn_id)
+        except NotFound:  # the server keeps no sound: the sentences one after the other
+            mp3 = stream.mp3
+        return VoiceReply(turn_id, transcript, reply, mp3)
+
+    def stream_voice(
+        self,
+        session_id: str,
+        audio: bytes,
+        *,
+        on_busy: types.BusyPolicy = "enqueue",
+        idempotency_key: str | None = None,
+    ) -> "TurnStream":
+        """Send a recording and return its events: transcript, text, a clip for each sentence."""
+        call = Call(
+            "POST",
+            "/messages/voice",
+            form={"session_id": session_id, "on_busy": on_busy},
+            files={"audio": ("recording", audio)},
+            headers=key_header(idempotency_key) | _EVENTS,
+        )
+        return TurnStream(self._transport, TurnProgress(call))
+
+    # turns
+
+    def list_turns(
+        self, *, session_id: str | None = None, status: types.TurnStatus | None = None
+    ) -> Iterator[types.TurnRead]:
+        """Yield turns, newest first, page by page."""
+        return self._list("/turns", without_none(session_id=session_id, status=status))
+
+    def get_turn(self, turn_id: str) -> types.TurnWithMessage:
+        """Return a turn as it is now, with its answer."""
+        return self._json("GET", f"/turns/{turn_id}")
+
+    def wait_turn(self, turn_id: str) -> types.TurnWithMessage:
+        """Return a turn once it does not run any more, over lost connections and restarts."""
+        while True:
+            call = Call("GET", f"/turns/{turn_id}", {"wait_seconds": WAIT_SECONDS})
+            turn: types.TurnWithMessage = (self._transport.send(call)).json()
+            if turn["status"] not in UNSETTLED:
+                return turn
+
+    def follow_turn(self, turn_id: str, *, after: int = 0) -> "TurnStream":
+        """Return the events of a turn above `after`, until its end."""
+        first = Call("GET", f"/turns/{turn_id}/events", headers=_EVENTS)
+        return TurnStream(self._transport, TurnProgress(first, turn_id, after))
+
+    def cancel_turn(self, turn_id: str, *, played_ms: int | None = None) -> types.TurnWithMessage:
+        """Cancel a turn; `played_ms` says how much of its sound was heard."""
+        body = without_none(played_ms=played_ms)
+        return self._json("POST", f"/turns/{turn_id}/cancel", body)
+
+    def get_turn_audio(self, turn_id: str) -> bytes:
+        """Return the spoken answer of a turn as MP3."""
+        return (self._transport.send(Call("GET", f"/turns/{turn_id}/audio"))).content
+
+    def get_usage(self, **filters: str) -> list[types.UsageRowRead]:
+        """Report usage: `group_by`, `user_id` and others, as `GET /usage` takes them."""
+        return (self._transport.send(Call("GET", "/usage", filters))).json()
+
+    # requests
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  # JSON of an endpoint that has no method here
+        """Send any other request and return its JSON; POST is not repeated without a key."""
+        call = Call(method, path, params or {}, json, is_repeatable=method != "POST")
+        response = self._transport.send(call)
+        return response.json() if response.content else None
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        is_repeatable: bool = True,
+    ) -> Any:  # noqa: ANN401  # the callers name its type
+        call = Call(method, path, json=body, headers=headers or {}, is_repeatable=is_repeatable)
+        response = self._transport.send(call)
+        return response.json() if response.content else None
+
+    def _list(self, path: str, params: Mapping[str, Any]) -> Generator[Any, None, None]:
+        call: Call | None = Call("GET", path, {"limit": 100, **params})
+        while call:
+            response = self._transport.send(call)
+            for row in response.json():
+                yield row
+            next_url: str | None = response.links.get("next", {}).get("url")
+            call = Call("GET", next_url) if next_url else None
+
+
+class TurnStream:
+    """The events of one turn, each once and in order, over lost connections and restarts.
+
+    Iterate over it once: it ends with the turn, and raises `TurnFailed` after `turn.failed`. A
+    block of `with` closes the connection; the turn itself goes on.
+    """
+
+    def __init__(self, transport: _Transport, progress: TurnProgress) -> None:
+        self._transport = transport
+        self._progress = progress
+        self._generator = self._events()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._generator.close()
+
+    def __iter__(self) -> Iterator[types.TurnEvent]:
+        return self._generator
+
+    @property
+    def turn_id(self) -> str | None:
+        """The turn's id, once it is accepted."""
+        return self._progress.turn_id
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last event: `follow_turn` goes on `after` it, in another process."""
+        return self._progress.last_number
+
+    @property
+    def text(self) -> str:
+        """The answer so far; empty again where the turn begins anew."""
+        return self._progress.text
+
+    @property
+    def transcript(self) -> str | None:
+        """The transcript of the recording, once it is there."""
+        return self._progress.transcript
+
+    @property
+    def mp3(self) -> bytes:
+        """The sound so far."""
+        return self._progress.mp3
+
+    def final_reply(self) -> types.ReplyRead:
+        """Read to the end and return the answer. Raises `TurnFailed`."""
+        for _ in self._generator:
+            pass
+        return self._progress.reply()
+
+    def cancel(self, *, played_ms: int | None = None) -> types.TurnWithMessage | None:
+        """Cancel the turn, if it is accepted already; the stream then ends by itself."""
+        if self.turn_id is None:
+            return None
+        body = without_none(played_ms=played_ms)
+        call = Call("POST", f"/turns/{self.turn_id}/cancel", json=body)
+        return (self._transport.send(call)).json()
+
+    def _events(self) -> Generator[types.TurnEvent, None, None]:
+        retries = Retries(self._transport.retry_seconds)
+        while self._progress.outcome is None:
+            call = self._progress.next_call()
+            reason: Exception = ConnectionLost("the stream ended early")
+            try:
+                with closing(self._events_of(call, retries)) as events:
+                    for event in events:
+                        retries.note_progress()
+                        yield event
+            except httpx2.TransportError as error:
+                reason = error
+            except ApiError as error:
+                if not pruned(error):
+                    raise
+                yield self._read_outcome(error)
+            if self._progress.outcome is None:
+                time.sleep(retries.after_loss(call, reason))
+        self._progress.require_success()
+
+    def _events_of(self, call: Call, retries: Retries) -> Generator[types.TurnEvent, None, None]:
+        """Yield the new events of one connection, until it or the turn ends."""
+        response, parser = self._transport.open(call, retries), EventParser()
+        try:
+            if response.status_code == _NO_CONTENT:  # there are no further events
+                yield self._read_outcome(ConnectionLost("the turn's end is missing"))
+            for piece in response.iter_bytes():
+                for event in parser.feed(piece):
+                    if self._progress.take(event):
+                        yield event
+                if self._progress.outcome:
+                    return
+        finally:
+            response.close()
+
+    def _read_outcome(self, otherwise: Exception) -> types.TurnEvent:
+        """Return how a turn ended whose events are gone. Raises `otherwise` where it runs."""
+        call = Call("GET", f"/turns/{self.turn_id}")
+        turn: types.TurnWithMessage = (self._transport.send(call)).json()
+        self._progress.outcome = self._progress.outcome_of(turn)
+        if self._progress.outcome is None:
+            raise otherwise
+        return self._progress.outcome

@@ -1,0 +1,272 @@
+"""Talking on the page: nothing is lost or doubled, whatever happens to the line or the server."""
+
+import base64
+import io
+import re
+import wave
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from playwright.sync_api import Page, Playwright, expect
+
+from tests.console.conftest import RECORDING, WAIT_MS, OpenPage, launched
+from tests.support.provider import Provider
+from tests.support.server_process import ServerProcess
+
+WORDS = " ".join(f"word{number}" for number in range(60))
+RATE = 16_000
+REFUSED_WITH = """navigator.mediaDevices.getUserMedia =
+    () => Promise.reject(new DOMException("", "{}"))"""
+
+
+def say(page: Page, words: str) -> None:
+    field = page.get_by_role("textbox", name="Message", exact=True)
+    field.fill(words)
+    field.press("Enter")
+
+
+def session_of(page: Page) -> str:
+    page.wait_for_url("**/#/chat/*")
+    return page.url.rpartition("/")[2]
+
+
+def stored(api: httpx2.Client, page: Page) -> list[tuple[str, str]]:
+    history = api.get(f"/sessions/{session_of(page)}").json()["messages"]
+    return [(message["role"], message["content"]) for message in history]
+
+
+def expect_conversation(page: Page, *contents: str) -> None:
+    """Wait until the page shows these messages, each once."""
+    articles = page.get_by_role("article")
+    expect(articles).to_have_count(len(contents), timeout=WAIT_MS)
+    for number, content in enumerate(contents):
+        expect(articles.nth(number)).to_contain_text(content, timeout=WAIT_MS)
+    expect(page.locator("[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
+
+
+def test_first_minute_takes_one_click(
+    open_page: OpenPage, api: httpx2.Client, provider: Provider
+) -> None:
+    page = open_page()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Say something.")
+
+    page.get_by_role("button", name="What can you do?").click()
+
+    expect_conversation(page, "What can you do?", "How can I help you today?")
+    receipt = page.get_by_role("button", name="Details of this turn")
+    expect(receipt.filter(has_text="tokens")).to_contain_text("$")
+    assert stored(api, page) == [("user", "What can you do?"), ("assistant", provider.chat.text)]
+    (agent,) = api.get("/agents").json()
+    assert agent["name"] == "Ada"
+    expect(page).to_have_title(re.compile("What can you do"))
+
+
+def test_reload_in_mid_answer_loses_nothing(
+    talk_page: Page, api: httpx2.Client, provider: Provider
+) -> None:
+    provider.chat.text, provider.chat.token_delay_seconds = WORDS, 0.03
+    say(talk_page, "Count")
+    expect(talk_page.get_by_text("word5 ")).to_be_visible()
+
+    talk_page.reload()
+
+    expect_conversation(talk_page, "Count", WORDS)
+    assert stored(api, talk_page) == [("user", "Count"), ("assistant", WORDS)]
+
+
+def test_cut_line_is_taken_up_again_and_what_was_said_meanwhile_arrives_once(
+    talk_page: Page, api: httpx2.Client, provider: Provider
+) -> None:
+    talk_page.context.set_offline(True)
+    say(talk_page, "Are you there?")
+    expect(talk_page.get_by_text("Not sent yet")).to_be_visible()
+    assert stored(api, talk_page) == []
+
+    talk_page.context.set_offline(False)
+
+    expect_conversation(talk_page, "Are you there?", "How can I help you today?")
+    assert stored(api, talk_page)[0] == ("user", "Are you there?")
+    assert len(stored(api, talk_page)) == 2
+    assert len(provider.to("chat")) == 1
+
+
+def test_killed_server_answers_anew_and_once(
+    playwright: Playwright, provider: Provider, tmp_path: Path
+) -> None:
+    provider.reset()
+    provider.chat.text, provider.chat.token_delay_seconds = WORDS, 0.05
+    settings = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": provider.base_url}
+    with ServerProcess(tmp_path, **settings) as server, launched(playwright) as browser:
+        page = browser.new_page()
+        page.goto(server.url)
+        say(page, "Count")
+        expect(page.get_by_text("word10 ")).to_be_visible(timeout=WAIT_MS)
+        server.kill()
+        expect(page.get_by_text("Connection lost")).to_be_visible(timeout=WAIT_MS)
+        provider.chat.token_delay_seconds = 0
+        server.start()
+        expect_conversation(page, "Count", WORDS)
+        with server.client() as api:
+            assert stored(api, page) == [("user", "Count"), ("assistant", WORDS)]
+
+
+def test_next_message_waits_and_stop_keeps_what_was_written(
+    talk_page: Page, api: httpx2.Client, provider: Provider
+) -> None:
+    provider.chat.text, provider.chat.token_delay_seconds = WORDS, 0.1
+    say(talk_page, "Count")
+    expect(talk_page.get_by_text("word3 ")).to_be_visible()
+    say(talk_page, "And then?")
+    expect(talk_page.get_by_text("Next:")).to_be_visible()
+    provider.chat.text, provider.chat.token_delay_seconds = "Nothing.", 0
+
+    talk_page.get_by_role("button", name="Stop").click()
+
+    expect_conversation(talk_page, "Count", "word3", "And then?", "Nothing.")
+    expect(talk_page.get_by_text("Stopped")).to_be_visible()
+    assert [content for _, content in stored(api, talk_page)][2:] == ["And then?", "Nothing."]
+
+
+def test_draft_and_input_method_survive(talk_page: Page, api: httpx2.Client) -> None:
+    field = talk_page.get_by_role("textbox", name="Message", exact=True)
+    field.fill("half a thought")
+    field.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
+    talk_page.reload()
+
+    expect(talk_page.get_by_role("textbox", name="Message", exact=True)).to_have_value(
+        "half a thought"
+    )
+    assert stored(api, talk_page) == []
+
+
+def test_edit_is_a_branch_and_the_old_conversation_stays(
+    talk_page: Page, api: httpx2.Client
+) -> None:
+    say(talk_page, "first")
+    expect_conversation(talk_page, "first", "How can I help")
+    before = session_of(talk_page)
+    talk_page.get_by_role("article").first.hover()
+    talk_page.get_by_role("button", name="Edit and send again").click()
+    talk_page.get_by_role("textbox", name="Edit and send again").fill("second")
+    talk_page.get_by_role("button", name="Send as a new branch").click()
+
+    expect_conversation(talk_page, "second", "How can I help")
+    assert session_of(talk_page) != before
+    old = api.get(f"/sessions/{before}").json()["messages"]
+    assert [message["content"] for message in old][:1] == ["first"]
+
+
+def test_second_tab_shows_what_the_first_one_said(talk_page: Page, server: ServerProcess) -> None:
+    other = talk_page.context.new_page()
+    other.goto(f"{server.url}/#/chat/{session_of(talk_page)}")
+    expect(other.get_by_text("No messages yet.")).to_be_visible(timeout=WAIT_MS)
+    say(talk_page, "from the first tab")
+    expect_conversation(talk_page, "from the first tab", "How can I help")
+
+    other.evaluate("dispatchEvent(new Event('focus'))")
+
+    expect_conversation(other, "from the first tab", "How can I help")
+
+
+def test_failed_answer_says_why_after_a_reload_too(talk_page: Page, provider: Provider) -> None:
+    provider.fail("status_400", times=None)
+    say(talk_page, "Hello")
+    expect(talk_page.get_by_text("Failed.")).to_be_visible(timeout=WAIT_MS)
+    talk_page.reload()
+
+    expect(talk_page.get_by_text("Failed.")).to_be_visible(timeout=WAIT_MS)
+    expect(talk_page.locator(".state code")).to_contain_text("provider")
+
+
+def test_long_history_is_read_back_without_moving_the_view(
+    open_page: OpenPage, api: httpx2.Client
+) -> None:
+    agent = api.post("/agents", json={"name": "Ada"}).json()["id"]
+    lines = [{"role": ("user", "assistant")[n % 2], "content": f"line {n + 1}"} for n in range(260)]
+    body = {"agent_id": agent, "messages": lines}
+    session = api.post("/sessions", json=body).json()["id"]
+    page = open_page(f"#/chat/{session}")
+    expect(page.get_by_text("line 260", exact=True)).to_be_visible()
+    assert page.get_by_role("article").count() <= 40
+
+    region = page.get_by_role("region", name="Conversation")
+    first = page.get_by_text("line 1", exact=True)
+    for _ in range(80):
+        if first.is_visible():
+            break
+        region.evaluate("(box) => box.scrollTo({top: 0})")
+        page.wait_for_function("() => new Promise((r) => setTimeout(() => r(true), 60))")
+
+    expect(first).to_be_visible()
+    assert page.get_by_role("article").count() <= 160
+
+
+def envelope(wav: bytes) -> np.ndarray:
+    """Return the loudness of a 16 kHz recording in decades, for each 20 ms."""
+    with wave.open(io.BytesIO(wav)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
+    blocks = samples[: len(samples) // 320 * 320].reshape(-1, 320)
+    return np.log10(np.sqrt((blocks**2).mean(axis=1)) + 1e-3)
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the highest correlation of two rows of loudness over all shifts of half a second."""
+    best = -1.0
+    for shift in range(-25, 60):
+        a, b = (one[shift:], other) if shift >= 0 else (one, other[-shift:])
+        size = min(len(a), len(b))
+        if size > 60:
+            best = max(best, float(np.corrcoef(a[:size], b[:size])[0, 1]))
+    return best
+
+
+def test_recording_is_stored_as_it_was_spoken_and_its_answer_is_heard(
+    playwright: Playwright, server: ServerProcess, api: httpx2.Client, provider: Provider
+) -> None:
+    provider.chat.text = "One sentence is here. " * 12
+    with launched(playwright) as browser:  # its microphone begins with the recording
+        page = browser.new_page()
+        page.goto(server.url)
+        page.get_by_role("button", name="Speak").click()
+        expect(page.get_by_text(re.compile(r"Recording 0:03"))).to_be_visible(timeout=WAIT_MS)
+        page.get_by_role("button", name="Send recording").click()
+        expect(page.get_by_text("What is the weather like today?").first).to_be_visible(
+            timeout=WAIT_MS
+        )
+        page.wait_for_function("() => CSS.highlights.has('spoken')", timeout=WAIT_MS)
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator(".unheard")).to_be_visible(timeout=WAIT_MS)
+        export = api.get(f"/sessions/{session_of(page)}/export?audio=true").json()
+
+    recording = base64.b64decode(export["audio"][0]["recording"]["data"])
+    spoken = envelope(RECORDING.read_bytes())
+    other = envelope((RECORDING.parent / "mike_02.wav").read_bytes())
+    assert likeness(envelope(recording), spoken) >= 0.9
+    assert likeness(envelope(recording), other) < 0.75
+    answer = export["messages"][1]
+    assert answer["heard_content"] is not None
+    assert answer["content"].startswith(answer["heard_content"])
+    assert len(answer["heard_content"]) < len(answer["content"])
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("Object.defineProperty(window, 'isSecureContext', {value: false})", "only on https"),
+        ("delete window.AudioWorkletNode", "no way to record"),
+        (REFUSED_WITH.format("NotAllowedError"), "did not allow the microphone"),
+        (REFUSED_WITH.format("NotFoundError"), "no microphone on this device"),
+        (REFUSED_WITH.format("NotReadableError"), "Another program uses"),
+    ],
+)
+def test_microphone_that_cannot_work_says_why(talk_page: Page, script: str, sentence: str) -> None:
+    talk_page.evaluate(f"() => {{ {script} }}")
+
+    talk_page.get_by_role("button", name="Speak").click()
+
+    expect(talk_page.get_by_role("alert")).to_contain_text(sentence)
+    say(talk_page, "typing works")
+    expect_conversation(talk_page, "typing works", "How can I help")

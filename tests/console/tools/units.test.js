@@ -1,0 +1,63 @@
+// Units of app/console that need no browser: `node --test`.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+const lib = (name) => import(new URL(`../../../app/console/lib/${name}.js`, import.meta.url).href);
+const { diff } = await lib("diff");
+const { Vad } = await lib("vad");
+
+let seed = 7;
+const random = (below) => { seed = (seed * 1103515245 + 12345) % 2147483648; return seed % below; };
+const text = () => Array.from({ length: random(30) }, () => ["a", "b", " ", "\n", "ü", "word", ".", "🎈"][random(8)]).join("");
+
+test("a diff has both of its texts, whatever they are", () => {
+  for (let round = 0; round < 2000; round++) {
+    const [before, after] = [text(), text()];
+    const runs = diff(before, after, random(2) ? 800 : 2);
+    const kept = (kind) => runs.filter(([each]) => each !== kind).map(([, part]) => part).join("");
+    assert.equal(kept("+"), before);
+    assert.equal(kept("-"), after);
+  }
+});
+
+test("equal texts differ nowhere, and a word is one change", () => {
+  assert.deepEqual(diff("be brief", "be brief"), [["=", "be brief"]]);
+  assert.deepEqual(diff("be brief now", "be clear now"), [["=", "be "], ["-", "brief"], ["+", "clear"], ["=", " now"]]);
+});
+
+const BLOCK_MS = 43;
+/** Feed rows of [loudness, milliseconds]; return what the detector said, with its time. */
+function hear(rows, answerSounds = false) {
+  const vad = new Vad();
+  const said = [];
+  let now = 0;
+  for (const [loudness, ms] of rows) {
+    for (const end = now + ms; now < end; now += BLOCK_MS) {
+      const word = vad.feed(loudness, now, answerSounds);
+      if (word) said.push(word);
+    }
+  }
+  return said;
+}
+const QUIET = [0.002, 2000];
+
+test("speech begins and ends once, over a pause within a sentence", () => {
+  assert.deepEqual(hear([QUIET, [0.08, 1500], QUIET]), ["start", "end"]);
+  assert.deepEqual(hear([QUIET, [0.08, 900], [0.002, 600], [0.08, 900], QUIET]), ["start", "end"]);
+});
+
+test("silence, a fan and a cough are no speech", () => {
+  assert.deepEqual(hear([QUIET, QUIET]), []);
+  assert.deepEqual(hear([[0.02, 8000]]), []);
+  assert.ok(!hear([QUIET, [0.09, 200], QUIET]).includes("end"));
+});
+
+test("a fan that is switched on does not record for ever", () => {
+  const said = hear([QUIET, [0.02, 40_000]]);
+  assert.ok(said.length === 0 || said.at(-1) !== "start");
+});
+
+test("an echo of the answer does not interrupt it, and somebody who speaks does", () => {
+  assert.deepEqual(hear([QUIET, [0.015, 1500], QUIET], true), []);
+  assert.deepEqual(hear([QUIET, [0.15, 1500], QUIET], true), ["start", "end"]);
+});

@@ -1,0 +1,82 @@
+"""The generators of API clients, and TypeScript's compiler: installed once, outside the checkout.
+
+Each set of tools is locked by a file of the repository, and its folder is named after what that
+file holds: `~/.cache/agent-platform-tests/NAME-HASH`.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.support.tools import ToolMissing, find_tool
+
+ROOT = Path(__file__).parents[2]
+TYPESCRIPT_CLIENT = ROOT / "clients" / "typescript"
+_PYTHON_LOCK = ROOT / "requirements" / "generators.txt"
+_NODE_MAJOR = 20
+
+
+def node() -> str:
+    """Return the path of Node.js. Raises `ToolMissing`."""
+    path = find_tool("node", "nodejs")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.removeprefix("v").partition(".")[0]) < _NODE_MAJOR:
+        raise ToolMissing(
+            f"Node.js {version.strip()} is too old: {_NODE_MAJOR} or newer is needed."
+        )
+    return path
+
+
+def node_modules() -> Path:
+    """Return the `node_modules` that `clients/typescript/package-lock.json` locks."""
+    node()
+    npm = find_tool("npm")
+    files = [TYPESCRIPT_CLIENT / name for name in ("package.json", "package-lock.json")]
+
+    def install(folder: Path) -> None:
+        for file in files:
+            shutil.copy(file, folder)
+        _run([npm, "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
+
+    return _installed("node", files, install) / "node_modules"
+
+
+def python_generators() -> Path:
+    """Return the `bin` folder of an environment with `requirements/generators.txt`."""
+
+    def install(folder: Path) -> None:
+        _run([sys.executable, "-m", "venv", str(folder)], folder)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        options = ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
+        _run([*pip, *options, "--requirement", str(_PYTHON_LOCK)], folder)
+
+    return _installed("python", [_PYTHON_LOCK], install) / "bin"
+
+
+def _installed(name: str, locks: Sequence[Path], install: Callable[[Path], None]) -> Path:
+    digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:16]
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-platform-tests"
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"{name}-{digest}"
+    done = folder / ".installed"
+    # Test processes install once: whoever comes second waits, and finds it done.
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            install(folder)
+            done.touch()
+    return folder
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"{' '.join(command)}: {ran.stdout}{ran.stderr}"

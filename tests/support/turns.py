@@ -1,0 +1,99 @@
+"""What tests of turns share: a provider that waits, a dead server, and what must not be left."""
+
+from contextlib import suppress
+from uuid import UUID
+
+import anyio
+from sqlalchemy import or_, select, update
+
+from app.core.database import Database
+from app.core.security import Caller
+from app.models import Turn, TurnStatus, utc_now
+from app.services.turns import Reply, TurnEngine
+from app.services.turns.execution.live_turn import LiveTurn
+from tests.support.waiting import until
+
+LIVE = {TurnStatus.QUEUED, TurnStatus.IN_PROGRESS}
+
+
+class Gate:
+    """Holds a provider until it is opened; tells how many wait."""
+
+    def __init__(self) -> None:
+        self.opened = anyio.Event()
+        self.arrived = anyio.Event()
+        self.waiting = 0
+
+    async def __call__(self) -> None:
+        self.waiting += 1
+        self.arrived.set()
+        await self.opened.wait()
+
+
+async def abandon(database: Database, turn_id: UUID) -> None:
+    """Leave the turn as a killed server does: live, owned by somebody, its lease run out."""
+    async with database.transaction() as db:
+        await db.execute(
+            update(Turn)
+            .where(Turn.id == turn_id)
+            .values(owner_id=UUID(int=1), lease_expires_at=utc_now().replace(year=2020))
+        )
+
+
+async def unsettled(database: Database) -> int:
+    """Return how many turns are queued or in progress."""
+    async with database.reading() as db:
+        return len((await db.scalars(select(Turn.id).where(Turn.status.in_(LIVE)))).all())
+
+
+async def wait_until_settled(database: Database) -> None:
+    """Return once no turn of the database is queued or in progress."""
+
+    async def all_turns_are_settled() -> bool:
+        return not await unsettled(database)
+
+    await until(all_turns_are_settled)
+
+
+async def wait_until_stored(live: LiveTurn) -> None:
+    """Return once every event that the turn has so far is in the database."""
+
+    def all_events_are_stored() -> bool:
+        return not live.log.unstored_events()
+
+    await until(all_events_are_stored)
+
+
+async def assert_nothing_is_left(database: Database) -> None:
+    """Every turn has ended, and nobody holds a lease."""
+    async with database.reading() as db:
+        held = or_(
+            Turn.status.in_(LIVE), Turn.owner_id.is_not(None), Turn.lease_expires_at.is_not(None)
+        )
+        turns = (await db.execute(select(Turn.id, Turn.status, Turn.owner_id).where(held))).all()
+    assert not turns, f"turns that are live, or leased: {turns}"
+
+
+async def assert_nothing_stays_registered(engine: TurnEngine) -> None:
+    """Soon the engine knows of no turn any more, and looks for none elsewhere.
+
+    Asked while the engine runs: at its shutdown it drops whatever it still has.
+    """
+
+    def registered() -> list[str]:
+        running = engine._turns.values()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        watched = engine._remote_turns._watched  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return [f"{live.record.id} is {live.record.status}" for live in running] + [
+            f"{turn_id} is watched" for _, turn_id in watched
+        ]
+
+    with suppress(TimeoutError):
+        await until(lambda: not registered(), within_seconds=5)
+    assert not registered(), f"the engine still has {registered()}"
+
+
+async def reply_to_text(
+    engine: TurnEngine, caller: Caller, session_id: UUID, content: str
+) -> Reply:
+    """Answer a message and return the answer. Raises the error that the turn ended with."""
+    return await engine.result(await engine.start(caller, session_id, content))
