@@ -1,11 +1,13 @@
 """The worker process for foreign bytes: what a job may do, and what becomes of the others."""
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,21 @@ async def test_nothing_is_started_before_the_first_job() -> None:
     async with Sandbox([f"{JOBS}:warm_up"], LIMITS) as sandbox:
         await anyio.wait_all_tasks_blocked()
         assert sandbox.worker_pid is None
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_a_sandbox_that_is_left_while_it_starts_leaves_no_process(ticks: int) -> None:
+    async def leave_early() -> None:
+        async with Sandbox([f"{JOBS}:warm_up"], LIMITS) as sandbox:
+            sandbox.start()
+            for _ in range(ticks):
+                await anyio.sleep(0)
+
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always")
+        anyio.run(leave_early)
+        gc.collect()
+    assert not [str(warning.message) for warning in left_open]
 
 
 async def test_a_cancelled_job_ends_at_once(sandbox: Sandbox) -> None:

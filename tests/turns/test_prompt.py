@@ -147,6 +147,12 @@ def test_start_of_a_history_that_was_loaded_from_the_middle_is_stable() -> None:
     assert all(first <= start <= first + 101 for first, start in zip(firsts, starts, strict=True))
 
 
+@pytest.mark.parametrize("count", [199, 200, 201])
+def test_at_least_half_of_a_history_that_was_loaded_in_part_is_shown(count: int) -> None:
+    firsts = range(2 + count % 2, 602, 2)
+    assert min(len(shown(history(count, "", first), 10**9)) for first in firsts) >= count // 2
+
+
 @given(
     lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=60),
     context_tokens=st.integers(512, 20_000),

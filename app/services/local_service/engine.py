@@ -266,7 +266,8 @@ class LocalEngine:
 
     async def _run_worker(self, paths: WeightPaths) -> None:
         """Start a worker and dispatch its events until it ends."""
-        process = await _spawn()
+        with anyio.CancelScope(shield=True):  # cancelled in between, it would be left unended
+            process = await _spawn()
         link = self._link = WorkerLink(process)
         try:
             link.post(

@@ -93,7 +93,7 @@ def build_prompt(
     if estimate_all_tokens([_shown_text(line) for line in history]) > room:
         start = _start(visible, *_fitting_starts(visible, room))
     elif history[0].seq > 1:  # there are more than are loaded
-        start = _start(visible, visible[0].seq, visible[len(visible) // 2].seq)
+        start = _start(visible, visible[0].seq, visible[(len(visible) - 1) // 2].seq)
     system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
     return [*system, *_alternating(visible[start:])]
 
