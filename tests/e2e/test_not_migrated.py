@@ -33,7 +33,7 @@ def wait_until_live(server: ServerProcess) -> None:
     process = server.launch()
     while process.poll() is None:
         try:
-            httpx2.get(f"{server.url}/health/live")
+            httpx2.get(f"{server.url}/health/live", timeout=120)
         except httpx2.TransportError:
             continue
         return

@@ -79,7 +79,7 @@ def test_stream_whose_turn_is_too_long_is_told_to_come_back_and_resumed(
 
 
 def test_idle_server_with_open_connections_ends_at_once(server: ServerProcess) -> None:
-    with httpx2.Client(base_url=server.url) as client:
+    with httpx2.Client(base_url=server.url, timeout=120) as client:
         client.get("/health/live")
         begun_at = time.monotonic()
         status = server.stop()

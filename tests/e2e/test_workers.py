@@ -256,11 +256,11 @@ def test_port_that_another_server_has_is_refused_with_a_sentence(tmp_path: Path)
 
 
 def test_metrics_are_those_of_every_worker_whoever_is_asked(server: ServerProcess) -> None:
-    with httpx2.Client(base_url=server.url) as client:
+    with httpx2.Client(base_url=server.url, timeout=120) as client:
         session_id = open_session(client)
         for _ in range(3):
             client.post("/messages/text", json={"session_id": session_id, "content": "Hi"})
-        texts = [httpx2.get(f"{server.url}/metrics").text for _ in range(6)]
+        texts = [httpx2.get(f"{server.url}/metrics", timeout=120).text for _ in range(6)]
 
     for text in texts:
         lines = text.splitlines()
@@ -282,8 +282,8 @@ def test_metrics_leave_out_a_worker_that_was_killed(server: ServerProcess) -> No
         time.sleep(0.1)
 
     with suppress(httpx2.TransportError):
-        httpx2.get(f"{server.url}/metrics")
-    text = httpx2.get(f"{server.url}/metrics").text
+        httpx2.get(f"{server.url}/metrics", timeout=120)
+    text = httpx2.get(f"{server.url}/metrics", timeout=120).text
 
     assert f'worker="{victim}"' not in text
     assert 'worker="' in text

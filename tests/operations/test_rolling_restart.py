@@ -175,7 +175,9 @@ def test_clients_of_two_replicas_notice_nothing_of_a_rolling_restart(
     port = ServerProcess(tmp_path).port
     url = f"http://127.0.0.1:{port}"
     with nginx(tmp_path, port, replicas):
-        agent_id = httpx2.post(f"{url}/agents", json={"name": "Ada"}, headers=ADMIN).json()["id"]
+        agent_id = httpx2.post(
+            f"{url}/agents", json={"name": "Ada"}, headers=ADMIN, timeout=120
+        ).json()["id"]
         clients = [Client(url, agent_id, is_careful=index % 2 == 0) for index in range(CLIENTS)]
         is_over = threading.Event()
         threads = [threading.Thread(target=client.run, args=(is_over,)) for client in clients]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from app.services.sandbox.errors import WorkerUnavailable
@@ -262,7 +263,7 @@ def test_a_sandbox_that_is_left_while_it_starts_leaves_no_process(ticks: int) ->
         async with Sandbox([f"{JOBS}:warm_up"], LIMITS) as sandbox:
             sandbox.start()
             for _ in range(ticks):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
 
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always")

@@ -34,6 +34,7 @@ from app.services.sandbox.frames import (
     decode_head,
     encode_frame,
 )
+from app.services.sandbox.subprocesses import start_process
 
 LOG = logging.getLogger(__name__)
 
@@ -266,8 +267,7 @@ class LocalEngine:
 
     async def _run_worker(self, paths: WeightPaths) -> None:
         """Start a worker and dispatch its events until it ends."""
-        with anyio.CancelScope(shield=True):  # cancelled in between, it would be left unended
-            process = await _spawn()
+        process = await _spawn()
         link = self._link = WorkerLink(process)
         try:
             link.post(
@@ -326,7 +326,7 @@ class LocalEngine:
 
 async def _spawn() -> Process:
     """Start a worker in a new process session, so that it does not receive Ctrl-C."""
-    return await asyncio.create_subprocess_exec(
+    return await start_process(
         sys.executable,
         "-m",
         "app.services.local_service.worker",

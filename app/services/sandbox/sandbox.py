@@ -28,6 +28,7 @@ from app.services.sandbox.frames import (
     encode_frame,
 )
 from app.services.sandbox.limits import JobLimits
+from app.services.sandbox.subprocesses import start_process
 
 logger = logging.getLogger(__name__)
 
@@ -206,16 +207,15 @@ class Sandbox:
 
     async def _run_worker(self) -> bool:
         """Start a worker and carry its events until it ends; tell whether it was ever ready."""
-        with anyio.CancelScope(shield=True):  # cancelled in between, it would be left unended
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "app.services.sandbox.worker",
-                stdin=PIPE,
-                stdout=PIPE,
-                env=minimal_environment(added=_SINGLE_THREADED),
-                limit=_READ_BYTES,
-            )
+        process = await start_process(
+            sys.executable,
+            "-m",
+            "app.services.sandbox.worker",
+            stdin=PIPE,
+            stdout=PIPE,
+            env=minimal_environment(added=_SINGLE_THREADED),
+            limit=_READ_BYTES,
+        )
         worker = self._worker = _Worker(process)
         try:
             limits = self._limits.to_fields()
