@@ -101,9 +101,14 @@ class Agent(PersonaColumns, Record):
     """An agent at its newest version. An archived agent accepts no new sessions."""
 
     __tablename__ = "agents"
-    __table_args__ = (ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),)
+    __table_args__ = (
+        ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),
+        Index(None, "workspace_id", "slug", unique=True),
+    )
 
     version: Mapped[int] = mapped_column(default=1)
+    slug: Mapped[str | None] = mapped_column(String(64))
+    """Made of its first name; the model's name in OpenAI's API is `agent-` and this."""
     updated_at: Mapped[datetime] = mapped_column(default=utc_now)
     archived_at: Mapped[datetime | None]
 
@@ -183,7 +188,8 @@ class Turn(Record):
         Index("ix_turns_unsuccessful", "workspace_id", "id", info={"where": UNSUCCESSFUL}),
     )
 
-    session_id: Mapped[UUID]
+    session_id: Mapped[UUID | None]
+    """`None` for an unstored turn: it has no messages either, and nobody runs it again."""
     agent_version: Mapped[int]
     modality: Mapped[Modality] = mapped_column(text_enum(Modality))
     status: Mapped[TurnStatus] = mapped_column(text_enum(TurnStatus))

@@ -317,7 +317,9 @@ class TurnRead(Response):
     """A turn: a user message and the state of answering it. `timings` are milliseconds."""
 
     id: UUID
-    session_id: UUID
+    session_id: UUID | None = Field(
+        description="`null` for an unstored turn, of which nothing but this is kept."
+    )
     status: TurnStatus
     modality: Modality
     attempt: int

@@ -179,6 +179,26 @@ class ToolDefinition:
     """JSON Schema of the arguments, an object."""
 
 
+ONE_FUNCTION = "function:"
+"""Before the name of the one tool that must be called."""
+
+
+@value_object(frozen=True, slots=True)
+class ChatOptions:
+    """What one request asks of the model beside its agent; `None` is the provider's default."""
+
+    top_p: float | None = None
+    stop: tuple[str, ...] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None
+    reasoning_effort: str | None = None
+    tool_choice: str | None = None
+    """`required`, or the name of the one tool to call behind `ONE_FUNCTION`."""
+    parallel_tool_calls: bool | None = None
+
+
 @value_object(frozen=True, slots=True)
 class ChatRequest:
     """A prompt with its generation parameters. `None` means the provider's default."""
@@ -192,6 +212,7 @@ class ChatRequest:
     """The tools of the agent, in the order in which the model is told of them."""
     may_call_tools: bool = True
     """False where the model must answer without calling one of `tools`."""
+    options: ChatOptions | None = None
 
     @property
     def has_calls(self) -> bool:

@@ -64,7 +64,7 @@ class Telemetry:
         lines.write(
             {
                 "turn_id": str(record.id),
-                "session_id": str(record.session_id),
+                "session_id": str(record.session_id) if record.keeps_content else None,
                 "workspace_id": str(record.workspace_id),
                 "request_id": live.context.request_id,
                 "trace_id": live.context.trace_id,

@@ -204,13 +204,14 @@ def _root_attributes(live: LiveTurn, outcome: Outcome) -> Mapping[str, Any]:
     record = live.record
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "invoke_agent",
-        "gen_ai.conversation.id": str(record.session_id),
         "agent_platform.turn.id": str(record.id),
         "agent_platform.workspace.id": str(record.workspace_id),
         "agent_platform.turn.status": outcome.status.value,
         "agent_platform.turn.modality": record.modality.value,
         "agent_platform.turn.attempt": record.attempt,
     }
+    if record.keeps_content:
+        attributes["gen_ai.conversation.id"] = str(record.session_id)
     if live.context.request_id:
         attributes["agent_platform.request.id"] = live.context.request_id
     return attributes

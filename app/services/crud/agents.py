@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 from uuid import UUID
 
 from sqlalchemy import delete, select, true
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import (
@@ -24,6 +25,9 @@ from app.services.crud.errors import (
     VersionChanged,
     VersionNotFound,
 )
+from app.services.crud.slugs import free_slug
+
+_SLUG_ATTEMPTS = 3
 
 
 class PersonaChanges(TypedDict, total=False):
@@ -47,14 +51,35 @@ async def create_agent(
     db: AsyncSession, workspace_id: UUID, **persona: Unpack[PersonaChanges]
 ) -> Agent:
     """Insert an agent with its version 1; return it with its id set."""
-    now = utc_now()
-    agent = Agent(workspace_id=workspace_id, version=1, created_at=now, updated_at=now, **persona)
-    db.add(agent)
-    await db.flush()
+    agent = await _insert_agent(db, workspace_id, persona)
     await _record_version(db, agent)
     if agent.tools:
         await _link_tools(db, agent)
     return agent
+
+
+async def _insert_agent(db: AsyncSession, workspace_id: UUID, persona: PersonaChanges) -> Agent:
+    for attempts_left in reversed(range(_SLUG_ATTEMPTS)):
+        now = utc_now()
+        slug = await free_slug(db, workspace_id, persona.get("name", ""))
+        agent = Agent(
+            workspace_id=workspace_id,
+            version=1,
+            slug=slug,
+            created_at=now,
+            updated_at=now,
+            **persona,
+        )
+        try:
+            async with db.begin_nested():
+                db.add(agent)
+                await db.flush()
+        except IntegrityError:  # another transaction took the slug
+            if not attempts_left:
+                raise
+        else:
+            return agent
+    raise AssertionError
 
 
 async def list_agents(
@@ -78,6 +103,15 @@ async def list_agents(
             .limit(limit)
         )
     ).all()
+
+
+async def find_agent(db: AsyncSession, workspace_id: UUID, slug: str) -> Agent:
+    """Return the agent with a slug, unless it is archived. Raises `AgentNotFound`."""
+    query = select(Agent).where(Agent.workspace_id == workspace_id, Agent.slug == slug)
+    agent = await db.scalar(query)
+    if agent is None or agent.archived_at:
+        raise AgentNotFound("No agent with this name exists in this workspace.")
+    return agent
 
 
 async def get_agent(

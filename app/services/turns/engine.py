@@ -46,7 +46,7 @@ from app.services.turns.execution.turn_observer import SilentTurnObserver, TurnO
 from app.services.turns.execution.turn_tasks import DRAIN_SECONDS, TurnTasks
 from app.services.turns.execution.upload_admission import UploadAdmission
 from app.services.turns.records import Outcome, Reply, TurnOptions, TurnRecord
-from app.services.turns.storage import acceptance, leases
+from app.services.turns.storage import acceptance, leases, unstored
 from app.services.turns.storage.acceptance import AcceptedTurn, NewMessage, TurnCache
 from app.services.turns.storage.acceptance_lookup import confirm_acceptance
 from app.services.turns.storage.audio_store import AudioStore
@@ -94,7 +94,7 @@ class TurnEngine:
         self._table_statistics = TableStatistics(database)
         self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
         self._canceller = TurnCanceller(
-            database, self._remote_outcomes, self.find, self.runs_here, self._settle
+            database, self._remote_outcomes, self._turns.get, self.find, self._settle
         )
         self.uploads = UploadAdmission(database, accounts, self._require_room)
         self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume)
@@ -171,12 +171,11 @@ class TurnEngine:
     ) -> LiveTurn:
         """Insert the user message and the turn, and start or queue it; return the live turn.
 
-        The turn is then stored and will be settled, even if this server stops; with a recording,
-        `content` is empty. A used idempotency key returns its turn. Raises
-        `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`,
-        `IdempotencyKeyReused`, `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`,
-        `StorageFull`, `ServerBusy`, `ServerDraining`, `StorageUnavailable`, and
-        `CommitOutcomeUnknown` if nobody can tell whether the message is stored.
+        It will be settled, even if this server stops. `content` is empty with a recording and
+        without `keeps_content`. A used key returns its turn. Raises `SessionNotFound`,
+        `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`, `IdempotencyKeyReused`,
+        `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`, `StorageFull`, `ServerBusy`,
+        `ServerDraining`, `StorageUnavailable`, and `CommitOutcomeUnknown`.
         """
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None
@@ -240,7 +239,7 @@ class TurnEngine:
             async with self._database.reading() as db:
                 await crud.get_turn(db, caller, turn_id)
         live = self._turns.get(turn_id)
-        if live and live.record.workspace_id == caller.workspace_id:
+        if live and live.is_found_in(caller.workspace_id):
             return live
         return LiveTurn(await self._database.run(leases.find, caller.workspace_id, turn_id))
 
@@ -306,7 +305,8 @@ class TurnEngine:
     def _acceptance_script(
         self, message: NewMessage, voice: VoiceStages | None, options: TurnOptions
     ) -> TransactionScript[AcceptedTurn]:
-        accepted = yield from acceptance.accept(message, options, self._owner_id, self.cache)
+        accept = acceptance.accept if options.keeps_content else unstored.accept
+        accepted = yield from accept(message, options, self._owner_id, self.cache)
         if voice and not accepted.is_replayed:
             yield from self._audio.store_recording(accepted.record, voice)
         return accepted
@@ -391,10 +391,10 @@ class TurnEngine:
                 live.scope.cancel()
             live = self._turns[record.id] = LiveTurn(record)
         live.take_over(record)
-        if recoveries <= _RECOVERIES_LIMIT:
+        if recoveries <= _RECOVERIES_LIMIT and record.keeps_content:
             ids = log_fields(turn_id=str(record.id), attempt=record.attempt)
             logger.info("turn is run again: the server that ran it stopped", extra=ids)
             self._spawn(live)
         else:
-            error = TurnInterrupted("The server stopped twice during this turn; send it again.")
+            error = TurnInterrupted("The server stopped during this turn; send it again.")
             await self._settle(live, live.failed_outcome(error))

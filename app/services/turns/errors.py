@@ -100,6 +100,16 @@ class IdempotencyKeyReused(AppError):
     code = "idempotency-key-reused"
 
 
+class AnswerNotKept(AppError):
+    """The answer to this request is not stored.
+
+    It was answered without a session, so that nothing but its usage was kept.
+    """
+
+    kind = ErrorKind.CONFLICT
+    code = "answer-not-kept"
+
+
 class UnknownToolOutcome(AppError):
     """It is not known whether a tool call was done.
 

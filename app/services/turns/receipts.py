@@ -12,7 +12,7 @@ from app.models import Modality, utc_now
 from app.services.ports import PromptLine, ProviderError, ProviderTimeout, UpstreamIncomplete
 from app.services.turns.context.prompt import context_window, estimate_tokens, most_tokens
 from app.services.turns.parts import shown_texts
-from app.services.turns.records import HistoryMessage, Persona, Progress, Receipt, TurnRecord, Usage
+from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
 from app.services.turns.steps import Step
 from app.services.usage import Account, BillableUsage, PriceTable, Reservation, budgets
 from app.services.usage.accounts import NO_LIMIT
@@ -46,7 +46,7 @@ class BilledRequest(Protocol):
 def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depends on
     request: BilledRequest,
     persona: Persona,
-    history: Sequence[HistoryMessage],
+    history: Sequence[PromptLine],
     now: datetime,
     waiting: int,
     user_id: str | None = None,

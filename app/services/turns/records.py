@@ -9,7 +9,7 @@ from uuid import UUID
 from app.core.errors import AppError
 from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
-from app.services.ports import PromptLine
+from app.services.ports import ChatOptions, PromptLine, ToolDefinition
 from app.services.tool_ports import AgentTools
 from app.services.turns.parts import Part
 from app.services.turns.steps import Call, Step
@@ -75,6 +75,18 @@ class TurnRequest:
         default_factory=dict[str, Sequence[str | None]]
     )
     """Of the budgets that pay for further steps, by name: see `reservations.stored_limits`."""
+    prompt: tuple[PromptLine, ...] | None = None
+    """The whole prompt of an unstored turn; never stored."""
+    tools: tuple[ToolDefinition, ...] = ()
+    """The caller's own tools, whose calls end the turn; never stored."""
+    may_call_tools: bool = True
+    options: ChatOptions | None = None
+    system_prompt: str | None = None
+    """Of an unstored turn: behind the agent's own."""
+    temperature: float | None = None
+    """Instead of the agent's."""
+    max_output_tokens: int | None = None
+    """The lower one of it and the agent's counts."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of the column."""
@@ -95,6 +107,7 @@ class TurnRecord:
     workspace_id: UUID
     id: UUID
     session_id: UUID
+    """Of an unstored turn its own id, which no session has."""
     modality: Modality
     status: TurnStatus
     attempt: int
@@ -125,11 +138,16 @@ class TurnRecord:
     """What earlier attempts stored; empty for a new turn."""
     output: Modality = Modality.TEXT
     """Whether the answer is spoken; `modality` is the user message's."""
+    keeps_content: bool = True
+    """False for an unstored turn: its row has no session, and neither messages nor events."""
 
     @property
     def has_sound(self) -> bool:
         """True if the user message is a recording, or the answer is spoken."""
         return self.modality is Modality.VOICE or self.output is Modality.VOICE
+
+
+_NO_REQUEST = TurnRequest()
 
 
 @value_object(frozen=True, slots=True)
@@ -146,6 +164,13 @@ class TurnOptions:
 
     on_busy: BusyPolicy = BusyPolicy.ENQUEUE
     key: RequestKey | None = None
+    keeps_content: bool = True
+    """False for an unstored turn: a row with its receipt, and neither session nor content.
+
+    Its prompt is `request.prompt`; it is cancelled when its client leaves, and not run again."""
+    agent_id: UUID | None = None
+    """Who answers an unstored turn."""
+    request: TurnRequest = _NO_REQUEST
 
 
 @value_object(frozen=True, slots=True)

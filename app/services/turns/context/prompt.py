@@ -64,6 +64,24 @@ def require_room(persona: Persona, default_context_tokens: int, question: str) -
     return window
 
 
+def require_room_for_all(
+    persona: Persona, default_context_tokens: int, texts: Sequence[str]
+) -> None:
+    """Raise `MessageTooLong` where a prompt with these texts exceeds the agent's window.
+
+    It came with the request, so nothing of it may be left out.
+    """
+    window = context_window(persona, default_context_tokens)
+    needed = estimate_tokens(persona.system_prompt) + estimate_all_tokens(texts)
+    room = window.context_tokens - window.output_tokens
+    if needed > room:
+        raise MessageTooLong(
+            f"The messages and the agent's system prompt have about {needed} tokens, and the "
+            f"agent's context of {window.context_tokens} tokens has room for {room} beside the "
+            f"answer: send fewer or shorter messages."
+        )
+
+
 def build_prompt(
     system_prompt: str,
     history: Sequence[HistoryMessage],
@@ -96,6 +114,12 @@ def build_prompt(
         start = _start(visible, visible[0].seq, visible[(len(visible) - 1) // 2].seq)
     system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
     return [*system, *_alternating(visible[start:])]
+
+
+def build_given_prompt(system_prompt: str, lines: Sequence[PromptLine]) -> list[PromptLine]:
+    """Return the system prompt and the messages that came with a request, as they came."""
+    system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
+    return [*system, *lines]
 
 
 def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:

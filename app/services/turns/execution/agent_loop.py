@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from app.core.database import Database
 from app.core.database.transactions import TransactionScript
 from app.core.value_objects import value_object
 from app.models import new_id
 from app.services.ports import (
+    ONE_FUNCTION,
     ChatModel,
     ChatRequest,
     FinishReason,
@@ -20,13 +22,18 @@ from app.services.ports import (
 )
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
-from app.services.turns.context.prompt import build_prompt, require_room
+from app.services.turns.context.prompt import (
+    build_given_prompt,
+    build_prompt,
+    context_window,
+    require_room,
+)
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
 from app.services.turns.parts import PARAGRAPH, step_lines
-from app.services.turns.records import Usage
+from app.services.turns.records import TurnRequest, Usage
 from app.services.turns.steps import Call
 from app.services.turns.storage import ledger
 from app.services.turns.voice_port import VoiceStagesFactory
@@ -61,6 +68,8 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     agent_tools = live.record.persona.tools
     if agent_tools is None:
         await _ask(live, runtime, None, on_delta)
+        if live.progress.calls:
+            _check_callers_calls(live)
         return
     progress = live.progress
     calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
@@ -88,13 +97,19 @@ async def _ask(
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
-    window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
-    messages: Sequence[PromptLine] = build_prompt(
-        persona.system_prompt,
-        record.history,
-        context_tokens=window.context_tokens,
-        output_tokens=window.output_tokens,
-    )
+    own = record.request if not record.keeps_content else None
+    messages: Sequence[PromptLine]
+    if own:
+        window = context_window(persona, chat_model.context_tokens)
+        messages = build_given_prompt(persona.system_prompt, own.prompt or ())
+    else:
+        window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
+        messages = build_prompt(
+            persona.system_prompt,
+            record.history,
+            context_tokens=window.context_tokens,
+            output_tokens=window.output_tokens,
+        )
     may_call = agent_tools is not None and _may_call(live, agent_tools)
     if progress.steps:
         messages = [*messages, *_lines_of_steps(live)]
@@ -107,11 +122,13 @@ async def _ask(
         tools=agent_tools.definitions if agent_tools else (),
         may_call_tools=may_call,
     )
+    if own:
+        request = _with_own(request, own)
     progress.prompt, progress.model = messages, persona.model
     progress.output_tokens_limit = window.output_tokens
     await _stream(live, chat_model, request, on_delta)
     if not progress.calls and len(progress.text) == progress.step_text_start:
-        if progress.finish_reason == FinishReason.TOOL_CALLS and agent_tools is None:
+        if progress.finish_reason == FinishReason.TOOL_CALLS and not request.tools:
             raise ToolCallsUnsupported("The model asked for tool calls instead of answering.")
         raise UpstreamIncomplete("The AI provider's answer was empty.")
 
@@ -149,6 +166,26 @@ async def _stream(
                 )
 
 
+def _with_own(request: ChatRequest, own: TurnRequest) -> ChatRequest:
+    """Return the request with what the turn's own request asks of the model."""
+    if not own.tools:
+        return replace(request, options=own.options)
+    return replace(
+        request, tools=own.tools, may_call_tools=own.may_call_tools, options=own.options
+    )
+
+
+def _check_callers_calls(live: LiveTurn) -> None:
+    """Raise `UpstreamIncomplete` where the model called what the caller does not have."""
+    request = live.record.request or TurnRequest()
+    names = {tool.name for tool in request.tools}
+    choice = request.options.tool_choice if request.options else None
+    if choice and choice.startswith(ONE_FUNCTION):
+        names = {choice.removeprefix(ONE_FUNCTION)}
+    if any(call.name not in names for call in live.progress.calls.values()):
+        raise UpstreamIncomplete("The model called a tool that it was not given.")
+
+
 def _begin_paragraph(live: LiveTurn, on_delta: OnDelta | None) -> None:
     live.append_text(PARAGRAPH)
     live.progress.step_text_start += 1
@@ -184,7 +221,7 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
         call = calls[delta.index] = Call(
             step=len(live.progress.steps) + 1,
             index=len(calls),
-            model_call_id=storable(delta.call_id)[:200] or f"call_{new_id().hex}",
+            model_call_id=_call_id(live, delta),
             name=storable(delta.name)[:_MOST_NAME_CHARACTERS],
             arguments="",
         )
@@ -193,6 +230,13 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
         if len(call.arguments) > _MOST_ARGUMENT_CHARACTERS:
             raise UpstreamIncomplete("The arguments of a tool call are too long.")
         live.log.emit(ToolCallArguments(call.model_call_id, call.name, delta.arguments))
+
+
+def _call_id(live: LiveTurn, delta: ToolCallDelta) -> str:
+    """Return the provider's id of a call; of a call of the caller's tools, one of ours."""
+    given = storable(delta.call_id)[:200]
+    is_callers = live.record.persona.tools is None
+    return f"call_{new_id().hex[-24:]}" if is_callers or not given else given
 
 
 async def _reserve(live: LiveTurn, runtime: TurnRuntime, messages: Sequence[PromptLine]) -> None:

@@ -26,7 +26,7 @@ from app.services.turns.events import TurnEvent
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.parts import decode_parts
 from app.services.turns.records import Outcome, TurnRecord, Usage
-from app.services.turns.storage import event_store, settlement
+from app.services.turns.storage import event_store, settlement, unstored
 from app.services.turns.storage.audio_store import AudioStore
 from app.services.turns.storage.deleted_turns import bill_deleted_turn
 from app.services.turns.storage.turn_rows import lock_session
@@ -43,7 +43,7 @@ _RELEASE_TIMEOUT_SECONDS = 3
 async def read_outcome(database: Database, live: LiveTurn) -> Outcome | None:
     """Load the outcome of a turn from the database; `None` while it is not settled.
 
-    Sets usage and timings in `live.progress`. Raises `TurnNotFound`.
+    Sets usage and timings in `live.progress`. Raises `TurnNotFound`, also of an unstored turn.
     """
     async with database.reading() as db:
         server = Caller(live.record.workspace_id)
@@ -174,6 +174,12 @@ class TurnFinalizer:
         played_ms: int | None,
         ended_at: datetime,
     ) -> TransactionScript[TurnRecord | None]:
+        if not record.keeps_content:
+            may_be_stored = live.has_unknown_commit
+            yield from unstored.settle(
+                record, outcome, live.progress, ended_at, may_be_stored=may_be_stored
+            )
+            return None
         if outcome.status is TurnStatus.REQUIRES_ACTION:
             return (yield from self._suspension_script(live, record, outcome, events))
         if live.has_unknown_commit:

@@ -7,13 +7,19 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 import anyio
 
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
 from app.models import CallStatus, MessageStatus, Role, TurnStatus
-from app.services.turns.errors import InternalError, TurnCancellation, is_retryable
+from app.services.turns.errors import (
+    InternalError,
+    TurnCancellation,
+    TurnInterrupted,
+    is_retryable,
+)
 from app.services.turns.events import (
     AFTER_ATTEMPT,
     AnswerMessage,
@@ -31,7 +37,7 @@ from app.services.turns.events import (
     TurnRequiresAction,
 )
 from app.services.turns.execution.event_log import EventLog, storable
-from app.services.turns.parts import PARAGRAPH, Part, encode_parts
+from app.services.turns.parts import PARAGRAPH, Part, TextPart, ToolCallPart, encode_parts
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
 from app.services.turns.steps import Call, close_calls, parts_of
 from app.services.turns.voice_port import SpokenPiece, VoiceStages
@@ -80,6 +86,10 @@ class LiveTurn:
         texts = [step.content for step in progress.steps if step.content]
         progress.text = [PARAGRAPH.join(texts)] if texts else []
         progress.step_text_start = len(progress.text)
+
+    def is_found_in(self, workspace_id: UUID) -> bool:
+        """Tell whether clients of the workspace find it by its id: they find no unstored turn."""
+        return self.record.workspace_id == workspace_id and self.record.keeps_content
 
     def set_reservation(self, reservation: Reservation) -> None:
         """Take note of what budgets have reserved for the turn."""
@@ -239,7 +249,7 @@ class LiveTurn:
             MessageStatus.TRUNCATED if truncated else MessageStatus.COMPLETED,
             self.text,
             speech_error,
-            self._parts(),
+            self._parts_with_calls() if self.progress.calls else self._parts(),
         )
 
     def waiting_outcome(self) -> Outcome:
@@ -258,7 +268,13 @@ class LiveTurn:
         )
 
     def cancelled_outcome(self) -> Outcome:
-        """Create the outcome of a cancelled turn."""
+        """Create the outcome of a cancelled turn, or of an unstored one at a shutdown."""
+        if self.is_interrupted_by_shutdown and not self.record.keeps_content:
+            return self.failed_outcome(
+                TurnInterrupted(
+                    "The server is shutting down; send the request again.", retry_after_seconds=1
+                )
+            )
         error = TurnCancellation("The turn was cancelled before it was finished.")
         return Outcome(
             TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._closed_parts()
@@ -274,6 +290,18 @@ class LiveTurn:
             return None
         text = storable("".join(progress.text[progress.step_text_start :]))
         return parts_of(progress.steps, storable("".join(progress.reasoning)), text)
+
+    def _parts_with_calls(self) -> list[Part]:
+        """Return the parts of an answer that ends with calls of the caller's own tools."""
+        text: list[Part] = [TextPart(self.text)] if self.text else []
+        calls = self.progress.calls
+        return [
+            *(self._parts() or text),
+            *(
+                ToolCallPart(call.model_call_id, call.name, call.arguments, "requested", "")
+                for call in (calls[place] for place in sorted(calls))
+            ),
+        ]
 
     def reply(self) -> Reply:
         """Return the reply of the settled turn, or raise the error that it ended with."""

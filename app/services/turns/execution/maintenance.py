@@ -142,6 +142,8 @@ class Maintenance:
         for live in list(self._turns.values()):
             if live.record.status is not TurnStatus.IN_PROGRESS or live.settled.is_set():
                 continue
+            if not live.record.keeps_content:
+                continue
             try:
                 await self._checkpoint_turn(live)
             except CommitOutcomeUnknown:

@@ -9,6 +9,7 @@ import orjson
 from app.core.database import Database
 from app.core.errors import AppError
 from app.models import CallStatus, utc_now
+from app.services.ports import PromptMessage
 from app.services.tool_ports import (
     AgentTools,
     Approval,
@@ -159,6 +160,12 @@ class StepCalls:
                 "tool-repeated",
                 "The same call failed twice already; it is not run again. Try something else.",
             )
+        elif not self._live.record.keeps_content and _must_wait(tool, is_tainted=is_tainted):
+            _refuse(
+                call,
+                "tool-unreachable",
+                "This tool waits for somebody to act, which needs a conversation that is stored.",
+            )
         elif _needs_approval(tool, is_tainted=is_tainted):
             call.status = CallStatus.AWAITING_APPROVAL
             call.approval_by = tool.approval_by.value
@@ -186,7 +193,10 @@ class StepCalls:
 
     def _has_untrusted_text(self) -> bool:
         """Tell whether the prompt holds the result of a tool that is not trusted."""
-        tools = self._agent_tools.tools
+        tools, request = self._agent_tools.tools, self._live.record.request
+        given = request.prompt if request else None
+        if given and not all(isinstance(line, PromptMessage) for line in given):
+            return True  # a caller's results of tools
         if all(tool.is_trusted for tool in tools.values()) and not any(
             has_calls(line.parts) for line in self._live.record.history
         ):
@@ -231,7 +241,7 @@ class StepCalls:
                 call.end(CallStatus.UNKNOWN, _UNKNOWN_RESULT, error_code="unknown")
                 changed.append(call)
         if changed:
-            await self._database.run_repeatable(ledger.store_calls, self._live.record, changed)
+            await self._store_calls(changed)
             for call in changed:
                 self._emit_end(call)
 
@@ -256,14 +266,14 @@ class StepCalls:
         if call.status is CallStatus.PENDING:
             self._begin(call)
             if step.is_stored and _effect(call) is not Effect.READ:
-                await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+                await self._store_calls([call])
         self._live.log.emit(ToolCallStarted(call.id, call.attempt))
         record = self._live.record
         result = await self._runner.run(
             ToolCallRequest(
                 call.id,
                 record.workspace_id,
-                record.session_id,
+                record.session_id if record.keeps_content else None,
                 record.id,
                 record.agent_id,
                 record.user_id,
@@ -297,12 +307,17 @@ class StepCalls:
         )
 
     async def _store_step(self, step: Step) -> None:
-        await self._database.run_repeatable(ledger.store_step, self._live.record, step)
-        step.is_stored = True
+        if self._live.record.keeps_content:
+            await self._database.run_repeatable(ledger.store_step, self._live.record, step)
+        step.is_stored = True  # or need not be: an unstored turn is never run again
+
+    async def _store_calls(self, calls: Sequence[Call]) -> None:
+        if self._live.record.keeps_content:
+            await self._database.run_repeatable(ledger.store_calls, self._live.record, calls)
 
     async def _store_call(self, step: Step, call: Call) -> None:
         if step.is_stored:
-            await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+            await self._store_calls([call])
         self._emit_end(call)
 
     def _emit_end(self, call: Call) -> None:
@@ -328,6 +343,10 @@ def _effect(call: Call) -> Effect:
 
 def _has_effect(call: Call) -> bool:
     return call.is_waiting or _effect(call) is not Effect.READ
+
+
+def _must_wait(tool: PinnedTool, *, is_tainted: bool) -> bool:
+    return tool.kind is ToolKind.CLIENT or _needs_approval(tool, is_tainted=is_tainted)
 
 
 def _needs_approval(tool: PinnedTool, *, is_tainted: bool) -> bool:

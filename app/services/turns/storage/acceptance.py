@@ -151,7 +151,7 @@ def _accept_new(
         cached = ()
         rows = yield from fetch_one(turn_statements.HISTORY_AND_WAITING(**session, after_=0))
     waiting = rows[0][-1] if rows else 0  # a session without messages has no turns
-    persona = yield from _load_persona((message.workspace_id, agent_id, version), cache.personas)
+    persona = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
     interrupt_id, interrupted_status = None, None
     if waiting:
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
@@ -213,7 +213,8 @@ def _continues(cached: Sequence[HistoryMessage], rows: Rows) -> bool:
     return bool(rows) and rows[-1][0] == cached[-1].seq + 1
 
 
-def _load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[Persona]:
+def load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[Persona]:
+    """Return the persona of an agent version, from the cache or the database."""
     cached = personas.get(key)
     if cached:
         return cached

@@ -135,9 +135,9 @@ def cancel_requests(owner_id: UUID) -> TransactionScript[list[tuple[UUID, int | 
 
 
 def find(workspace_id: UUID, turn_id: UUID) -> TransactionScript[TurnRecord]:
-    """Load a turn without its history. Raises `TurnNotFound`."""
+    """Load a stored turn without its history. Raises `TurnNotFound`."""
     row = yield from find_row(workspace_id, turn_id)
-    if row is None:
+    if row is None or row.session_id is None:
         raise turn_not_found()
     return (yield from load_record(row, history=False))
 

@@ -161,7 +161,7 @@ def settle(  # noqa: PLR0913, PLR0917  # one per stored value
         if row and row.status is TurnStatus.IN_PROGRESS:
             raise turn_lost()
     ended, *_ = yield [
-        _settle_turn(record, outcome, progress, ended_at),
+        settle_turn_stmt(record, outcome, progress, ended_at),
         turn_statements.SETTLE_ANSWER(
             workspace_id_=record.workspace_id,
             message_id_=record.message_id,
@@ -233,9 +233,10 @@ def suspend(
     return (yield from resolution.resume(record.workspace_id, record.id, owner_id))
 
 
-def _settle_turn(
+def settle_turn_stmt(
     record: TurnRecord, outcome: Outcome, progress: Progress, ended_at: datetime
 ) -> Statement:
+    """Return the statement that stores the turn's end if its attempt is still current."""
     error = outcome.error
     return turn_statements.SETTLE_TURN(
         workspace_id_=record.workspace_id,

@@ -34,7 +34,7 @@ class TurnRow(NamedTuple):
 
     workspace_id: UUID
     id: UUID
-    session_id: UUID
+    session_id: UUID | None
     modality: Modality
     status: TurnStatus
     attempt: int
@@ -75,11 +75,12 @@ def _persona_and_last_number_stmt(_dialect: Dialect) -> ClauseElement:
     last_number = select(number).where(stored).scalar_subquery()
     # Excludes the emptied batch that keeps only the last number of a failed attempt.
     last_event = select(number).where(stored, turn_events.c.events != b"").scalar_subquery()
-    # The session may have moved to another agent since. A scalar subquery keeps the index usable.
+    # The session may have moved to another agent since, and an unstored turn has no session.
+    # A scalar subquery keeps the index usable.
     agent_id = (
         select(func.coalesce(turns.c.agent_id, Session.agent_id))
         .select_from(turns)
-        .join(
+        .outerjoin(
             Session,
             and_(Session.workspace_id == turns.c.workspace_id, Session.id == turns.c.session_id),
         )
@@ -131,7 +132,7 @@ def load_record(row: TurnRow, *, history: bool = True) -> TransactionScript[Turn
     record = TurnRecord(
         workspace_id=row.workspace_id,
         id=row.id,
-        session_id=row.session_id,
+        session_id=row.session_id or row.id,
         modality=row.modality,
         status=row.status,
         attempt=row.attempt,
@@ -150,11 +151,12 @@ def load_record(row: TurnRow, *, history: bool = True) -> TransactionScript[Turn
         earlier=_earlier_receipt(row),
         request=TurnRequest.from_json(row.request) if row.request else None,
         output=output or row.modality,
+        keeps_content=row.session_id is not None,
     )
     if row.step_count:
         steps = yield from ledger.load_steps(record)
         record = replace(record, steps=steps)
-    if not history:
+    if not history or not record.keeps_content:
         return record
     rows = yield from fetch_one(history_stmt(record))
     return replace(record, history=read_history(rows))

@@ -1,0 +1,209 @@
+"""Transaction scripts of unstored turns: a row with receipt, limits and key, and no content."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Dialect, bindparam, select
+from sqlalchemy.sql import ClauseElement
+
+from app.core.database.statements import PreparedStatement
+from app.core.database.transactions import TransactionScript, fetch_one
+from app.models import Modality, TurnStatus, utc_now
+from app.services.crud import AgentArchived, AgentNotFound
+from app.services.ports import PromptMessage
+from app.services.turns import receipts
+from app.services.turns.context.prompt import require_room_for_all
+from app.services.turns.errors import AnswerNotKept, error_of_code, is_retryable, turn_lost
+from app.services.turns.parts import PARAGRAPH, shown_texts
+from app.services.turns.records import (
+    Outcome,
+    Persona,
+    Progress,
+    RequestKey,
+    TurnOptions,
+    TurnRecord,
+    TurnRequest,
+)
+from app.services.turns.storage import idempotency_keys, leases, turn_statements
+from app.services.turns.storage.acceptance import (
+    AcceptedTurn,
+    NewMessage,
+    TurnCache,
+    load_persona,
+)
+from app.services.turns.storage.settlement import settle_turn_stmt
+from app.services.turns.storage.tables import LEASE, agents, is_attempt, turns
+from app.services.turns.storage.turn_rows import TurnRow, load_record
+from app.services.usage import budgets
+
+
+def accept(
+    message: NewMessage, options: TurnOptions, owner_id: UUID, cache: TurnCache
+) -> TransactionScript[AcceptedTurn]:
+    """Insert the row of an unstored turn of `options.agent_id`; its session is never asked for.
+
+    A key that was used before returns its turn while that runs, and begins anew where it failed
+    with a retryable error or was cancelled. Raises `AgentNotFound`, `AgentArchived`,
+    `AnswerNotKept`, `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `BudgetExhausted`,
+    and the error that the key's turn ended with.
+    """
+    if options.key:
+        running = yield from _find_by_key(message.workspace_id, options.key)
+        if running:
+            return AcceptedTurn(running, is_replayed=True)
+    now = utc_now()
+    record = yield from _new_record(message, options, cache, now)
+    inserted = turn_statements.INSERT_LIVE_TURN(
+        workspace_id=record.workspace_id,
+        id=record.id,
+        session_id=None,
+        agent_version=record.persona.version,
+        modality=record.modality,
+        status=record.status,
+        user_message_id=record.user_message_id,
+        message_id=record.message_id,
+        user_seq=0,
+        created_at=now,
+        agent_id=record.agent_id,
+        key_id=record.key_id,
+        user_id=record.user_id,
+        request=None,
+        owner_id=owner_id,
+        started_at=now,
+        lease_end_=now + LEASE,
+        **receipts.reserved_columns(record.reservation),
+    )
+    yield from budgets.reserve(message.account, record.reservation, [inserted])
+    if options.key:
+        yield [idempotency_keys.link_turn_stmt(record, options.key)]
+    return AcceptedTurn(record)
+
+
+def settle(
+    record: TurnRecord,
+    outcome: Outcome,
+    progress: Progress,
+    ended_at: datetime,
+    *,
+    may_be_stored: bool,
+) -> TransactionScript[None]:
+    """Store status, usage and error of an unstored turn, and give back its reservation.
+
+    `may_be_stored`: an earlier COMMIT had no answer. Raises `TurnLost`.
+    """
+    if may_be_stored:
+        turn = {"workspace_id_": record.workspace_id, "turn_id_": record.id}
+        rows = yield from fetch_one(_ENDED_AT(**turn, attempt_=record.attempt))
+        if rows and rows[0][0] == ended_at:
+            return
+    ended, *_ = yield [
+        settle_turn_stmt(record, outcome, progress, ended_at),
+        *receipts.settle_reservation_stmts(record, progress),
+    ]
+    if not ended:
+        raise turn_lost()  # rolls the transaction back
+
+
+def find_status(workspace_id: UUID, turn_id: UUID) -> TransactionScript[TurnRow | None]:
+    """Return the row of an unstored turn; `None` where there is none, or it is a stored turn's."""
+    row = yield from leases.find_row(workspace_id, turn_id)
+    return row if row and row.session_id is None else None
+
+
+def _find_by_key(workspace_id: UUID, key: RequestKey) -> TransactionScript[TurnRecord | None]:
+    turn_id = yield from idempotency_keys.claim(workspace_id, key)
+    row = (yield from leases.find_row(workspace_id, turn_id)) if turn_id else None
+    if row is None:
+        return None
+    if row.status is TurnStatus.COMPLETED:
+        raise AnswerNotKept(
+            "This request was answered before, and its answer is not stored: send it again with "
+            "another Idempotency-Key."
+        )
+    record = yield from load_record(row, history=False)
+    if row.status is TurnStatus.IN_PROGRESS:
+        return record
+    error = error_of_code(row.error_code or "", "The first request with this key failed.")
+    may_run_again = is_retryable(error) or row.status is TurnStatus.CANCELLED
+    if may_run_again and record.persona.tools is None:  # nobody knows what its tools did
+        return None
+    raise error
+
+
+def _new_record(
+    message: NewMessage, options: TurnOptions, cache: TurnCache, now: datetime
+) -> TransactionScript[TurnRecord]:
+    agent_id = options.agent_id or UUID(int=0)
+    rows = yield from fetch_one(
+        _AGENT(workspace_id_=message.workspace_id, agent_id_=agent_id),
+    )
+    if not rows:
+        raise AgentNotFound("No agent with this id exists in this workspace.")
+    version, archived_at = rows[0]
+    if archived_at:
+        raise AgentArchived("The agent is archived: it answers no new messages.")
+    stored = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
+    request, account = options.request, message.account
+    persona = _persona_of_request(stored, request)
+    texts = _texts(request)
+    require_room_for_all(persona, account.context_tokens, texts)
+    lines = [PromptMessage("", text) for text in texts]
+    return TurnRecord(
+        workspace_id=message.workspace_id,
+        id=message.turn_id,
+        session_id=message.turn_id,
+        modality=Modality.TEXT,
+        status=TurnStatus.IN_PROGRESS,
+        attempt=1,
+        user_message_id=message.user_message_id,
+        message_id=message.message_id,
+        user_seq=0,
+        created_at=now,
+        persona=persona,
+        history=(),
+        reservation=receipts.estimate_reservation(
+            message, persona, lines, now, 0, message.user_id
+        ),
+        agent_id=agent_id,
+        key_id=account.key_id,
+        user_id=account.user_id,
+        request=request,
+        keeps_content=False,
+    )
+
+
+def _persona_of_request(persona: Persona, request: TurnRequest) -> Persona:
+    """Return the persona with what the request says instead."""
+    limits = [persona.max_output_tokens, request.max_output_tokens]
+    given = [limit for limit in limits if limit is not None]
+    texts = [text for text in (persona.system_prompt, request.system_prompt) if text]
+    return replace(
+        persona,
+        system_prompt=PARAGRAPH.join(texts),
+        temperature=(
+            persona.temperature if request.temperature is None else request.temperature
+        ),
+        max_output_tokens=min(given) if given else None,
+    )
+
+
+def _texts(request: TurnRequest) -> Sequence[str]:
+    """Return all that a model is shown of a request, to estimate its size."""
+    texts = list(shown_texts(request.prompt or ()))
+    if request.tools:
+        texts.append(orjson.dumps(request.tools).decode())
+    return texts
+
+
+def _agent_stmt(_dialect: Dialect) -> ClauseElement:
+    return select(agents.c.version, agents.c.archived_at).where(
+        agents.c.workspace_id == bindparam("workspace_id_"),
+        agents.c.id == bindparam("agent_id_"),
+    )
+
+
+_AGENT = PreparedStatement(_agent_stmt)
+_ENDED_AT = PreparedStatement(lambda _: select(turns.c.ended_at).where(is_attempt()))
