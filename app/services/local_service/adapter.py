@@ -1,6 +1,7 @@
 """Implement the ports of `ports.py` with the embedded engine."""
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from app.core.capabilities import Capability
 from app.services.local_service.chat_model import CONTEXT_TOKENS
@@ -8,9 +9,11 @@ from app.services.local_service.engine import LocalEngine
 from app.services.ports import (
     STANDARD_VOICES,
     ChatFinished,
+    ChatOptions,
     ChatRequest,
     FinishReason,
     OnWords,
+    ProviderRejected,
     Recording,
     TextDelta,
     Transcript,
@@ -18,6 +21,7 @@ from app.services.ports import (
 )
 
 MAX_SPOKEN_CHARACTERS = 4096
+_SAMPLING_FIELDS = ("top_p", "stop", "presence_penalty", "frequency_penalty")
 
 
 class LocalChatModel:
@@ -33,6 +37,8 @@ class LocalChatModel:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
         """Stream the answer to `request`: text deltas, then exactly one `ChatFinished`."""
+        if request.tools and request.options:  # a caller's own: a caller waits for calls of them
+            raise ProviderRejected("The embedded model calls no tools: use another provider.")
         messages = [
             {"role": message.role, "content": _clean(message.content)}
             for message in request.messages
@@ -42,6 +48,7 @@ class LocalChatModel:
             "messages": messages,
             "temperature": request.temperature,
             "max_output_tokens": request.max_output_tokens,
+            "sampling": _sampling(request.options) if request.options else {},
         }
         link = await self._engine.link(Capability.CHAT)
         async with link.exchange(fields) as exchange:
@@ -121,6 +128,12 @@ class LocalSpeaker:
                 yield sound
                 if event["last"]:
                     exchange.grant_credit()
+
+
+def _sampling(options: ChatOptions) -> dict[str, Any]:
+    """Return what the library takes beside the temperature; it knows no seed and no bias."""
+    fields = {name: getattr(options, name) for name in _SAMPLING_FIELDS}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _clean(text: str) -> str:

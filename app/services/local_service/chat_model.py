@@ -73,9 +73,12 @@ class ChatRunner:
         *,
         temperature: float | None,
         max_output_tokens: int | None,
+        sampling: dict[str, Any],
         on_text: Callable[[str], None],
     ) -> AnswerSummary | None:
         """Answer `messages`; call `on_text` with each delta. `None` without a finish reason.
+
+        `sampling` are further fields of the request, with the names of the OpenAI API.
 
         Raises `Refused` for a prompt that exceeds the context window, and `Cancelled`.
         """
@@ -89,6 +92,7 @@ class ChatRunner:
             "dry_allowed_length": 4,
             "dry_penalty_last_n": 256,
             "max_tokens": max_output_tokens or DEFAULT_OUTPUT_TOKENS,
+            **sampling,
         }
         collector = _AnswerCollector(task, on_text)
         with task.holding(self._slots):

@@ -8,7 +8,9 @@ import orjson
 
 from app.services.openai_service.chat_reply import ReplyReader
 from app.services.ports import (
+    ONE_FUNCTION,
     ChatItem,
+    ChatOptions,
     ChatRequest,
     PromptAnswer,
     PromptLine,
@@ -136,6 +138,8 @@ def _body(request: ChatRequest, model: str, dialect: _Dialect) -> bytes:
             body["tool_choice"] = "none"
     if dialect.takes_stream_options:
         body["stream_options"] = {"include_usage": True}
+    if request.options:
+        body |= _options(request.options)
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.max_output_tokens is not None:
@@ -145,6 +149,25 @@ def _body(request: ChatRequest, model: str, dialect: _Dialect) -> bytes:
     except orjson.JSONEncodeError:  # a lone surrogate
         body["messages"] = [_message(line) for line in request.messages]
         return orjson.dumps(body)
+
+
+def _options(options: ChatOptions) -> dict[str, Any]:
+    """Return the fields of a request for what it asks beside the agent's settings."""
+    fields: dict[str, Any] = {
+        "top_p": options.top_p,
+        "stop": options.stop,
+        "seed": options.seed,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "logit_bias": options.logit_bias,
+        "reasoning_effort": options.reasoning_effort,
+        "parallel_tool_calls": options.parallel_tool_calls,
+        "tool_choice": options.tool_choice,
+    }
+    if options.tool_choice and options.tool_choice.startswith(ONE_FUNCTION):
+        name = options.tool_choice.removeprefix(ONE_FUNCTION)
+        fields["tool_choice"] = {"type": "function", "function": {"name": name}}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _message(line: PromptLine) -> dict[str, Any]:

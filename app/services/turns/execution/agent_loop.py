@@ -11,6 +11,7 @@ from app.models import new_id
 from app.services.ports import (
     ONE_FUNCTION,
     ChatModel,
+    ChatOptions,
     ChatRequest,
     FinishReason,
     PromptLine,
@@ -170,9 +171,8 @@ def _with_own(request: ChatRequest, own: TurnRequest) -> ChatRequest:
     """Return the request with what the turn's own request asks of the model."""
     if not own.tools:
         return replace(request, options=own.options)
-    return replace(
-        request, tools=own.tools, may_call_tools=own.may_call_tools, options=own.options
-    )
+    options = own.options or ChatOptions()
+    return replace(request, tools=own.tools, may_call_tools=own.may_call_tools, options=options)
 
 
 def _check_callers_calls(live: LiveTurn) -> None:
