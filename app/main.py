@@ -13,6 +13,7 @@ from app.core.config import Settings, load_settings
 from app.http.authentication import AuthenticationMiddleware
 from app.http.cors import allow_origins
 from app.http.dispatcher import EndpointDispatcher
+from app.http.openai_errors import OpenAIErrorsMiddleware
 from app.http.openapi import describe_errors, describe_events, describe_operations
 from app.http.problems import install_problem_handlers
 from app.http.request_log import RequestLogMiddleware
@@ -41,6 +42,7 @@ from app.routers import (
     users,
     workspaces,
 )
+from app.routers.openai import chat_completions, models
 from app.state import State, open_state
 
 _DESCRIPTION = """
@@ -54,6 +56,8 @@ _ENDPOINTS = (
     tokens,
     messages,
     messages_text,
+    chat_completions,
+    models,
     turns,
     tool_calls,
     usage,
@@ -117,11 +121,14 @@ def create_app(
     _describe_keys_and_errors(app)
     install_problem_handlers(app)
     app.add_middleware(UnhandledErrorMiddleware)
-    plain_endpoints = {(messages_text.METHOD, messages_text.PATH): messages_text.send_text_message}
+    plain_endpoints = {
+        (messages_text.METHOD, messages_text.PATH): messages_text.send_text_message,
+        (chat_completions.METHOD, chat_completions.PATH): chat_completions.create_chat_completion,
+    }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:
         front = allow_origins(front, settings.allowed_origins)
-    front = ResponseHeadersMiddleware(front)
+    front = OpenAIErrorsMiddleware(ResponseHeadersMiddleware(front))
     front = RequestLogMiddleware(front, logs_every_request=settings.access_log)
     app.front = RequestNormalizationMiddleware(front)
     docs.mount_assets(app)

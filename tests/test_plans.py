@@ -89,6 +89,7 @@ def conditions(filled: Filled) -> dict[str, Any]:
         "call_id_": filled.turn_id,
         "tool_version_": 1,
         "name_": "SHOP_KEY",
+        "slug_": "ada",
         "key_": "key-1-3",
         "bucket_": "key-1",
         "caller_": "key-1",

@@ -52,7 +52,7 @@ _EVENTS = b"text/event-stream"
 _UNIQUE_HEADERS = frozenset(
     (
         b"host", b"authorization", b"idempotency-key", b"content-type", b"content-length",
-        b"x-workspace-id", b"last-event-id", b"range", b"origin",
+        b"x-workspace-id", b"last-event-id", b"range", b"origin", b"api-key", b"x-api-key",
     )
 )  # fmt: skip
 
@@ -97,7 +97,7 @@ class Authenticator:
         if len(headers) != len(scope["headers"]):
             _refuse_repeated(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        token = token.strip() if scheme.lower() == b"bearer" else _token_in_query(scope)
+        token = token.strip() if scheme.lower() == b"bearer" else _token_elsewhere(scope, headers)
         signed_in = await self._caller_of_cookie(scope, headers) if not token else None
         if self._reads_metrics(scope, token):
             return _METRICS_READER
@@ -206,6 +206,13 @@ def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
     if len(set(names)) != len(names):
         repeated = next(name for name in names if names.count(name) > 1).decode()
         raise HeaderRepeated(f"Send the header `{repeated}` only once.")
+
+
+def _token_elsewhere(scope: Scope, headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the key of a header that OpenAI's clients use instead, or the token of the query."""
+    if scope["path"].startswith("/v1/"):
+        return headers.get(b"api-key") or headers.get(b"x-api-key") or b""
+    return _token_in_query(scope)
 
 
 def _token_in_query(scope: Scope) -> bytes:

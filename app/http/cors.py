@@ -10,7 +10,7 @@ _RESPONSE_HEADERS = (
     "Request-Id", "Link", "Retry-After", "Idempotent-Replayed", "X-Transcription", "X-Turn-Id",
     "X-Session-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
     "X-RateLimit-Resource", "X-Should-Retry", "WWW-Authenticate", "Allow", "Accept-Ranges",
-    "Content-Range", "Content-Length", "Content-Disposition", "ETag", "Traceparent",
+    "Content-Range", "Content-Length", "Content-Disposition", "ETag", "Traceparent", "X-Request-Id",
 )  # fmt: skip
 
 

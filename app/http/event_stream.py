@@ -55,7 +55,7 @@ class EventStream(Response):
         await asyncio.sleep(0)  # lets a new turn send its request to the model first
         head = {"status": 200, "headers": self.raw_headers}
         state: dict[str, Any] = scope["state"]
-        send = send if state.get(HAS_WRITE_DEADLINE) else _with_write_deadline(send)
+        send = send if state.get(HAS_WRITE_DEADLINE) else with_write_deadline(send)
         open_streams: OpenStreamRegistry = state["open_streams"]
         has_left = False
         refused: AppError | None = None
@@ -115,7 +115,7 @@ def _body_chunk(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-def _with_write_deadline(send: Send) -> Send:
+def with_write_deadline(send: Send) -> Send:
     """Return a `send` that raises `TimeoutError` if the client reads nothing for 20 s."""
 
     async def send_in_time(message: Message) -> None:

@@ -120,6 +120,11 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(_http_error)
 
 
+def status_of(error: AppError) -> int:
+    """Return the HTTP status of an error."""
+    return _STATUS[error.kind].value
+
+
 def problem_response(error: AppError, request_id: str) -> Response:
     """Return `error` as a problem document, and note it for the request's line in the log."""
     if context := current_context():

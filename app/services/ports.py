@@ -177,6 +177,8 @@ class ToolDefinition:
     description: str
     parameters: Mapping[str, Any]
     """JSON Schema of the arguments, an object."""
+    is_strict: bool = False
+    """True where the provider must keep to the schema."""
 
 
 ONE_FUNCTION = "function:"

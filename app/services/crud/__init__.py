@@ -51,6 +51,7 @@ from app.services.crud.sessions import (
     update_session,
     visible_sessions,
 )
+from app.services.crud.slugs import SLUG_PREFIX
 from app.services.crud.tool_calls import (
     ToolCallFilter,
     find_tool_call,
@@ -62,6 +63,7 @@ from app.services.crud.users import DeletedUser, delete_user, unsettled_turns
 
 __all__ = [
     "MOST_COUNTED",
+    "SLUG_PREFIX",
     "AgentArchived",
     "AgentNotFound",
     "DeletedUser",

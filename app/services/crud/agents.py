@@ -25,7 +25,7 @@ from app.services.crud.errors import (
     VersionChanged,
     VersionNotFound,
 )
-from app.services.crud.slugs import free_slug
+from app.services.crud.slugs import SLUG_PREFIX, free_slug
 
 _SLUG_ATTEMPTS = 3
 
@@ -105,13 +105,24 @@ async def list_agents(
     ).all()
 
 
-async def find_agent(db: AsyncSession, workspace_id: UUID, slug: str) -> Agent:
-    """Return the agent with a slug, unless it is archived. Raises `AgentNotFound`."""
-    query = select(Agent).where(Agent.workspace_id == workspace_id, Agent.slug == slug)
-    agent = await db.scalar(query)
-    if agent is None or agent.archived_at:
-        raise AgentNotFound("No agent with this name exists in this workspace.")
-    return agent
+async def find_agent(db: AsyncSession, workspace_id: UUID, agent: UUID | str) -> Agent:
+    """Return an agent by its id, its slug behind `SLUG_PREFIX`, or its name.
+
+    Archived ones are left out. Raises `AgentNotFound`, also where several have the name.
+    """
+    conditions = [Agent.name == agent]
+    if isinstance(agent, UUID):
+        conditions = [Agent.id == agent]
+    elif agent.startswith(SLUG_PREFIX):
+        conditions = [Agent.slug == agent.removeprefix(SLUG_PREFIX), *conditions]
+    for condition in conditions:
+        query = select(Agent).where(
+            Agent.workspace_id == workspace_id, Agent.archived_at.is_(None), condition
+        )
+        found = (await db.scalars(query.limit(2))).all()
+        if len(found) == 1:
+            return found[0]
+    raise AgentNotFound("No agent with this id or name exists in this workspace.")
 
 
 async def get_agent(

@@ -9,6 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Agent, new_id
 
+SLUG_PREFIX = "agent-"
+"""Before a slug, where an agent is named as a model."""
 _LONGEST_SLUG = 48
 _NUMBERED_SLUGS = 50
 

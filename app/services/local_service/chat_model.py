@@ -66,7 +66,7 @@ class ChatRunner:
             self._server = library.Server(params)
         self._slots = threading.Semaphore(SLOTS)
 
-    def answer(
+    def answer(  # noqa: PLR0913  # one per field of a request
         self,
         task: Task,
         messages: Sequence[dict[str, str]],

@@ -189,9 +189,11 @@ def _message(line: PromptLine) -> dict[str, Any]:
 
 
 def _function(tool: ToolDefinition) -> dict[str, Any]:
-    function = {
+    function: dict[str, Any] = {
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
     }
+    if tool.is_strict:
+        function["strict"] = True
     return {"type": "function", "function": function}

@@ -2,7 +2,7 @@
 
 from app.services.turns.engine import TurnEngine
 from app.services.turns.errors import tool_call_not_found
-from app.services.turns.event_subscription import is_complete, subscribe
+from app.services.turns.event_subscription import follow_here, is_complete, subscribe
 from app.services.turns.events import AudioClip, TurnEvent
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.turn_observer import TurnObserver
@@ -13,6 +13,7 @@ from app.services.turns.records import (
     Reply,
     RequestKey,
     TurnOptions,
+    TurnRequest,
     Usage,
 )
 from app.services.turns.storage import audio_store, idempotency_keys
@@ -39,10 +40,12 @@ __all__ = [
     "TurnEvent",
     "TurnObserver",
     "TurnOptions",
+    "TurnRequest",
     "Usage",
     "VoiceStages",
     "VoiceStagesFactory",
     "audio_store",
+    "follow_here",
     "idempotency_keys",
     "is_complete",
     "subscribe",

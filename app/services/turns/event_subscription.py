@@ -11,7 +11,7 @@ from app.models import Turn, TurnStatus
 from app.services import crud
 from app.services.turns.engine import TurnEngine
 from app.services.turns.errors import EventsPruned, ServerDraining, TurnStateUnknown
-from app.services.turns.events import TurnEvent
+from app.services.turns.events import EventValue, TurnEvent
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.storage import event_store
 
@@ -62,6 +62,33 @@ async def subscribe(
                 async with asyncio.timeout(
                     _HEARTBEAT_SECONDS
                 ):  # costs half as much as anyio's scope
+                    await changed.wait()
+            except TimeoutError:
+                yield ()
+
+
+async def follow_here(
+    live: LiveTurn, silence_seconds: float
+) -> AsyncGenerator[Sequence[EventValue]]:
+    """Yield the events of a turn that runs in this process, up to its end; nothing is read.
+
+    Yields an empty list after each `silence_seconds` without an event. The terminal event is
+    missing where the outcome could not be stored: `live.outcome.error` says why.
+    """
+    after = 0
+    while True:
+        changed = live.log.changed
+        events = live.log.after(after)
+        if events:
+            after = events[-1].number
+            yield [event.value for event in events]
+            if events[-1].is_terminal:
+                return
+        elif live.settled.is_set():
+            return
+        else:
+            try:
+                async with asyncio.timeout(silence_seconds):
                     await changed.wait()
             except TimeoutError:
                 yield ()

@@ -168,8 +168,8 @@ class TurnOptions:
     """False for an unstored turn: a row with its receipt, and neither session nor content.
 
     Its prompt is `request.prompt`; it is cancelled when its client leaves, and not run again."""
-    agent_id: UUID | None = None
-    """Who answers an unstored turn."""
+    agent: UUID | str | None = None
+    """Who answers an unstored turn: an id, a slug behind `crud.SLUG_PREFIX`, or a name."""
     request: TurnRequest = _NO_REQUEST
 
 

@@ -225,6 +225,8 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
             name=storable(delta.name)[:_MOST_NAME_CHARACTERS],
             arguments="",
         )
+        if live.record.persona.tools is None and not delta.arguments:
+            live.log.emit(ToolCallArguments(call.model_call_id, call.name, ""))
     if delta.arguments:
         call.arguments += storable(delta.arguments)
         if len(call.arguments) > _MOST_ARGUMENT_CHARACTERS:

@@ -68,6 +68,8 @@ class LiveTurn:
     """Number of audio pieces that are stored."""
     is_interrupted_by_shutdown: bool = False
     """True if this server shut down before the turn was finished."""
+    client_count: int = 0
+    """Of an unstored turn: how many clients wait for it; it is cancelled when the last leaves."""
     played_ms: int | None = None
     """Played part of the answer's audio at cancellation, in milliseconds."""
     context: RequestContext = field(init=False)

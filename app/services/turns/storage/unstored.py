@@ -12,7 +12,7 @@ from sqlalchemy.sql import ClauseElement
 from app.core.database.statements import PreparedStatement
 from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import Modality, TurnStatus, utc_now
-from app.services.crud import AgentArchived, AgentNotFound
+from app.services.crud import SLUG_PREFIX, AgentArchived, AgentNotFound
 from app.services.ports import PromptMessage
 from app.services.turns import receipts
 from app.services.turns.context.prompt import require_room_for_all
@@ -136,15 +136,7 @@ def _find_by_key(workspace_id: UUID, key: RequestKey) -> TransactionScript[TurnR
 def _new_record(
     message: NewMessage, options: TurnOptions, cache: TurnCache, now: datetime
 ) -> TransactionScript[TurnRecord]:
-    agent_id = options.agent_id or UUID(int=0)
-    rows = yield from fetch_one(
-        _AGENT(workspace_id_=message.workspace_id, agent_id_=agent_id),
-    )
-    if not rows:
-        raise AgentNotFound("No agent with this id exists in this workspace.")
-    version, archived_at = rows[0]
-    if archived_at:
-        raise AgentArchived("The agent is archived: it answers no new messages.")
+    agent_id, version = yield from _find_agent(message.workspace_id, options.agent)
     stored = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
     request, account = options.request, message.account
     persona = _persona_of_request(stored, request)
@@ -164,15 +156,37 @@ def _new_record(
         created_at=now,
         persona=persona,
         history=(),
-        reservation=receipts.estimate_reservation(
-            message, persona, lines, now, 0, message.user_id
-        ),
+        reservation=receipts.estimate_reservation(message, persona, lines, now, 0, message.user_id),
         agent_id=agent_id,
         key_id=account.key_id,
         user_id=account.user_id,
         request=request,
         keeps_content=False,
     )
+
+
+def _find_agent(
+    workspace_id: UUID, agent: UUID | str | None
+) -> TransactionScript[tuple[UUID, int]]:
+    """Return the id and the newest version of an agent that is not archived."""
+    if isinstance(agent, UUID):
+        rows = yield from fetch_one(_BY_ID(workspace_id_=workspace_id, agent_id_=agent))
+    else:
+        name = agent or ""
+        rows = ()
+        if name.startswith(SLUG_PREFIX):
+            slug = name.removeprefix(SLUG_PREFIX)
+            rows = yield from fetch_one(_BY_SLUG(workspace_id_=workspace_id, slug_=slug))
+        if not rows:
+            rows = yield from fetch_one(_BY_NAME(workspace_id_=workspace_id, name_=name))
+    current = [row for row in rows if row[2] is None]
+    if len(current) == 1:
+        return current[0][0], current[0][1]
+    if rows and not current:
+        raise AgentArchived("The agent is archived: it answers no new messages.")
+    if current:
+        raise AgentNotFound("Several agents have this name: use the id of one.")
+    raise AgentNotFound("No agent with this id or name exists in this workspace.")
 
 
 def _persona_of_request(persona: Persona, request: TurnRequest) -> Persona:
@@ -183,9 +197,7 @@ def _persona_of_request(persona: Persona, request: TurnRequest) -> Persona:
     return replace(
         persona,
         system_prompt=PARAGRAPH.join(texts),
-        temperature=(
-            persona.temperature if request.temperature is None else request.temperature
-        ),
+        temperature=(persona.temperature if request.temperature is None else request.temperature),
         max_output_tokens=min(given) if given else None,
     )
 
@@ -198,12 +210,22 @@ def _texts(request: TurnRequest) -> Sequence[str]:
     return texts
 
 
-def _agent_stmt(_dialect: Dialect) -> ClauseElement:
-    return select(agents.c.version, agents.c.archived_at).where(
-        agents.c.workspace_id == bindparam("workspace_id_"),
-        agents.c.id == bindparam("agent_id_"),
-    )
+def _agent_stmt(column: str, parameter: str) -> PreparedStatement:
+    def build(_dialect: Dialect) -> ClauseElement:
+        return (
+            select(agents.c.id, agents.c.version, agents.c.archived_at)
+            .where(
+                agents.c.workspace_id == bindparam("workspace_id_"),
+                agents.c[column] == bindparam(parameter),
+            )
+            .limit(_MOST_NAMESAKES)
+        )
+
+    return PreparedStatement(build)
 
 
-_AGENT = PreparedStatement(_agent_stmt)
+_MOST_NAMESAKES = 50
+_BY_ID = _agent_stmt("id", "agent_id_")
+_BY_SLUG = _agent_stmt("slug", "slug_")
+_BY_NAME = _agent_stmt("name", "name_")
 _ENDED_AT = PreparedStatement(lambda _: select(turns.c.ended_at).where(is_attempt()))
