@@ -1,5 +1,6 @@
 """`/v1/models` and `/v1/chat/completions` over HTTP: what is answered, refused and stored."""
 
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,9 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.models import Message, Session, Turn, TurnStatus
 from app.services.ports import (
+    ChatItem,
     ChatOptions,
+    ChatRequest,
     FinishReason,
     PromptAnswer,
     PromptCall,
@@ -28,7 +31,7 @@ from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel
 from tests.support.turns import Gate, unsettled, wait_until_settled
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("agent_id")]
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "Hi"}
@@ -85,7 +88,7 @@ async def test_slug_stays_when_the_agent_is_renamed(
 
 
 async def test_answer_is_a_completion_and_nothing_of_it_is_stored(
-    client: httpx2.AsyncClient, database: Database, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, database: Database, chat_model: FakeChatModel
 ) -> None:
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -124,7 +127,7 @@ async def test_answer_is_a_completion_and_nothing_of_it_is_stored(
 
 
 async def test_stream_has_the_same_answer_in_chunks(
-    client: httpx2.AsyncClient, agent_id: str
+    client: httpx2.AsyncClient
 ) -> None:
     response = await ask(client, stream=True, stream_options={"include_usage": True})
 
@@ -146,7 +149,7 @@ async def test_model_is_a_slug_a_name_or_an_id(
     assert response.json()["model"] in {name, agent_id}
 
 
-async def test_name_of_two_agents_is_refused(client: httpx2.AsyncClient, agent_id: str) -> None:
+async def test_name_of_two_agents_is_refused(client: httpx2.AsyncClient) -> None:
     await client.post("/agents", json={"name": "Ada", "system_prompt": ""})
 
     response = await ask(client, model="Ada")
@@ -156,7 +159,7 @@ async def test_name_of_two_agents_is_refused(client: httpx2.AsyncClient, agent_i
 
 
 async def test_truncated_answer_says_so(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, chat_model: FakeChatModel
 ) -> None:
     chat_model.finish_reason = FinishReason.LENGTH
 
@@ -166,7 +169,7 @@ async def test_truncated_answer_says_so(
 
 
 async def test_parameters_reach_the_model(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, chat_model: FakeChatModel
 ) -> None:
     response = await ask(
         client,
@@ -207,7 +210,7 @@ async def test_parameters_reach_the_model(
 
 
 async def test_calls_and_their_results_are_shown_to_the_model(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, chat_model: FakeChatModel
 ) -> None:
     result = {"role": "tool", "tool_call_id": "c1", "content": "Sunny"}
 
@@ -222,7 +225,7 @@ async def test_calls_and_their_results_are_shown_to_the_model(
 
 
 async def test_allowed_tools_are_the_only_ones_that_the_model_has(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, chat_model: FakeChatModel
 ) -> None:
     other = {"type": "function", "function": {"name": "time"}}
     allowed = {"mode": "required", "tools": [{"type": "function", "name": "time"}]}
@@ -313,7 +316,6 @@ FUNCTION: dict[str, Any] = {"type": "function"}
 async def test_bad_parameter_is_named_and_nothing_begins(
     client: httpx2.AsyncClient,
     database: Database,
-    agent_id: str,
     param: str,
     code: str,
     changes: dict[str, Any],
@@ -332,7 +334,7 @@ async def test_bad_parameter_is_named_and_nothing_begins(
     "body", [b"", b"{", b"[]", b'{"model": NaN}', b'{"model": "\\ud800"}', b"[" * 100_000]
 )
 async def test_broken_body_is_400_in_the_same_shape(
-    client: httpx2.AsyncClient, agent_id: str, body: bytes
+    client: httpx2.AsyncClient body: bytes
 ) -> None:
     response = await client.post(PATH, content=body, headers={"Content-Type": "application/json"})
 
@@ -341,7 +343,7 @@ async def test_broken_body_is_400_in_the_same_shape(
 
 
 async def test_all_errors_under_v1_have_the_same_shape(
-    client: httpx2.AsyncClient, settings: Settings, state: State, agent_id: str
+    client: httpx2.AsyncClient, settings: Settings, state: State
 ) -> None:
     async with client_of(settings, state, peer="203.0.113.9") as stranger:
         answers = {
@@ -369,7 +371,7 @@ async def test_all_errors_under_v1_have_the_same_shape(
 
 
 async def test_prompt_that_is_too_long_has_the_code_on_which_clients_compact(
-    client: httpx2.AsyncClient, agent_id: str
+    client: httpx2.AsyncClient
 ) -> None:
     response = await ask(client, messages=[{"role": "user", "content": "word " * 40_000}])
 
@@ -380,7 +382,7 @@ async def test_prompt_that_is_too_long_has_the_code_on_which_clients_compact(
 
 @pytest.mark.parametrize("header", ["Authorization", "api-key", "x-api-key"])
 async def test_key_of_ours_is_taken_from_each_header_and_needs_its_scope(
-    client: httpx2.AsyncClient, agent_id: str, header: str
+    client: httpx2.AsyncClient header: str
 ) -> None:
     body = {"name": "reader", "scopes": ["agents:read"]}
     key = (await client.post("/keys", json=body)).json()["key"]
@@ -397,7 +399,7 @@ async def test_key_of_ours_is_taken_from_each_header_and_needs_its_scope(
 
 
 async def test_any_bearer_is_no_key_on_the_own_machine(
-    client: httpx2.AsyncClient, agent_id: str
+    client: httpx2.AsyncClient
 ) -> None:
     response = await client.get("/v1/models", headers={"Authorization": "Bearer sk-none"})
 
@@ -420,7 +422,7 @@ async def test_agents_of_another_workspace_are_not_found(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_failure_before_the_first_word_has_its_status(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str, stream: bool
+    client: httpx2.AsyncClient, chat_model: FakeChatModel stream: bool
 ) -> None:
     async def refuse() -> None:
         raise ProviderRejected("It said no.")
@@ -442,14 +444,14 @@ async def test_failure_before_the_first_word_has_its_status(
 
 
 async def test_failure_in_mid_stream_is_an_error_and_no_finish_reason(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel, agent_id: str
+    client: httpx2.AsyncClient, chat_model: FakeChatModel
 ) -> None:
     chat_model.answer = "One two"
     chat_model.counts = (None, None, None)
     chat_model.finish_reason = FinishReason.STOP
     original = chat_model.stream
 
-    async def break_off(request: Any) -> Any:
+    async def break_off(request: ChatRequest) -> AsyncGenerator[ChatItem]:
         async for item in original(request):
             yield item
             raise ProviderUnavailable("It broke off.")
@@ -469,7 +471,6 @@ async def test_client_that_leaves_cancels_the_turn(
     settings: Settings,
     database: Database,
     chat_model: FakeChatModel,
-    agent_id: str,
     stream: bool,
 ) -> None:
     chat_model.while_thinking = gate = Gate()
@@ -488,7 +489,6 @@ async def test_equal_requests_with_one_key_are_one_turn_while_it_runs(
     client: httpx2.AsyncClient,
     database: Database,
     chat_model: FakeChatModel,
-    agent_id: str,
 ) -> None:
     chat_model.while_thinking = gate = Gate()
     answers: list[httpx2.Response] = []

@@ -1,5 +1,6 @@
 """Waiting for what nobody announces, such as a row that another server writes."""
 
+import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 
@@ -25,3 +26,12 @@ async def until(
             await anyio.sleep(_PAUSE_SECONDS)
     name = getattr(condition, "__qualname__", repr(condition))
     raise TimeoutError(f"{name} did not hold within {within_seconds} s")
+
+
+def until_sync(condition: Callable[[], object], *, within_seconds: float = 60) -> None:
+    """Do the same in a test that has no event loop."""
+    give_up_at = time.monotonic() + within_seconds
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"it did not hold within {within_seconds} s")
+        time.sleep(5 * _PAUSE_SECONDS)
