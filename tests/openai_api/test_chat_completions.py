@@ -14,7 +14,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.models import Message, Session, Turn, TurnStatus
 from app.services.ports import (
-    ChatItem,
+    ChatFinished,
     ChatOptions,
     ChatRequest,
     FinishReason,
@@ -24,6 +24,7 @@ from app.services.ports import (
     PromptResult,
     ProviderRejected,
     ProviderUnavailable,
+    TextDelta,
     ToolDefinition,
 )
 from app.state import State
@@ -126,9 +127,7 @@ async def test_answer_is_a_completion_and_nothing_of_it_is_stored(
         assert await db.scalar(select(Turn.id)) == turn_id
 
 
-async def test_stream_has_the_same_answer_in_chunks(
-    client: httpx2.AsyncClient
-) -> None:
+async def test_stream_has_the_same_answer_in_chunks(client: httpx2.AsyncClient) -> None:
     response = await ask(client, stream=True, stream_options={"include_usage": True})
 
     *chunks, usage = frames(response)
@@ -334,7 +333,7 @@ async def test_bad_parameter_is_named_and_nothing_begins(
     "body", [b"", b"{", b"[]", b'{"model": NaN}', b'{"model": "\\ud800"}', b"[" * 100_000]
 )
 async def test_broken_body_is_400_in_the_same_shape(
-    client: httpx2.AsyncClient body: bytes
+    client: httpx2.AsyncClient, body: bytes
 ) -> None:
     response = await client.post(PATH, content=body, headers={"Content-Type": "application/json"})
 
@@ -371,7 +370,7 @@ async def test_all_errors_under_v1_have_the_same_shape(
 
 
 async def test_prompt_that_is_too_long_has_the_code_on_which_clients_compact(
-    client: httpx2.AsyncClient
+    client: httpx2.AsyncClient,
 ) -> None:
     response = await ask(client, messages=[{"role": "user", "content": "word " * 40_000}])
 
@@ -382,7 +381,7 @@ async def test_prompt_that_is_too_long_has_the_code_on_which_clients_compact(
 
 @pytest.mark.parametrize("header", ["Authorization", "api-key", "x-api-key"])
 async def test_key_of_ours_is_taken_from_each_header_and_needs_its_scope(
-    client: httpx2.AsyncClient header: str
+    client: httpx2.AsyncClient, header: str
 ) -> None:
     body = {"name": "reader", "scopes": ["agents:read"]}
     key = (await client.post("/keys", json=body)).json()["key"]
@@ -398,9 +397,7 @@ async def test_key_of_ours_is_taken_from_each_header_and_needs_its_scope(
     assert asked.json()["error"]["type"] == "permission_error"
 
 
-async def test_any_bearer_is_no_key_on_the_own_machine(
-    client: httpx2.AsyncClient
-) -> None:
+async def test_any_bearer_is_no_key_on_the_own_machine(client: httpx2.AsyncClient) -> None:
     response = await client.get("/v1/models", headers={"Authorization": "Bearer sk-none"})
 
     assert response.status_code == 200
@@ -422,7 +419,7 @@ async def test_agents_of_another_workspace_are_not_found(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_failure_before_the_first_word_has_its_status(
-    client: httpx2.AsyncClient, chat_model: FakeChatModel stream: bool
+    client: httpx2.AsyncClient, chat_model: FakeChatModel, stream: bool
 ) -> None:
     async def refuse() -> None:
         raise ProviderRejected("It said no.")
@@ -451,7 +448,7 @@ async def test_failure_in_mid_stream_is_an_error_and_no_finish_reason(
     chat_model.finish_reason = FinishReason.STOP
     original = chat_model.stream
 
-    async def break_off(request: ChatRequest) -> AsyncGenerator[ChatItem]:
+    async def break_off(request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
         async for item in original(request):
             yield item
             raise ProviderUnavailable("It broke off.")

@@ -123,7 +123,10 @@ def test_calls_of_the_clients_tools_and_their_results(client: OpenAI, provider: 
             if call.type == "function"
         ],
     })  # fmt: skip
-    messages += [{"role": "tool", "tool_call_id": call.id, "content": "Sunny"} for call in calls]
+    results: list[ChatCompletionMessageParam] = [
+        {"role": "tool", "tool_call_id": call.id, "content": "Sunny"} for call in calls
+    ]
+    messages += results
     answer = client.chat.completions.create(model="agent-ada", messages=messages, tools=[WEATHER])
 
     assert asked.choices[0].finish_reason == "tool_calls"
