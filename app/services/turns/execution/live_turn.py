@@ -19,6 +19,7 @@ from app.services.turns.errors import (
     TurnCancellation,
     TurnInterrupted,
     is_retryable,
+    unknown_outcome,
 )
 from app.services.turns.events import (
     AFTER_ATTEMPT,
@@ -39,7 +40,14 @@ from app.services.turns.events import (
 from app.services.turns.execution.event_log import EventLog, storable
 from app.services.turns.parts import PARAGRAPH, Part, TextPart, ToolCallPart, encode_parts
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
-from app.services.turns.steps import Call, close_calls, parts_of
+from app.services.turns.steps import (
+    Call,
+    close_calls,
+    has_acted,
+    newly_ended,
+    parts_of,
+    unbilled_calls_nanos,
+)
 from app.services.turns.voice_port import SpokenPiece, VoiceStages
 from app.services.usage import Reservation
 
@@ -85,6 +93,7 @@ class LiveTurn:
         """Begin with the steps that earlier attempts stored."""
         progress = self.progress
         progress.steps = list(self.record.steps)
+        progress.tools_nanos = unbilled_calls_nanos(self.record.steps)
         texts = [step.content for step in progress.steps if step.content]
         progress.text = [PARAGRAPH.join(texts)] if texts else []
         progress.step_text_start = len(progress.text)
@@ -167,6 +176,10 @@ class LiveTurn:
         """True if this attempt ended because somebody must act."""
         return self.outcome is not None and self.outcome.status is TurnStatus.REQUIRES_ACTION
 
+    def ended_calls(self) -> list[Call]:
+        """Return the tool calls that ended in this attempt, or by what let it begin."""
+        return list(newly_ended(self.progress.steps, self.record.steps))
+
     def required_actions(self) -> list[RequiredAction]:
         """Return what somebody must do before the turn goes on."""
         return [
@@ -197,7 +210,8 @@ class LiveTurn:
             case _:
                 error = outcome.error or InternalError("The turn failed.")
                 problem = TurnProblem(error.code, error.title(), error.detail)
-                value = TurnFailed(problem, is_retryable(error))
+                may_repeat = is_retryable(error) and not has_acted(self.progress.steps)
+                value = TurnFailed(problem, may_repeat)
         return TurnEvent.of(self.log.next_number, value)
 
     def _answer(self, outcome: Outcome) -> AnswerMessage:
@@ -264,10 +278,14 @@ class LiveTurn:
         )
 
     def failed_outcome(self, error: AppError) -> Outcome:
-        """Create the outcome of a turn whose answer is incomplete or missing."""
-        return Outcome(
-            TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._closed_parts()
-        )
+        """Create the outcome of a turn whose answer is incomplete or missing.
+
+        Where it stops in the middle of a `once` call, that is its error.
+        """
+        unknown = close_calls(self.progress.steps)
+        if unknown and not self.is_interrupted_by_shutdown:  # else another server decides
+            error = unknown_outcome(unknown[0].id, unknown[0].name, error)
+        return Outcome(TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._parts())
 
     def cancelled_outcome(self) -> Outcome:
         """Create the outcome of a cancelled turn, or of an unstored one at a shutdown."""
@@ -278,13 +296,10 @@ class LiveTurn:
                 )
             )
         error = TurnCancellation("The turn was cancelled before it was finished.")
-        return Outcome(
-            TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._closed_parts()
-        )
-
-    def _closed_parts(self) -> list[Part] | None:
         close_calls(self.progress.steps)
-        return self._parts()
+        return Outcome(
+            TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._parts()
+        )
 
     def _parts(self) -> list[Part] | None:
         progress = self.progress
