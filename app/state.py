@@ -184,6 +184,7 @@ async def _build_state(
         storage=storage,
         tool_runner=tool_runner,
         result_days=settings.tool_result_retention_days,
+        compacts_context=settings.context_compaction,
     )
     sandbox = Sandbox([WARM_UP])
     voice = VoiceService(turns, voices, database, UploadCheck(sandbox))

@@ -35,6 +35,7 @@ from app.services.turns.errors import (
 from app.services.turns.execution.actions import TurnActions
 from app.services.turns.execution.agent_loop import TurnRuntime
 from app.services.turns.execution.cancellation import TurnCanceller
+from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.finalization import TurnFinalizer
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.maintenance import Maintenance
@@ -51,12 +52,11 @@ from app.services.turns.storage.acceptance import AcceptedTurn, NewMessage, Turn
 from app.services.turns.storage.acceptance_lookup import confirm_acceptance
 from app.services.turns.storage.audio_store import AudioStore
 from app.services.turns.voice_port import VoiceStages, VoiceStagesFactory
-from app.services.usage import AccountDirectory, StorageMeter
+from app.services.usage import TURN_BYTES, AccountDirectory, StorageMeter
 
 logger = logging.getLogger(__name__)
 
-LIVE_TURNS_LIMIT = 2000
-_RECOVERIES_LIMIT = 1
+LIVE_TURNS_LIMIT, _RECOVERIES_LIMIT = 2000, 1
 _DEFAULT_OPTIONS, _DEFAULT_AUDIO = TurnOptions(), AudioStore()
 _UNLIMITED_ACCOUNTS, _NO_OBSERVER = AccountDirectory(), SilentTurnObserver()
 
@@ -75,31 +75,31 @@ class TurnEngine:
         storage: StorageMeter | None = None,
         tool_runner: ToolRunner | None = None,
         result_days: int = 30,
+        compacts_context: bool = False,
         drain_seconds: float = DRAIN_SECONDS,
         observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
         """`voices` restarts voice turns; full results of tools are kept for `result_days`."""
         self._database = database
-        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, accounts.tariff)
-        self._audio = audio
-        self._accounts = accounts
-        self._observer = observer
-        self._storage = storage
-        self._result_days = result_days
+        tariff = accounts.tariff
+        compaction = Compaction(database, chat_model, tariff) if compacts_context else None
+        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, tariff, compaction)
+        self._audio, self._accounts = audio, accounts
+        self._observer, self._storage, self._result_days = observer, storage, result_days
         self._owner_id = new_id()
         self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
-        self._remote_turns = watcher = RemoteTurnWatcher(database)
+        watcher = self._remote_turns = RemoteTurnWatcher(database)
         self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
         self._table_statistics = TableStatistics(database)
-        self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
+        tasks = self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
         self._canceller = TurnCanceller(
             database, self._remote_outcomes, self._turns.get, self.find, self._settle
         )
         self.uploads = UploadAdmission(database, accounts, self._require_room)
         self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume, watcher)
-        self._finalizer = TurnFinalizer(database, audio, self._owner_id, self._tasks.draining)
+        self._finalizer = TurnFinalizer(database, audio, self._owner_id, tasks.draining, storage)
 
     @property
     def is_draining(self) -> bool:
@@ -182,7 +182,7 @@ class TurnEngine:
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None
         if self._storage:
-            size = len(recording.data if recording else content.encode())
+            size = TURN_BYTES + len(recording.data if recording else content.encode())
             await self._storage.require_room(caller.workspace_id, size)
             self._require_room(caller, session_id)  # it may have begun to drain meanwhile
         message = NewMessage(

@@ -200,6 +200,10 @@ class Progress:
     steps: list[Step] = field(default_factory=list[Step])
     """The steps before it; they have calls."""
     stop_reason: str | None = None
+    summary: str | None = None
+    """Of what the prompt leaves out; `None` before it was looked for."""
+    summary_usage: Usage | None = None
+    """What it took to make it."""
     tools_nanos: int = 0
     """What the calls of this attempt cost."""
     speech_in_seconds: float | None = None
@@ -229,6 +233,8 @@ class Outcome:
     error: AppError | None = None
     parts: list[Part] | None = None
     """`None` where the answer is plain text."""
+    heard_content: str | None = None
+    """What was heard of a spoken answer; `None` means all of it."""
 
 
 @value_object(frozen=True, slots=True)

@@ -78,6 +78,11 @@ class Call:
         """What it costs to begin it, in nano-dollars."""
         return round((self.tool.price_usd or 0) * NANOS) if self.tool else 0
 
+    @property
+    def cost_nanos(self) -> int:
+        """What it has cost so far: each time that it was begun."""
+        return self.price_nanos * self.attempt
+
     def end(
         self,
         status: CallStatus,
@@ -122,6 +127,16 @@ class Step:
         """True while a call has no result."""
         return not all(call.is_final for call in self.calls)
 
+    @property
+    def stored_bytes(self) -> int:
+        """About how much the step takes in the ledger, in the answer's parts and in events."""
+        texts = (self.content, self.reasoning)
+        of_calls = (
+            text for call in self.calls for text in (call.arguments, call.result, call.result)
+        )
+        longer = sum(len(call.stored_result or "") for call in self.calls)
+        return longer + 2 * sum(len(text or "") for text in (*texts, *of_calls))
+
     def parts(self) -> Iterator[Part]:
         """Yield the parts of the answer that this step is."""
         if self.reasoning:
@@ -142,6 +157,16 @@ def parts_of(steps: Sequence[Step], reasoning: str, text: str) -> list[Part] | N
     if text:
         parts.append(TextPart(text))
     return parts
+
+
+def wanted_action(status: CallStatus, approval_by: str | None) -> tuple[str, str]:
+    """Return what a call that waits needs, `approval` or `output`, and from whom.
+
+    That is `operator` or `user`: the output of a tool comes from the caller's own code.
+    """
+    if status is CallStatus.AWAITING_APPROVAL:
+        return "approval", approval_by or "operator"
+    return "output", "user"
 
 
 def has_acted(steps: Iterable[Step]) -> bool:

@@ -2092,10 +2092,12 @@ export interface components {
         };
         /**
          * SessionExport
-         * @description All stored data of a conversation.
+         * @description All stored data of a conversation; `summary` is of what no longer fits into prompts.
          */
         SessionExport: {
             session: components["schemas"]["SessionRead"];
+            /** Summary */
+            summary: string | null;
             agent: components["schemas"]["AgentRead"];
             /** Messages */
             messages: components["schemas"]["MessageRead"][];
@@ -3569,7 +3571,7 @@ export interface components {
         };
         /**
          * AnswerMessage
-         * @description The assistant's message as it is stored.
+         * @description The assistant's message as it is stored; `heard_content` is what it was at the turn's end.
          */
         AnswerMessage: {
             /**
@@ -3592,6 +3594,8 @@ export interface components {
             role: components["schemas"]["Role"];
             /** Content */
             content: string;
+            /** Heard Content */
+            heard_content: string | null;
             status: components["schemas"]["MessageStatus"];
             modality: components["schemas"]["Modality"];
             /**

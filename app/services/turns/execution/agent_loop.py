@@ -25,12 +25,15 @@ from app.services.ports import (
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
 from app.services.turns.context.prompt import (
+    ContextWindow,
+    build_compacted_prompt,
     build_given_prompt,
     build_prompt,
     context_window,
     require_room,
 )
 from app.services.turns.events import StepStarted, ToolCallArguments
+from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
@@ -57,6 +60,8 @@ class TurnRuntime:
     """Creates the stages of a voice turn that another server or process accepted."""
     tool_runner: ToolRunner | None
     tariff: PriceTable
+    compaction: Compaction | None = None
+    """Sums up what prompts leave out; `None` where it is just left out."""
 
 
 OnDelta = Callable[[str], None]
@@ -138,6 +143,23 @@ async def _run_calls(
         timer.cancel()
 
 
+async def _prompt_of_session(
+    live: LiveTurn, runtime: TurnRuntime, window: ContextWindow
+) -> list[PromptLine]:
+    """Return the system prompt and what the session's context window shows of its messages."""
+    record, progress, system_prompt = live.record, live.progress, live.record.persona.system_prompt
+    if runtime.compaction is None:
+        return build_prompt(
+            system_prompt,
+            record.history,
+            context_tokens=window.context_tokens,
+            output_tokens=window.output_tokens,
+        )
+    if progress.summary is None:
+        progress.summary = await runtime.compaction.summary(live, window)
+    return build_compacted_prompt(system_prompt, record.history, window, progress.summary)
+
+
 async def _ask(
     live: LiveTurn,
     runtime: TurnRuntime,
@@ -154,12 +176,7 @@ async def _ask(
         messages = build_given_prompt(persona.system_prompt, own.prompt or ())
     else:
         window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
-        messages = build_prompt(
-            persona.system_prompt,
-            record.history,
-            context_tokens=window.context_tokens,
-            output_tokens=window.output_tokens,
-        )
+        messages = await _prompt_of_session(live, runtime, window)
     may_call = agent_tools is not None and _may_call(live, runtime, agent_tools)
     if progress.steps:
         messages = [*messages, *_lines_of_steps(live)]

@@ -13,7 +13,8 @@ import anyio
 
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
-from app.models import CallStatus, MessageStatus, Role, TurnStatus
+from app.models import MessageStatus, Modality, Role, TurnStatus
+from app.services.turns.context.heard_text import heard_text
 from app.services.turns.errors import (
     InternalError,
     TurnCancellation,
@@ -47,6 +48,7 @@ from app.services.turns.steps import (
     newly_ended,
     parts_of,
     unbilled_calls_nanos,
+    wanted_action,
 )
 from app.services.turns.voice_port import SpokenPiece, VoiceStages
 from app.services.usage import Reservation
@@ -223,10 +225,26 @@ class LiveTurn:
             seq=record.user_seq + 1,
             role=Role.ASSISTANT,
             content=outcome.content,
+            heard_content=outcome.heard_content,
             status=outcome.message_status,
             modality=record.output,
-            created_at=record.created_at,
+            created_at=self.progress.ended_at or record.created_at,
         )
+
+    def heard_content(self, content: str) -> str | None:
+        """Return what was heard of the answer's `content`; `None` means all, or no speech."""
+        if self.played_ms is None or self.record.output is not Modality.VOICE:
+            return None
+        return heard_text(content, self.voice.pieces() if self.voice else (), self.played_ms)
+
+    def stored_bytes(self, outcome: Outcome) -> int:
+        """Return about how much the turn's end stores: answer, events, results and sound."""
+        size = 2 * len(outcome.content)  # in the message and in the events
+        if self.progress.steps:
+            size += sum(step.stored_bytes for step in self.progress.steps)
+        if self.voice:
+            size += sum(len(piece.mp3 or b"") for piece in self.voice.pieces())
+        return size
 
     @property
     def text(self) -> str:
@@ -335,7 +353,7 @@ class LiveTurn:
             seq=record.user_seq + 1,
             role=Role.ASSISTANT,
             content=outcome.content,
-            heard_content=None,
+            heard_content=outcome.heard_content,
             status=outcome.message_status,
             modality=record.output,
             created_at=self.progress.ended_at or record.created_at,
@@ -347,12 +365,5 @@ class LiveTurn:
 
 def required_action(call: Call) -> RequiredAction:
     """Return what somebody must do for a call that waits."""
-    is_approval = call.status is CallStatus.AWAITING_APPROVAL
-    return RequiredAction(
-        call.id,
-        "approval" if is_approval else "output",
-        call.name,
-        call.arguments,
-        (call.approval_by or "operator") if is_approval else "user",
-        call.expires_at,
-    )
+    action, by = wanted_action(call.status, call.approval_by)
+    return RequiredAction(call.id, action, call.name, call.arguments, by, call.expires_at)

@@ -697,6 +697,7 @@ class AnswerMessage(TypedDict, total=False):
     seq: Required[int]
     role: Required[Role]
     content: Required[str]
+    heard_content: Required[str | None]
     status: Required[MessageStatus]
     modality: Required[Modality]
     created_at: Required[str]
@@ -1156,6 +1157,7 @@ class TurnWithMessage(TypedDict, total=False):
 
 class SessionExport(TypedDict, total=False):
     session: Required[SessionRead]
+    summary: Required[str | None]
     agent: Required[AgentRead]
     messages: Required[list[MessageRead]]
     turns: Required[list[TurnRead]]
