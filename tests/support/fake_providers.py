@@ -18,7 +18,10 @@ from app.services.ports import (
 
 
 class FakeChatModel:
-    """Answers with `answer`, a word at a time, after `while_thinking`; remembers every request."""
+    """Answers with `answer`, a word at a time, after `while_thinking`; remembers every request.
+
+    All of the answer is there when `before_finish` is awaited.
+    """
 
     def __init__(self) -> None:
         self.requests: list[ChatRequest] = []
@@ -27,6 +30,7 @@ class FakeChatModel:
         self.counts: tuple[int | None, int | None, int | None] = (7, 2, 3)
         """Prompt, cached and completion tokens, as it tells them."""
         self.while_thinking: Callable[[], Awaitable[None]] | None = None
+        self.before_finish: Callable[[], Awaitable[None]] | None = None
         self.context_tokens = 8000
 
     @property
@@ -45,6 +49,8 @@ class FakeChatModel:
         for word in filter(None, self.answer.split(" ")):
             await anyio.lowlevel.checkpoint()
             yield TextDelta(word if word == self.answer.split(" ")[0] else " " + word)
+        if self.before_finish:
+            await self.before_finish()
         yield ChatFinished(self.finish_reason, "fake-1", *self.counts)
 
 

@@ -47,8 +47,8 @@ from app.services.turns.records import Usage
 
 README = Path(__file__).parents[2] / "README.md"
 ANSWER = AnswerMessage(
-    uuid4(), uuid4(), uuid4(), 2, Role.ASSISTANT, "Hi", MessageStatus.COMPLETED, Modality.TEXT,
-    datetime(2026, 11, 29, tzinfo=UTC),
+    uuid4(), uuid4(), uuid4(), 2, Role.ASSISTANT, "Hi", None, MessageStatus.COMPLETED,
+    Modality.TEXT, datetime(2026, 11, 29, tzinfo=UTC),
 )  # fmt: skip
 ACTION = RequiredAction(uuid4(), "approval", "refund", "{}", "operator", None)
 VALUES: tuple[EventValue, ...] = (

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -58,6 +59,15 @@ async def count(database: Database, table: type[Any]) -> int:
         return await db.scalar(select(func.count()).select_from(table)) or 0
 
 
+def assert_last_event_has(message: dict[str, Any], streamed: httpx2.Response) -> None:
+    """Compare the message of a stream's last event with the stored one, field by field."""
+    shown = parse(streamed.text.splitlines())[-1].data["message"]
+    shown["created_at"] = datetime.fromisoformat(shown["created_at"])
+    stored = message | {"created_at": datetime.fromisoformat(message["created_at"])}
+    assert shown == {name: stored[name] for name in shown}
+    assert "heard_content" in shown
+
+
 async def last_turn(database: Database) -> UUID:
     async with database.reading() as db:
         return (await db.scalars(select(Turn.id).order_by(Turn.user_seq.desc()).limit(1))).one()
@@ -96,6 +106,42 @@ async def test_written_message_is_answered_with_speech(
     part = await client.get(f"/turns/{turn['id']}/audio", headers={"Range": "bytes=0-1"})
     assert heard.content == spoken.content
     assert (part.status_code, part.content) == (206, spoken.content[:2])
+
+
+@pytest.mark.parametrize("output", ["text", "voice"])
+async def test_last_event_has_the_message_as_it_is_stored(
+    client: httpx2.AsyncClient, session_id: str, output: str
+) -> None:
+    streamed = await say(client, session_id, EVENTS, output=output)
+
+    _, answer = (await client.get(f"/sessions/{session_id}")).json()["messages"]
+    assert_last_event_has(answer, streamed)
+    replayed = await client.get(f"/turns/{answer['turn_id']}/events")
+    assert_last_event_has(answer, replayed)
+
+
+async def test_written_answer_to_a_recording_is_never_cut_to_what_was_heard(
+    client: httpx2.AsyncClient,
+    database: Database,
+    session_id: str,
+    speech: bytes,
+    chat_model: FakeChatModel,
+) -> None:
+    gate = Gate()
+    chat_model.answer, chat_model.before_finish = ANSWER, gate
+    streamed: list[httpx2.Response] = []
+
+    async def stream() -> None:
+        streamed.append(await hear(client, session_id, speech, EVENTS))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stream)
+        await gate.arrived.wait()
+        cancel = f"/turns/{await last_turn(database)}/cancel"
+        cancelled = (await client.post(cancel, json={"played_ms": 0})).json()["message"]
+
+    assert (cancelled["content"], cancelled["heard_content"]) == (ANSWER, None)
+    assert_last_event_has(cancelled, streamed[0])
 
 
 async def test_events_of_a_spoken_answer_have_its_sound(
@@ -394,8 +440,13 @@ async def test_cancelled_speech_is_stored_as_far_as_it_was_heard(
     gate = Gate()
     speaker.while_speaking = gate
     cancelled: dict[str, Any] = {}
+    streamed: list[httpx2.Response] = []
+
+    async def stream() -> None:
+        streamed.append(await say(client, session_id, EVENTS, on_disconnect="cancel"))
+
     async with anyio.create_task_group() as group:
-        group.start_soon(lambda: say(client, session_id, EVENTS, on_disconnect="cancel"))
+        group.start_soon(stream)
         await gate.arrived.wait()
         turn_id = await last_turn(database)
         body = {"played_ms": 0}
@@ -404,6 +455,7 @@ async def test_cancelled_speech_is_stored_as_far_as_it_was_heard(
 
     assert cancelled["status"] == "cancelled"
     assert cancelled["message"]["heard_content"] == ""
+    assert_last_event_has(cancelled["message"], streamed[0])
     assert state["turns"].register_sizes()["turns"] == 0
     async with database.reading() as db:
         assert {m.modality.value for m in await db.scalars(select(Message))} == {"text", "voice"}

@@ -239,7 +239,7 @@ class AudioClip:
 
 @value_object(frozen=True, slots=True)
 class AnswerMessage:
-    """The assistant's message as it is stored."""
+    """The assistant's message as it is stored; `heard_content` is what it was at the turn's end."""
 
     id: UUID
     session_id: UUID
@@ -247,6 +247,7 @@ class AnswerMessage:
     seq: int
     role: Role
     content: str
+    heard_content: str | None
     status: MessageStatus
     modality: Modality
     created_at: datetime
@@ -332,8 +333,7 @@ class TurnEvent:
         """Compare number, type and JSON."""
         if not isinstance(other, TurnEvent):
             return NotImplemented
-        mine, others = (self.number, self.type), (other.number, other.type)
-        return mine == others and self.json == other.json
+        return (self.number, self.type, self.json) == (other.number, other.type, other.json)
 
     def __hash__(self) -> int:
         """Hash by number, which is unique in a turn."""

@@ -204,6 +204,8 @@ class Outcome:
     error: AppError | None = None
     parts: list[Part] | None = None
     """`None` where the answer is plain text."""
+    heard_content: str | None = None
+    """What was heard of a spoken answer; `None` means all of it."""
 
 
 @value_object(frozen=True, slots=True)

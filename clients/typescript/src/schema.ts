@@ -3569,7 +3569,7 @@ export interface components {
         };
         /**
          * AnswerMessage
-         * @description The assistant's message as it is stored.
+         * @description The assistant's message as it is stored; `heard_content` is what it was at the turn's end.
          */
         AnswerMessage: {
             /**
@@ -3592,6 +3592,8 @@ export interface components {
             role: components["schemas"]["Role"];
             /** Content */
             content: string;
+            /** Heard Content */
+            heard_content: string | null;
             status: components["schemas"]["MessageStatus"];
             modality: components["schemas"]["Modality"];
             /**

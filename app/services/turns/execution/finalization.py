@@ -61,7 +61,9 @@ async def read_outcome(database: Database, live: LiveTurn) -> Outcome | None:
     live.progress.ended_at = message.created_at
     error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
     parts = decode_parts(message.parts) if message.parts else None
-    return Outcome(turn.status, message.status, message.content, error, parts)
+    return Outcome(
+        turn.status, message.status, message.content, error, parts, message.heard_content
+    )
 
 
 async def read_transcript(database: Database, record: TurnRecord) -> str:
@@ -96,6 +98,8 @@ class TurnFinalizer:
         give_up_at = time.monotonic() + _RETRY_SECONDS
         pause_seconds = _FIRST_PAUSE_SECONDS
         while True:
+            if live.played_ms is not None:
+                outcome = replace(outcome, heard_content=live.heard_content(outcome.content))
             try:
                 return outcome, await self._store(live, record, outcome, ended_at)
             except StorageUnavailable as error:
@@ -157,21 +161,20 @@ class TurnFinalizer:
         async with live.store_lock:
             live.emit_acceptance()
             last = live.terminal_event(outcome)
-            played_ms, events = live.played_ms, [*live.log.unstored_events(), last]
+            events = [*live.log.unstored_events(), last]
             next_record = await self._database.run_batched(
                 (str(record.session_id),),
-                lambda: self._settlement_script(live, record, outcome, events, played_ms, ended_at),
+                lambda: self._settlement_script(live, record, outcome, events, ended_at),
             )
             live.log.append(last)
             return next_record
 
-    def _settlement_script(  # noqa: PLR0913, PLR0917  # one per stored value
+    def _settlement_script(
         self,
         live: LiveTurn,
         record: TurnRecord,
         outcome: Outcome,
         events: Sequence[TurnEvent],
-        played_ms: int | None,
         ended_at: datetime,
     ) -> TransactionScript[TurnRecord | None]:
         if outcome.status is TurnStatus.REQUIRES_ACTION:
@@ -185,7 +188,7 @@ class TurnFinalizer:
             events = [event for event in events if event.number > earlier.last_number]
         if record.has_sound:
             yield from self._audio.settle(
-                record, live.voice, outcome.content, played_ms, live.stored_pieces
+                record, live.voice, outcome.heard_content, live.stored_pieces
             )
         return (
             yield from settlement.settle(

@@ -12,7 +12,8 @@ import anyio
 
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
-from app.models import CallStatus, MessageStatus, Role, TurnStatus
+from app.models import CallStatus, MessageStatus, Modality, Role, TurnStatus
+from app.services.turns.context.heard_text import heard_text
 from app.services.turns.errors import InternalError, TurnCancellation, is_retryable
 from app.services.turns.events import (
     AFTER_ATTEMPT,
@@ -197,10 +198,17 @@ class LiveTurn:
             seq=record.user_seq + 1,
             role=Role.ASSISTANT,
             content=outcome.content,
+            heard_content=outcome.heard_content,
             status=outcome.message_status,
             modality=record.output,
-            created_at=record.created_at,
+            created_at=self.progress.ended_at or record.created_at,
         )
+
+    def heard_content(self, content: str) -> str | None:
+        """Return what was heard of the answer's `content`; `None` means all, or no speech."""
+        if self.played_ms is None or self.record.output is not Modality.VOICE:
+            return None
+        return heard_text(content, self.voice.pieces() if self.voice else (), self.played_ms)
 
     @property
     def text(self) -> str:
@@ -290,7 +298,7 @@ class LiveTurn:
             seq=record.user_seq + 1,
             role=Role.ASSISTANT,
             content=outcome.content,
-            heard_content=None,
+            heard_content=outcome.heard_content,
             status=outcome.message_status,
             modality=record.output,
             created_at=self.progress.ended_at or record.created_at,

@@ -110,8 +110,7 @@ class AudioStore:
         self,
         record: TurnRecord,
         voice: VoiceStages | None,
-        content: str,
-        played_ms: int | None,
+        heard_content: str | None,
         stored_pieces: int,
     ) -> TransactionScript[None]:
         """Store the remaining pieces and the played text, before the turn is settled.
@@ -129,8 +128,8 @@ class AudioStore:
             if not held:  # a newer attempt stores its own pieces
                 raise turn_lost()
             yield self.insert_pieces_stmts(record, pieces[max(0, stored_pieces - 1) :])
-        if played_ms is not None:
-            yield [_heard_text_stmts(record, content, pieces, played_ms)]
+        if heard_content is not None:
+            yield [_UPDATE_HEARD(**_answer_key(record), heard_content=heard_content)]
 
     def _row(self, record: TurnRecord, piece: SpokenPiece) -> dict[str, object]:
         return {
@@ -224,14 +223,8 @@ def truncate_to_heard(record: TurnRecord, played_ms: int) -> TransactionScript[N
     ]
     pieces = [SpokenPiece(*row) for row in piece_rows]
     if pieces:
-        yield [_heard_text_stmts(record, content, pieces, played_ms)]
-
-
-def _heard_text_stmts(
-    record: TurnRecord, content: str, pieces: Sequence[SpokenPiece], played_ms: int
-) -> Statement:
-    content_until_then = heard_text(content, pieces, played_ms)
-    return _UPDATE_HEARD(**_answer_key(record), heard_content=content_until_then)
+        heard = heard_text(content, pieces, played_ms)
+        yield [_UPDATE_HEARD(**_answer_key(record), heard_content=heard)]
 
 
 def _turn_key(record: TurnRecord) -> dict[str, UUID]:

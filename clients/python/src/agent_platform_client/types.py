@@ -697,6 +697,7 @@ class AnswerMessage(TypedDict, total=False):
     seq: Required[int]
     role: Required[Role]
     content: Required[str]
+    heard_content: Required[str | None]
     status: Required[MessageStatus]
     modality: Required[Modality]
     created_at: Required[str]
