@@ -20,6 +20,8 @@ from app.services import crud
 from app.services.identity import audit
 from app.services.tools import pinning
 from app.services.tools.schemas import check_schema
+from app.services.usage import StorageMeter
+from app.services.usage.storage import size_of
 from app.services.voice import VoiceService
 
 router = APIRouter(prefix="/agents", tags=["agents"], route_class=EndpointRoute)
@@ -50,9 +52,9 @@ async def create_agent(  # noqa: PLR0913, PLR0917  # one per dependency
 
     async def create() -> Agent:
         _require_voice(voice, body.voice)
-        await storage.require_room(caller.workspace_id, len(body.system_prompt.encode()), db)
         fields = await _with_pins(db, caller.workspace_id, body.model_dump())
         agent = await crud.create_agent(db, caller.workspace_id, **fields)
+        await _require_room(storage, db, agent, tables=2)
         audit.record(db, caller, audit.Action.AGENT_CREATED, agent.id)
         return agent
 
@@ -106,12 +108,13 @@ async def update_agent(  # noqa: PLR0913, PLR0917  # one per dependency
     changes = changeable(body, AgentRead.model_validate(current))
     if changes.get("voice") != current.voice:
         _require_voice(voice, changes.get("voice"))
-    size_bytes = len((changes.get("system_prompt") or "").encode())
-    await storage.require_room(caller.workspace_id, size_bytes, db)
+    version = current.version
     changes = await _with_pins(db, caller.workspace_id, changes)
     agent = await crud.update_agent(
         db, caller.workspace_id, agent_id, seen_version=seen_version, **changes
     )
+    if agent.version > version:
+        await _require_room(storage, db, agent)
     audit.record(
         db, caller, audit.Action.AGENT_UPDATED, agent_id, version=agent.version, fields=[*changes]
     )
@@ -161,8 +164,8 @@ async def list_versions(  # noqa: PLR0913  # one per query parameter
     response_model=AgentRead,
     name="restore_agent_version",
 )
-async def restore_version(
-    agent_id: UUID, version: VersionNumber, db: Db, caller: Caller, key: Key
+async def restore_version(  # noqa: PLR0913, PLR0917  # one per dependency
+    agent_id: UUID, version: VersionNumber, db: Db, caller: Caller, key: Key, storage: Storage
 ) -> Response:
     """Restore an agent's fields from an earlier version, as a new version."""
 
@@ -170,6 +173,7 @@ async def restore_version(
         old = await crud.get_version(db, caller.workspace_id, agent_id, version)
         await pinning.require_tools(db, caller.workspace_id, old.tools)
         agent = await crud.restore_version(db, caller.workspace_id, agent_id, version)
+        await _require_room(storage, db, agent)
         audit.record(db, caller, audit.Action.AGENT_RESTORED, agent_id, version=version)
         return agent
 
@@ -183,6 +187,13 @@ async def _with_pins(db: AsyncSession, workspace_id: UUID, fields: dict[str, Any
     if "tools" not in fields:
         return fields
     return {**fields, "tools": await pinning.pin(db, workspace_id, fields["tools"])}
+
+
+async def _require_room(
+    storage: StorageMeter, db: AsyncSession, agent: Agent, *, tables: int = 1
+) -> None:
+    """Raise `StorageFull` where there is no room for another version, in so many `tables`."""
+    await storage.require_room(agent.workspace_id, tables * size_of(agent), db)
 
 
 def _require_voice(voice: VoiceService, name: str | None) -> None:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 
 from app.core.limits import LIMIT_NAMES, KeyLimits, Limits
-from app.http.deps import Accounts, Caller, Db, ReadingDb
+from app.http.deps import Accounts, Caller, Db, ReadingDb, Storage
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_text, link_next
 from app.models import ApiKey
@@ -21,13 +21,17 @@ from app.schemas.identity import (
     LimitsRequest,
 )
 from app.services.identity import Credential, api_keys, audit
+from app.services.usage.storage import ROW_BYTES
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=EndpointRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
-async def create_key(body: KeyCreate, db: Db, caller: Caller, accounts: Accounts) -> KeyWithSecret:
+async def create_key(
+    body: KeyCreate, db: Db, caller: Caller, accounts: Accounts, storage: Storage
+) -> KeyWithSecret:
     """Create an API key in the workspace. The key itself is returned only in this response."""
+    await storage.require_room(caller.workspace_id, ROW_BYTES, db)
     limits = KeyLimits(
         Limits(**body.model_dump(include=set(LIMIT_NAMES))), _user_limits(body.user_limits)
     )

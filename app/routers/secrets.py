@@ -6,13 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from app.http.deps import Caller, Db, ReadingDb, SecretKeys
+from app.http.deps import Caller, Db, ReadingDb, SecretKeys, Storage
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_text, link_next
 from app.schemas.secrets import SecretCreate, SecretRead
 from app.services.identity import audit
 from app.services.tools import secrets
 from app.services.tools.secrets import SecretUse
+from app.services.usage.storage import ROW_BYTES
 
 router = APIRouter(prefix="/secrets", tags=["tools"], route_class=EndpointRoute)
 
@@ -20,9 +21,12 @@ Name = Annotated[str, Path(max_length=64)]
 
 
 @router.post("", response_model=SecretRead, status_code=HTTPStatus.CREATED)
-async def put_secret(body: SecretCreate, db: Db, caller: Caller, keys: SecretKeys) -> SecretUse:
+async def put_secret(
+    body: SecretCreate, db: Db, caller: Caller, keys: SecretKeys, storage: Storage
+) -> SecretUse:
     """Store a secret; the same name again replaces its value and its hosts."""
     value = body.value.get_secret_value()
+    await storage.require_room(caller.workspace_id, ROW_BYTES + len(value.encode()), db)
     stored, is_new = await secrets.put_secret(
         db, keys, caller.workspace_id, body.name, value, body.hosts
     )

@@ -43,6 +43,7 @@ from app.schemas.chat import (
 )
 from app.services import crud
 from app.services.identity import audit
+from app.services.usage.storage import ROW_BYTES, size_of
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=EndpointRoute)
 
@@ -103,8 +104,8 @@ async def create_session(
     """Create a conversation with an agent, or import one with its `messages`."""
 
     async def create() -> Session:
-        size_bytes = len(orjson.dumps(body.metadata))
-        size_bytes += sum(len(message.content.encode()) for message in body.messages)
+        size_bytes = ROW_BYTES + len(orjson.dumps(body.metadata))
+        size_bytes += sum(ROW_BYTES + len(message.content.encode()) for message in body.messages)
         await storage.require_room(caller.workspace_id, size_bytes, db)
         session = await crud.create_session(
             db,
@@ -283,16 +284,23 @@ async def get_session(
 
 
 @router.patch("/{session_id}", response_model=SessionRead)
-async def update_session(session_id: UUID, body: SessionUpdate, db: Db, caller: Caller) -> Session:
+async def update_session(
+    session_id: UUID, body: SessionUpdate, db: Db, caller: Caller, storage: Storage
+) -> Session:
     """Rename a conversation, change its user or metadata, or move it to another agent.
 
     Fields that only the server changes are let through where they are as they were.
     """
     current = await crud.get_session(db, caller, session_id)
+    before_bytes = size_of(current)
     changes = changeable(body, SessionRead.model_validate(current))
     if "metadata" in changes:
         changes["metadata_"] = changes.pop("metadata")
-    return await crud.update_session(db, caller, session_id, **changes)
+    session = await crud.update_session(db, caller, session_id, **changes)
+    more_bytes = size_of(session) - before_bytes
+    if more_bytes > 0:
+        await storage.require_room(caller.workspace_id, more_bytes, db)
+    return session
 
 
 @router.delete("/{session_id}", status_code=HTTPStatus.NO_CONTENT)
@@ -344,7 +352,8 @@ async def fork_session(  # noqa: PLR0913, PLR0917  # what an endpoint can ask fo
 
     async def fork() -> Session:
         size_bytes = await crud.size_of_messages(db, caller, session_id, up_to_seq=body.up_to_seq)
-        await storage.require_room(caller.workspace_id, size_bytes, db)
+        original = await crud.get_session(db, caller, session_id)
+        await storage.require_room(caller.workspace_id, size_bytes + size_of(original), db)
         return await crud.fork_session(db, caller, session_id, up_to_seq=body.up_to_seq)
 
     return await idempotent(key, db, caller, SessionRead, fork)

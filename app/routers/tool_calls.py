@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.core.security import Forbidden, Permission
-from app.http.deps import Caller, DatabaseDep, ReadingDb, Turns
+from app.http.deps import Caller, DatabaseDep, ReadingDb, Storage, Turns
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_id, link_next
 from app.http.turn_shape import tool_call_detail, tool_call_shape
@@ -54,8 +54,13 @@ async def get_tool_call(call_id: UUID, db: ReadingDb, caller: Caller) -> ToolCal
 
 
 @router.post("/{call_id}/resolution")
-async def resolve_tool_call(
-    call_id: UUID, body: ToolCallResolve, turns: Turns, data: DatabaseDep, caller: Caller
+async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
+    call_id: UUID,
+    body: ToolCallResolve,
+    turns: Turns,
+    data: DatabaseDep,
+    caller: Caller,
+    storage: Storage,
 ) -> ToolCallDetail:
     """Approve or deny a call, or send the output of the caller's own tool.
 
@@ -73,6 +78,9 @@ async def resolve_tool_call(
     if body.decision and call.approval_by != "user":
         _require_operator(caller)
     action = _resolution(body, caller.actor)
+    if action.decision == "output":
+        size_bytes = len((action.text or "").encode())
+        await storage.require_room(caller.workspace_id, size_bytes)
     resolved = await turns.actions.resolve(caller.workspace_id, call_id, action)
     async with data.transaction() as db:
         call = await crud.find_tool_call(db, caller, call_id)

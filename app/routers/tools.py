@@ -44,6 +44,7 @@ from app.services.tools.errors import ToolInvalid
 from app.services.tools.openapi_import import FoundOperation, find_operations
 from app.services.tools.registry import StoredTool
 from app.services.tools.tester import ToolTrial
+from app.services.usage.storage import ROW_BYTES
 
 router = APIRouter(prefix="/tools", tags=["tools"], route_class=EndpointRoute)
 
@@ -59,7 +60,8 @@ async def create_tool(  # noqa: PLR0913, PLR0917  # one per dependency
 ) -> ToolWithSecret:
     """Create a tool. The secret that signs its requests is returned only in this response."""
     definition = body.model_dump()
-    await storage.require_room(caller.workspace_id, len(orjson.dumps(definition)), db)
+    size_bytes = ROW_BYTES + len(orjson.dumps(definition))
+    await storage.require_room(caller.workspace_id, size_bytes, db)
     tool, secret = await registry.create_tool(db, keys, outbound, caller.workspace_id, definition)
     audit.record(db, caller, audit.Action.TOOL_CREATED, tool.id, name=definition["name"])
     return ToolWithSecret(**_fields(tool), signing_secret=secret)
@@ -92,7 +94,8 @@ async def import_tools(  # noqa: PLR0913, PLR0917  # one per dependency
                 "Leave it out of `include`."
             )
         definition = each.definition.model_dump()
-        await storage.require_room(caller.workspace_id, len(orjson.dumps(definition)), db)
+        size_bytes = ROW_BYTES + len(orjson.dumps(definition))
+        await storage.require_room(caller.workspace_id, size_bytes, db)
         tool, each.signing_secret = await registry.create_tool(
             db, keys, outbound, caller.workspace_id, definition
         )
@@ -146,8 +149,12 @@ async def update_tool(  # noqa: PLR0913, PLR0917  # one per dependency
     """
     current = await registry.get_tool(db, caller.workspace_id, tool_id)
     changes = changeable(body, ToolRead.model_validate(_fields(current)))
-    await storage.require_room(caller.workspace_id, len(orjson.dumps(changes)), db)
     tool, agents = await registry.update_tool(db, outbound, caller.workspace_id, tool_id, changes)
+    if tool.version > current.version:
+        size_bytes = ROW_BYTES + len(orjson.dumps(tool.definition))
+        if agents:  # each has a new version
+            size_bytes += await registry.size_of_agents(db, caller.workspace_id, tool_id)
+        await storage.require_room(caller.workspace_id, size_bytes, db)
     audit.record(
         db,
         caller,

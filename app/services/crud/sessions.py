@@ -34,7 +34,7 @@ from app.services.crud.errors import (
 )
 from app.services.usage.budgets import release_waiting
 from app.services.usage.reports import keep_usage_of_session
-from app.services.usage.storage import stored_bytes
+from app.services.usage.storage import row_bytes
 
 
 class NewSession(TypedDict, total=False):
@@ -248,9 +248,7 @@ async def fork_session(
     fork.forked_from_seq = last_seq
     await db.flush()
     dialect = db.get_bind().dialect.name
-    largest = await db.scalar(
-        select(func.max(stored_bytes(Message.content, dialect))).where(of_original)
-    )
+    largest = await db.scalar(select(func.max(row_bytes(Message, dialect))).where(of_original))
     page_size = max(1, min(_FORK_PAGE_MESSAGES, _FORK_PAGE_BYTES // max(1, largest or 0)))
     for start in range(0, last_seq, page_size):
         page = select(*(getattr(Message, name) for name in _COPIED)).where(
@@ -280,8 +278,8 @@ _COPIED = (
 async def size_of_messages(
     db: AsyncSession, caller: Caller, session_id: UUID, *, up_to_seq: int | None
 ) -> int:
-    """Return how many bytes the messages of a session have, up to `up_to_seq` if it is given."""
-    size = func.sum(stored_bytes(Message.content, db.get_bind().dialect.name))
+    """Return how many bytes the messages of a session take, up to `up_to_seq` if it is given."""
+    size = func.sum(row_bytes(Message, db.get_bind().dialect.name))
     query = select(size).where(
         Message.workspace_id == caller.workspace_id,
         Message.session_id.in_(

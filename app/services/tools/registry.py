@@ -27,6 +27,7 @@ from app.services.tools.errors import (
     ToolNotFound,
 )
 from app.services.tools.key_ring import KeyRing
+from app.services.usage.storage import row_bytes
 
 MOST_TOOLS = 2000
 """Of a workspace."""
@@ -183,6 +184,21 @@ async def _move_agents(db: AsyncSession, tool: Tool) -> int:
         pinning.check_set(pins, definitions)
         await crud.update_agent(db, tool.workspace_id, agent_id, tools=pins)
     return len(agent_ids)
+
+
+async def size_of_agents(db: AsyncSession, workspace_id: UUID, tool_id: UUID) -> int:
+    """Return how many bytes the newest versions of the agents that have the tool take."""
+    size = func.coalesce(func.sum(row_bytes(Agent, db.get_bind().dialect.name)), 0)
+    its_agents = and_(Agent.workspace_id == AgentTool.workspace_id, Agent.id == AgentTool.agent_id)
+    query = select(size).select_from(AgentTool).join(Agent, its_agents)
+    found = await db.scalar(
+        query.where(
+            AgentTool.workspace_id == workspace_id,
+            AgentTool.tool_id == tool_id,
+            Agent.archived_at.is_(None),
+        )
+    )
+    return int(found or 0)
 
 
 async def _agents_with(db: AsyncSession, tool: Tool) -> Sequence[UUID]:

@@ -51,12 +51,11 @@ from app.services.turns.storage.acceptance import AcceptedTurn, NewMessage, Turn
 from app.services.turns.storage.acceptance_lookup import confirm_acceptance
 from app.services.turns.storage.audio_store import AudioStore
 from app.services.turns.voice_port import VoiceStages, VoiceStagesFactory
-from app.services.usage import AccountDirectory, StorageMeter
+from app.services.usage import TURN_BYTES, AccountDirectory, StorageMeter
 
 logger = logging.getLogger(__name__)
 
-LIVE_TURNS_LIMIT = 2000
-_RECOVERIES_LIMIT = 1
+LIVE_TURNS_LIMIT, _RECOVERIES_LIMIT = 2000, 1
 _DEFAULT_OPTIONS, _DEFAULT_AUDIO = TurnOptions(), AudioStore()
 _UNLIMITED_ACCOUNTS, _NO_OBSERVER = AccountDirectory(), SilentTurnObserver()
 
@@ -88,8 +87,7 @@ class TurnEngine:
         self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
-        self._remote_turns = RemoteTurnWatcher(database)
-        watcher = self._remote_turns
+        watcher = self._remote_turns = RemoteTurnWatcher(database)
         self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
         self._table_statistics = TableStatistics(database)
         self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
@@ -98,7 +96,9 @@ class TurnEngine:
         )
         self.uploads = UploadAdmission(database, accounts, self._require_room)
         self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume)
-        self._finalizer = TurnFinalizer(database, audio, self._owner_id, self._tasks.draining)
+        self._finalizer = TurnFinalizer(
+            database, audio, self._owner_id, self._tasks.draining, storage
+        )
 
     @property
     def is_draining(self) -> bool:
@@ -181,7 +181,7 @@ class TurnEngine:
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None
         if self._storage:
-            size = len(recording.data if recording else content.encode())
+            size = TURN_BYTES + len(recording.data if recording else content.encode())
             await self._storage.require_room(caller.workspace_id, size)
             self._require_room(caller, session_id)  # it may have begun to drain meanwhile
         message = NewMessage(

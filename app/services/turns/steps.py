@@ -113,6 +113,16 @@ class Step:
         """True while a call has no result."""
         return not all(call.is_final for call in self.calls)
 
+    @property
+    def stored_bytes(self) -> int:
+        """About how much the step takes in the ledger, in the answer's parts and in events."""
+        texts = (self.content, self.reasoning)
+        of_calls = (
+            text for call in self.calls for text in (call.arguments, call.result, call.result)
+        )
+        longer = sum(len(call.stored_result or "") for call in self.calls)
+        return longer + 2 * sum(len(text or "") for text in (*texts, *of_calls))
+
     def parts(self) -> Iterator[Part]:
         """Yield the parts of the answer that this step is."""
         if self.reasoning:

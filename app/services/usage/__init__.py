@@ -10,10 +10,11 @@ from app.services.usage.accounts import (
 )
 from app.services.usage.pricing import BillableUsage, PriceTable
 from app.services.usage.rate_limits import RequestLimiter
-from app.services.usage.storage import StorageMeter
+from app.services.usage.storage import TURN_BYTES, StorageMeter
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
+    "TURN_BYTES",
     "UNLIMITED_ACCOUNT",
     "Account",
     "AccountDirectory",

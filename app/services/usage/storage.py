@@ -1,4 +1,4 @@
-"""Limit the bytes that a workspace stores: messages, prompts, metadata, events and sound."""
+"""Limit the bytes that a workspace stores: all that its conversations, agents and tools are."""
 
 import time
 from collections.abc import Callable
@@ -6,25 +6,61 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, LargeBinary, cast, func, select
+import orjson
+from sqlalchemy import (
+    ColumnElement,
+    Enum,
+    LargeBinary,
+    String,
+    cast,
+    func,
+    inspect,
+    literal,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.limits import Quota
 from app.models import (
+    Agent,
+    AgentTool,
     AgentVersion,
+    ApiKey,
+    AuditEntry,
+    IdempotencyKey,
+    KeptUsage,
     Message,
     Session,
     StoredClip,
     StoredRecording,
+    StoredSecret,
+    Tool,
+    ToolCall,
+    ToolVersion,
+    Turn,
     TurnEventBatch,
+    TurnStep,
 )
+from app.models.base import Base, Json, JsonText
 from app.services.usage.errors import StorageFull
 
 _FRESH_SECONDS = 60.0
 _SHARE_OF_TIME = 100
 """Measuring takes at most a hundredth of the time, however much there is to measure."""
 MEGABYTE = 1_000_000
+ROW_BYTES = 300
+"""What a row counts beside its texts: ids, times, numbers, and its entries in indexes."""
+TURN_BYTES = 5 * ROW_BYTES
+"""A turn, its two messages, its events and the key of its request."""
+COUNTED: tuple[type[Base], ...] = (
+    Agent, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey, KeptUsage, Message, Session,
+    StoredClip, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion, Turn, TurnEventBatch,
+    TurnStep,
+)  # fmt: skip
+"""Every row that a client can make any number of, and that stays."""
+_LONG_TEXT = 200
+"""Shorter columns are part of `ROW_BYTES`."""
 
 
 def stored_bytes(column: Any, dialect: str) -> ColumnElement[int]:  # noqa: ANN401  # an attribute
@@ -32,6 +68,45 @@ def stored_bytes(column: Any, dialect: str) -> ColumnElement[int]:  # noqa: ANN4
     if dialect == "postgresql":
         return func.octet_length(column)
     return func.length(cast(column, LargeBinary))
+
+
+def row_bytes(table: type[Base], dialect: str) -> ColumnElement[int]:
+    """Return the size of a row of one of the tables in `COUNTED`."""
+    size: ColumnElement[int] = literal(ROW_BYTES)
+    for column in _long_columns(table):
+        is_jsonb = dialect == "postgresql" and isinstance(column.type, Json)
+        length = func.pg_column_size(column) if is_jsonb else stored_bytes(column, dialect)
+        size += func.coalesce(length, 0)
+    return size
+
+
+def size_of(row: Base) -> int:
+    """Return what `row_bytes` returns of a row in memory."""
+    mapper = inspect(type(row))
+    values = (
+        getattr(row, mapper.get_property_by_column(column).key)
+        for column in _long_columns(type(row))
+    )
+    return ROW_BYTES + sum(map(_value_bytes, values))
+
+
+def _long_columns(table: type[Base]) -> list[ColumnElement[Any]]:
+    return [column for column in table.__table__.columns if _is_long(column)]
+
+
+def _is_long(column: ColumnElement[Any]) -> bool:
+    kind = column.type
+    if isinstance(kind, String):
+        return not isinstance(kind, Enum) and (kind.length or _LONG_TEXT) >= _LONG_TEXT
+    return isinstance(kind, LargeBinary | Json | JsonText)
+
+
+def _value_bytes(value: object) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bytes):
+        return len(value)
+    return len(value.encode() if isinstance(value, str) else orjson.dumps(value))
 
 
 @dataclass(slots=True)
@@ -72,6 +147,12 @@ class StorageMeter:
             raise self._refusal(measure)
         measure.added_bytes += more_bytes
 
+    def add(self, workspace_id: UUID, more_bytes: int) -> None:
+        """Count what was stored without a question, such as an answer."""
+        measure = self._measures.get(workspace_id)
+        if measure:
+            measure.added_bytes += more_bytes
+
     async def used_bytes(self, workspace_id: UUID, db: AsyncSession) -> int:
         """Return about how many bytes the workspace stores."""
         measure = await self._measure(workspace_id, db)
@@ -109,24 +190,11 @@ class StorageMeter:
 
 async def _size(db: AsyncSession, workspace_id: UUID) -> int:
     dialect = db.get_bind().dialect.name
-    metadata = (
-        func.pg_column_size(Session.metadata_)
-        if dialect == "postgresql"
-        else func.length(Session.metadata_)
-    )
-    sizes: tuple[tuple[Any, ColumnElement[int]], ...] = (
-        (Message, stored_bytes(Message.content, dialect)),
-        (StoredRecording, stored_bytes(StoredRecording.data, dialect)),
-        (StoredClip, stored_bytes(StoredClip.mp3, dialect)),
-        (AgentVersion, stored_bytes(AgentVersion.system_prompt, dialect)),
-        (TurnEventBatch, stored_bytes(TurnEventBatch.events, dialect)),
-        (Session, metadata),
-    )
     sums = (
-        select(func.coalesce(func.sum(size), 0))
-        .where(table.workspace_id == workspace_id)
+        select(func.coalesce(func.sum(row_bytes(table, dialect)), 0))
+        .where(table.__table__.c.workspace_id == workspace_id)
         .scalar_subquery()
-        for table, size in sizes
+        for table in COUNTED
     )
     row = (await db.execute(select(*sums))).one()
     return sum(map(int, row))

@@ -30,6 +30,7 @@ from app.services.turns.storage import event_store, settlement
 from app.services.turns.storage.audio_store import AudioStore
 from app.services.turns.storage.deleted_turns import bill_deleted_turn
 from app.services.turns.storage.turn_rows import lock_session
+from app.services.usage import StorageMeter
 from app.services.usage.pricing import usd
 
 logger = logging.getLogger(__name__)
@@ -80,12 +81,18 @@ class TurnFinalizer:
     """Stores the outcomes of the turns of one engine."""
 
     def __init__(
-        self, database: Database, audio: AudioStore, owner_id: UUID, draining: anyio.Event
+        self,
+        database: Database,
+        audio: AudioStore,
+        owner_id: UUID,
+        draining: anyio.Event,
+        storage: StorageMeter | None = None,
     ) -> None:
         self._database = database
         self._audio = audio
         self._owner_id = owner_id
         self._draining = draining
+        self._storage = storage
 
     async def store(self, live: LiveTurn, outcome: Outcome) -> tuple[Outcome, TurnRecord | None]:
         """Store the outcome; return it, with the error of storing it if any, and the next turn.
@@ -167,6 +174,8 @@ class TurnFinalizer:
                 lambda: self._settlement_script(live, record, outcome, events, ended_at),
             )
             live.log.append(last)
+            if self._storage:
+                self._storage.add(record.workspace_id, live.stored_bytes(outcome))
             return next_record
 
     def _settlement_script(

@@ -210,6 +210,15 @@ class LiveTurn:
             return None
         return heard_text(content, self.voice.pieces() if self.voice else (), self.played_ms)
 
+    def stored_bytes(self, outcome: Outcome) -> int:
+        """Return about how much the turn's end stores: answer, events, results and sound."""
+        size = 2 * len(outcome.content)  # in the message and in the events
+        if self.progress.steps:
+            size += sum(step.stored_bytes for step in self.progress.steps)
+        if self.voice:
+            size += sum(len(piece.mp3 or b"") for piece in self.voice.pieces())
+        return size
+
     @property
     def text(self) -> str:
         """The answer so far, without characters that databases cannot store."""
