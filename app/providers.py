@@ -21,6 +21,7 @@ from app.services.openai_service import (
     ModelCheck,
     OpenAIChatModel,
     OpenAITranscriber,
+    SpeechDecoder,
     check_model,
     make_speaker,
     warn_of_shutdowns,
@@ -29,6 +30,7 @@ from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.outbound.on_demand import OutboundOnDemand
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.provider_http.client import ProviderClient
+from app.services.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from app.services.local_service import LocalEngine
@@ -98,6 +100,12 @@ class ProviderResources:
         except ValueError as error:
             raise StartRefused(str(error)) from None
 
+    async def speech_decoder(self) -> SpeechDecoder:
+        """Return a decoder of compressed speech; its worker starts when such speech comes."""
+        return SpeechDecoder(
+            await self._stack.enter_async_context(Sandbox([SpeechDecoder.WARM_UP]))
+        )
+
     async def embedded_engine(self) -> "LocalEngine":
         """Return the embedded engine, started at the first call.
 
@@ -160,7 +168,7 @@ async def _openai_speaker(resources: ProviderResources) -> Speaker:
     )
     url = settings.tts_base_url or settings.openai_base_url
     logger.info("Text to speech: %s at %s", settings.speech_model, _host(url))
-    return make_speaker(client, settings.speech_model)
+    return make_speaker(client, settings.speech_model, await resources.speech_decoder())
 
 
 async def _embedded_speaker(resources: ProviderResources) -> Speaker:

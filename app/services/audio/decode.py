@@ -24,7 +24,7 @@ from app.services.audio.sniff import Sniffed
 from app.services.ports import AudioFormat
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioStream, Packet
+    from av import AudioCodecContext, AudioFrame, AudioStream, Packet
     from av.container import InputContainer
 
     SoundPacket = Packet[AudioStream]
@@ -174,7 +174,7 @@ class _Mixer:
             yield from self.finish()
             self._kind = kind
             self._resampler = Resampler(frame.sample_rate)
-        yield from self._resampler.feed(_mono(frame))
+        yield from self._resampler.feed(mono(frame))
 
     def finish(self) -> Iterator[Floats]:
         if self._resampler:
@@ -182,7 +182,7 @@ class _Mixer:
         self._resampler = None
 
 
-def _mono(frame: "AudioFrame") -> Floats:
+def mono(frame: "AudioFrame") -> Floats:
     """Return the mean of the channels; full scale is 1."""
     values = frame.to_ndarray()  # channels by samples, or all in one row by turns
     channels = frame.layout.nb_channels
@@ -309,6 +309,17 @@ def _frames(stream: "AudioStream", packet: "SoundPacket") -> list["AudioFrame"]:
 
     try:
         return stream.decode(packet)  # pyright: ignore[reportUnknownMemberType]  # of a bare Packet
+    except FFmpegError:
+        return []
+
+
+def frames_of(context: "AudioCodecContext", packet: bytes) -> list["AudioFrame"]:
+    """Decode the bytes of one packet; empty where it is broken."""
+    from av import Packet
+    from av.error import FFmpegError
+
+    try:
+        return context.decode(Packet(packet))  # pyright: ignore[reportUnknownMemberType]  # as above
     except FFmpegError:
         return []
 

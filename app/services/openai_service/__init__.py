@@ -5,6 +5,7 @@ owns the connections; `chat`, `speech` and `realtime` speak one endpoint each.
 """
 
 from app.services.openai_service.chat import OpenAIChatModel
+from app.services.openai_service.compressed_speech import SpeechDecoder
 from app.services.openai_service.deprecations import ANNOUNCED_ENDS, warn_of_shutdowns
 from app.services.openai_service.model_check import ModelCheck, check_model
 from app.services.openai_service.realtime import RealtimeSpeaker, make_speaker
@@ -19,6 +20,7 @@ __all__ = [
     "OpenAITranscriber",
     "ProviderClient",
     "RealtimeSpeaker",
+    "SpeechDecoder",
     "check_model",
     "make_speaker",
     "warn_of_shutdowns",

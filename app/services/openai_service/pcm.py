@@ -27,10 +27,20 @@ _MIN_UNKNOWN_SIZE = 0x7FFFF000
 """Writers that stream put the largest number, or nearly, where the length belongs."""
 
 _FRAMES: Final = {"MP3": mpeg_frame_bytes, "AAC": adts_frame_bytes}
+_DECODABLE = frozenset(("MP3", "Ogg"))
 PLAIN = SampleFormat(SAMPLE_RATE_HZ, 1, 16)
 """What is asked for."""
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _SUBFORMAT_OFFSET = 24
+
+
+class CompressedSpeech(UpstreamIncomplete):
+    """The provider sends MP3 or Ogg, its `container`; `head` is what of it was read."""
+
+    def __init__(self, detail: str, container: str, head: bytes) -> None:
+        super().__init__(detail)
+        self.container = container
+        self.head = head
 
 
 class PcmReader:
@@ -38,8 +48,9 @@ class PcmReader:
 
     The header of a WAV file is taken off; samples of another rate, width or number of channels are
     converted. Text and other containers raise `UpstreamIncomplete`: played as samples they are
-    noise. Bare PCM has no mark of its own, so MP3 and AAC without a tag are believed only where two
-    frames follow each other.
+    noise. MP3 and Ogg raise `CompressedSpeech`, of which a decoder makes samples. Bare PCM has no
+    mark of its own, so MP3 and AAC without a tag are believed only where two frames follow each
+    other.
     """
 
     __slots__ = (
@@ -62,7 +73,7 @@ class PcmReader:
 
         Errors name `model_setting`. `form` is what the samples are where no file says so.
         """
-        self._form = form
+        self._form: SampleFormat = form
         self._converter: SampleConverter | None = None
         self._model_setting = model_setting
         seconds = _LONGEST_SECONDS + _LONGEST_SECONDS_A_CHARACTER * len(text)
@@ -81,6 +92,15 @@ class PcmReader:
             return self._whole_samples(piece)
         self._head += piece
         return self._sniff(at_end=False)
+
+    def feed_decoded(self, samples: bytes, rate_hz: int) -> bytes:
+        """Take what was made of compressed sound, 16-bit mono; return samples as `feed` does."""
+        rest: bytes = b""
+        form = SampleFormat(rate_hz, 1, 16)
+        if not self._is_sniffed or form != self._form:
+            rest = self._converter.finish() if self._converter else b""
+            self._form, self._converter, self._is_sniffed = form, _converter_of(form), True
+        return self._counted(rest) + self._whole_samples(samples)
 
     def end(self) -> bytes:
         """Return what was held back; half a sample is dropped. Raises where no sample ever came."""
@@ -119,7 +139,7 @@ class PcmReader:
             if start is None and at_end:
                 raise self._not_pcm("a WAV file that breaks off")
         elif container := foreign_container(head):
-            raise self._not_pcm(container)
+            raise self._not_pcm(container, head)
         elif looks_like_text(head[:TEXT_SNIFF_BYTES]):
             if at_end or len(head) >= TEXT_SNIFF_BYTES:
                 raise self._not_pcm("text")
@@ -170,13 +190,16 @@ class PcmReader:
     def _refuse_second_frame(self, head: bytes, name: str) -> None:
         frame_bytes = _FRAMES[name]
         if frame_bytes(head[frame_bytes(head) or 0 :]) is not None:
-            raise self._not_pcm(name)
+            raise self._not_pcm(name, head)
 
-    def _not_pcm(self, what: str) -> UpstreamIncomplete:
-        return UpstreamIncomplete(
+    def _not_pcm(self, what: str, head: bytes = b"") -> UpstreamIncomplete:
+        detail = (
             f"The AI provider sent {what} where 24 kHz 16-bit mono PCM was asked for; check "
             f"{self._model_setting}."
         )
+        if what in _DECODABLE and head:
+            return CompressedSpeech(detail, what, head)
+        return UpstreamIncomplete(detail)
 
 
 def _converter_of(form: SampleFormat) -> "SampleConverter | None":

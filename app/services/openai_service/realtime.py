@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
+from app.services.openai_service.compressed_speech import SpeechDecoder
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.speech import (
     COMPATIBLE_MODEL,
@@ -50,13 +51,15 @@ _WORDS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400
 """Words; in scripts that write none apart, characters."""
 
 
-def make_speaker(client: ProviderClient, model: str) -> Speaker:
+def make_speaker(
+    client: ProviderClient, model: str, decoder: SpeechDecoder | None = None
+) -> Speaker:
     """Choose the endpoint that serves `model`; OpenAI itself has both."""
     if "realtime" not in model:
-        return OpenAISpeaker(client, model)
+        return OpenAISpeaker(client, model, decoder)
     if client.is_openai:
         return RealtimeSpeaker(client, model)
-    return RealtimeSpeaker(client, model, fallback=OpenAISpeaker(client, COMPATIBLE_MODEL))
+    return RealtimeSpeaker(client, model, fallback=OpenAISpeaker(client, COMPATIBLE_MODEL, decoder))
 
 
 class RealtimeSpeaker:

@@ -2,11 +2,18 @@
 
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, cast
 
 import orjson
 
-from app.services.openai_service.pcm import PLAIN, SAMPLE_RATE_HZ, PcmReader
+from app.services.openai_service.compressed_speech import SpeechDecoder
+from app.services.openai_service.pcm import (
+    PLAIN,
+    SAMPLE_RATE_HZ,
+    CompressedSpeech,
+    PcmReader,
+)
 from app.services.ports import (
     STANDARD_VOICES,
     AudioFormat,
@@ -91,9 +98,13 @@ class OpenAITranscriber:
 class OpenAISpeaker:
     """Fulfils `Speaker` through `/audio/speech`; every voice name is passed on."""
 
-    def __init__(self, client: ProviderClient, model: str) -> None:
+    def __init__(
+        self, client: ProviderClient, model: str, decoder: SpeechDecoder | None = None
+    ) -> None:
+        """`decoder` is for a server that sends MP3 or Ogg instead; without it such is refused."""
         self._client = client
         self._model = model
+        self._decoder = decoder
 
     @property
     def sample_rate_hz(self) -> int:
@@ -118,11 +129,21 @@ class OpenAISpeaker:
         names = self._client.names(_TTS_SETTING)
         with await self._client.post("audio/speech", body, setting=_TTS_SETTING) as answer:
             pcm = PcmReader(text, names.model, _announced_samples(answer, names))
-            while piece := await answer.read():
-                if samples := pcm.feed(piece):
+            try:
+                while piece := await answer.read():
+                    if samples := pcm.feed(piece):
+                        yield samples
+                if samples := pcm.end():
                     yield samples
-            if samples := pcm.end():
-                yield samples
+            except CompressedSpeech as sent:
+                if self._decoder is None:
+                    raise
+                compressed = sent
+            else:
+                return
+            async with aclosing(self._decoder.decode(compressed, answer, pcm)) as decoded:
+                async for samples in decoded:
+                    yield samples
 
 
 def _announced_samples(answer: ProviderResponse, names: SettingNames) -> SampleFormat:

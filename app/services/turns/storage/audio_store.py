@@ -223,8 +223,8 @@ def truncate_to_heard(record: TurnRecord, played_ms: int) -> TransactionScript[N
     ]
     pieces = [SpokenPiece(*row) for row in piece_rows]
     if pieces:
-        heard = heard_text(content, pieces, played_ms)
-        yield [_UPDATE_HEARD(**_answer_key(record), heard_content=heard)]
+        heard_content = heard_text(content, pieces, played_ms)
+        yield [_UPDATE_HEARD(**_answer_key(record), heard_content=heard_content)]
 
 
 def _turn_key(record: TurnRecord) -> dict[str, UUID]:
