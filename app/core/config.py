@@ -156,6 +156,7 @@ class Settings(BaseSettings):
     tts_api_key: HeaderSecret = None
     chat_model: ModelName = "gpt-6-luna"
     chat_context_tokens: int = Field(default=128_000, ge=512)
+    context_compaction: bool = False
     chat_first_byte_seconds: int = Field(default=120, ge=1, le=3600)
     stt_model: ModelName = "gpt-transcribe"
     tts_model: ModelName | None = None

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
@@ -65,7 +66,8 @@ async def _export(
     database: Database, caller: Caller, session: Session, agent: AgentRead, *, with_audio: bool
 ) -> AsyncGenerator[bytes]:
     head = _json(SessionRead.model_validate(session))
-    yield b'{"session":' + head + b',"agent":' + _json(agent) + b',"messages":['
+    yield b'{"session":' + head + b',"summary":' + orjson.dumps(session.summary)
+    yield b',"agent":' + _json(agent) + b',"messages":['
     with_sound: set[UUID] = set()
     async for chunk in _messages(database, caller, session, with_sound):
         yield chunk

@@ -143,6 +143,9 @@ class Session(Record):
     last_seq: Mapped[int] = mapped_column(default=0)
     forked_from_session_id: Mapped[UUID | None]
     forked_from_seq: Mapped[int | None]
+    summary: Mapped[str | None]
+    """Of the messages up to `summary_seq`, which no longer fit into prompts."""
+    summary_seq: Mapped[int | None]
     updated_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

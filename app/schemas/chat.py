@@ -373,9 +373,10 @@ class TurnAudio(Response):
 
 
 class SessionExport(Response):
-    """All stored data of a conversation."""
+    """All stored data of a conversation; `summary` is of what no longer fits into prompts."""
 
     session: SessionRead
+    summary: str | None
     agent: AgentRead
     messages: list[MessageRead]
     turns: list[TurnRead]

@@ -246,6 +246,8 @@ async def fork_session(
     fork.last_seq = last_seq
     fork.forked_from_session_id = original.id
     fork.forked_from_seq = last_seq
+    if original.summary_seq is not None and original.summary_seq <= last_seq:
+        fork.summary, fork.summary_seq = original.summary, original.summary_seq
     await db.flush()
     dialect = db.get_bind().dialect.name
     largest = await db.scalar(select(func.max(row_bytes(Message, dialect))).where(of_original))

@@ -35,6 +35,7 @@ from app.services.turns.errors import (
 from app.services.turns.execution.actions import TurnActions
 from app.services.turns.execution.agent_loop import TurnRuntime
 from app.services.turns.execution.cancellation import TurnCanceller
+from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.finalization import TurnFinalizer
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.maintenance import Maintenance
@@ -73,16 +74,17 @@ class TurnEngine:
         *,
         storage: StorageMeter | None = None,
         tool_runner: ToolRunner | None = None,
+        compacts_context: bool = False,
         drain_seconds: float = DRAIN_SECONDS,
         observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
         """`voices` creates the stages of voice turns that are restarted from their recording."""
         self._database = database
-        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, accounts.tariff)
-        self._audio = audio
-        self._accounts = accounts
-        self._observer = observer
-        self._storage = storage
+        tariff = accounts.tariff
+        compaction = Compaction(database, chat_model, tariff) if compacts_context else None
+        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, tariff, compaction)
+        self._audio, self._accounts = audio, accounts
+        self._observer, self._storage = observer, storage
         self._owner_id = new_id()
         self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
@@ -90,15 +92,13 @@ class TurnEngine:
         watcher = self._remote_turns = RemoteTurnWatcher(database)
         self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
         self._table_statistics = TableStatistics(database)
-        self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
+        tasks = self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
         self._canceller = TurnCanceller(
             database, self._remote_outcomes, self.find, self.runs_here, self._settle
         )
         self.uploads = UploadAdmission(database, accounts, self._require_room)
         self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume)
-        self._finalizer = TurnFinalizer(
-            database, audio, self._owner_id, self._tasks.draining, storage
-        )
+        self._finalizer = TurnFinalizer(database, audio, self._owner_id, tasks.draining, storage)
 
     @property
     def is_draining(self) -> bool:

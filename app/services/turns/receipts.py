@@ -9,7 +9,14 @@ from typing import Any, Protocol
 from app.core.database.statements import Statement
 from app.core.errors import AppError
 from app.models import Modality, utc_now
-from app.services.ports import PromptLine, ProviderError, ProviderTimeout, UpstreamIncomplete
+from app.services.ports import (
+    ChatFinished,
+    ChatRequest,
+    PromptLine,
+    ProviderError,
+    ProviderTimeout,
+    UpstreamIncomplete,
+)
 from app.services.turns.context.prompt import context_window, estimate_tokens, most_tokens
 from app.services.turns.parts import shown_texts
 from app.services.turns.records import HistoryMessage, Persona, Progress, Receipt, TurnRecord, Usage
@@ -156,6 +163,11 @@ def _used(progress: Progress, error: AppError | None) -> tuple[BillableUsage, bo
             cached_tokens += step.cached_tokens
             completion_tokens += step.completion_tokens
             estimated |= step.usage_estimated
+    if progress.summary_usage:
+        prompt_tokens += progress.summary_usage.prompt_tokens or 0
+        cached_tokens += progress.summary_usage.cached_tokens or 0
+        completion_tokens += progress.summary_usage.completion_tokens or 0
+        estimated |= progress.summary_usage.estimated
     used = BillableUsage(
         chat_model=progress.model,
         prompt_tokens=prompt_tokens,
@@ -195,6 +207,37 @@ def _step_usage(progress: Progress, *, was_served: bool) -> tuple[int, int, int,
     return prompt_tokens or 0, usage.cached_tokens or 0, completion_tokens or 0, estimated
 
 
+def summary_usage(request: ChatRequest, text: str, finished: ChatFinished | None) -> Usage:
+    """Return what a summary took, estimated where the provider does not tell."""
+    prompt_tokens = finished.prompt_tokens if finished else None
+    completion_tokens = finished.completion_tokens if finished else None
+    estimated = prompt_tokens is None or completion_tokens is None
+    if prompt_tokens is None:
+        prompt_tokens = sum(map(estimate_tokens, shown_texts(request.messages)))
+    if completion_tokens is None:
+        completion_tokens = estimate_tokens(text) if text else 0
+    limit = request.max_output_tokens or 0
+    return Usage(
+        prompt_tokens,
+        finished.cached_tokens if finished else None,
+        min(completion_tokens, limit),
+        estimated=estimated or completion_tokens > limit,
+    )
+
+
+def summary_reservation(
+    reservation: Reservation, request: ChatRequest, tariff: PriceTable
+) -> tuple[int, int]:
+    """Return the most tokens and nano-dollars that a summary can take."""
+    used = BillableUsage(
+        chat_model=request.model,
+        prompt_tokens=most_tokens(list(shown_texts(request.messages))),
+        completion_tokens=request.max_output_tokens or 0,
+    )
+    tokens = (used.prompt_tokens or 0) + (used.completion_tokens or 0)
+    return tokens, tariff.cost(used, reservation.day).budget_nanos
+
+
 def close_step(progress: Progress) -> Step:
     """Return the running step with its calls, and begin the next one in `progress`."""
     prompt_tokens, cached_tokens, completion_tokens, estimated = _step_usage(
@@ -231,6 +274,9 @@ def missing_reservation(
         if not step.is_billed:
             prompt_tokens += step.prompt_tokens
             completion_tokens += step.completion_tokens
+    if progress.summary_usage:
+        prompt_tokens += progress.summary_usage.prompt_tokens or 0
+        completion_tokens += progress.summary_usage.completion_tokens or 0
     used = BillableUsage(
         chat_model=persona.model,
         prompt_tokens=prompt_tokens,

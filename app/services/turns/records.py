@@ -175,6 +175,10 @@ class Progress:
     steps: list[Step] = field(default_factory=list[Step])
     """The steps before it; they have calls."""
     stop_reason: str | None = None
+    summary: str | None = None
+    """Of what the prompt leaves out; `None` before it was looked for."""
+    summary_usage: Usage | None = None
+    """What it took to make it."""
     tools_nanos: int = 0
     """What the calls of this attempt cost."""
     speech_in_seconds: float | None = None

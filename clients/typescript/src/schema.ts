@@ -2092,10 +2092,12 @@ export interface components {
         };
         /**
          * SessionExport
-         * @description All stored data of a conversation.
+         * @description All stored data of a conversation; `summary` is of what no longer fits into prompts.
          */
         SessionExport: {
             session: components["schemas"]["SessionRead"];
+            /** Summary */
+            summary: string | null;
             agent: components["schemas"]["AgentRead"];
             /** Messages */
             messages: components["schemas"]["MessageRead"][];

@@ -21,6 +21,8 @@ _BYTES_PER_TOKEN = 3
 _MOST_TOKENS_OVERHEAD = 8
 DEFAULT_OUTPUT_TOKENS = 4096
 """Of an agent that sets no limit; at most a quarter of the context window."""
+_MOST_SUMMARY_TOKENS = 512
+_SUMMARY_HEAD = "Earlier in this conversation: "
 _SEQ = itemgetter(0)
 _USER, _FAILED = Role.USER.value, MessageStatus.FAILED.value
 
@@ -33,6 +35,11 @@ class ContextWindow:
     """Prompt and answer together."""
     output_tokens: int
     """The limit of the answer that is sent to the model."""
+
+    @property
+    def summary_tokens(self) -> int:
+        """The limit of a summary of what the prompt leaves out, where such are made."""
+        return min(_MOST_SUMMARY_TOKENS, self.context_tokens // 8)
 
     @property
     def most_prompt_tokens(self) -> int:
@@ -82,7 +89,48 @@ def build_prompt(
     hits: it moves on by a quarter to a half of the room for messages, which is at least half full
     unless single messages are larger than that.
     """
-    room = context_tokens - output_tokens - estimate_tokens(system_prompt)
+    visible, start = _visible_from(system_prompt, history, context_tokens - output_tokens)
+    system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
+    return [*system, *_alternating(visible[start:])]
+
+
+def build_compacted_prompt(
+    system_prompt: str, history: Sequence[HistoryMessage], window: ContextWindow, summary: str
+) -> list[PromptLine]:
+    """Return the prompt with one line behind the system prompt about what it leaves out.
+
+    The line has room of its own, whether there is one or not; a question that needs that room has
+    none.
+    """
+    room = _room_beside_summary(window)
+    needed = estimate_tokens(system_prompt) + estimate_tokens(history[-1].content)
+    if summary and needed <= room:
+        line = _SUMMARY_HEAD + summary
+        visible, start = _visible_from(system_prompt, history, room)
+        system = f"{system_prompt}\n\n{line}" if system_prompt else line
+        return [PromptMessage(Role.SYSTEM, system), *_alternating(visible[start:])]
+    if needed > room:
+        room = window.context_tokens - window.output_tokens
+    return build_prompt(system_prompt, history, context_tokens=room, output_tokens=0)
+
+
+def left_out_lines(
+    system_prompt: str, history: Sequence[HistoryMessage], window: ContextWindow
+) -> Sequence[HistoryMessage]:
+    """Return the messages of `history` that `build_compacted_prompt` leaves out, oldest first."""
+    visible, start = _visible_from(system_prompt, history, _room_beside_summary(window))
+    return visible[:start]
+
+
+def _room_beside_summary(window: ContextWindow) -> int:
+    return window.context_tokens - window.output_tokens - window.summary_tokens
+
+
+def _visible_from(
+    system_prompt: str, history: Sequence[HistoryMessage], prompt_tokens: int
+) -> tuple[list[HistoryMessage], int]:
+    """Return the messages that models are shown, and the index of the first that fits."""
+    room = prompt_tokens - estimate_tokens(system_prompt)
     visible = [
         line
         for line in history
@@ -94,8 +142,7 @@ def build_prompt(
         start = _start(visible, *_fitting_starts(visible, room))
     elif history[0].seq > 1:  # there are more than are loaded
         start = _start(visible, visible[0].seq, visible[(len(visible) - 1) // 2].seq)
-    system = [PromptMessage(Role.SYSTEM, system_prompt)] if system_prompt else []
-    return [*system, *_alternating(visible[start:])]
+    return visible, start
 
 
 def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:

@@ -20,8 +20,9 @@ from app.services.ports import (
 )
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
-from app.services.turns.context.prompt import build_prompt, require_room
+from app.services.turns.context.prompt import build_compacted_prompt, build_prompt, require_room
 from app.services.turns.events import StepStarted, ToolCallArguments
+from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
@@ -47,6 +48,8 @@ class TurnRuntime:
     """Creates the stages of a voice turn that another server or process accepted."""
     tool_runner: ToolRunner | None
     tariff: PriceTable
+    compaction: Compaction | None = None
+    """Sums up what prompts leave out; `None` where it is just left out."""
 
 
 OnDelta = Callable[[str], None]
@@ -89,12 +92,20 @@ async def _ask(
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
     window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
-    messages: Sequence[PromptLine] = build_prompt(
-        persona.system_prompt,
-        record.history,
-        context_tokens=window.context_tokens,
-        output_tokens=window.output_tokens,
-    )
+    messages: Sequence[PromptLine]
+    if runtime.compaction is None:
+        messages = build_prompt(
+            persona.system_prompt,
+            record.history,
+            context_tokens=window.context_tokens,
+            output_tokens=window.output_tokens,
+        )
+    else:
+        if progress.summary is None:
+            progress.summary = await runtime.compaction.summary(live, window)
+        messages = build_compacted_prompt(
+            persona.system_prompt, record.history, window, progress.summary
+        )
     may_call = agent_tools is not None and _may_call(live, agent_tools)
     if progress.steps:
         messages = [*messages, *_lines_of_steps(live)]

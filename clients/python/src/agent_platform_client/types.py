@@ -1157,6 +1157,7 @@ class TurnWithMessage(TypedDict, total=False):
 
 class SessionExport(TypedDict, total=False):
     session: Required[SessionRead]
+    summary: Required[str | None]
     agent: Required[AgentRead]
     messages: Required[list[MessageRead]]
     turns: Required[list[TurnRead]]
