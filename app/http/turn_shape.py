@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.models import CallStatus, Message, ToolCall, Turn
+from app.models import WAITING_STATUSES, Message, ToolCall, Turn
 from app.schemas.chat import (
     HistoryMessageRead,
     MessageRead,
@@ -22,9 +22,8 @@ from app.schemas.tool_calls import (
     ToolCallRead,
 )
 from app.services import crud
+from app.services.turns.steps import wanted_action
 from app.services.usage.pricing import usd
-
-_WAITING = {CallStatus.AWAITING_APPROVAL: "approval", CallStatus.AWAITING_OUTPUT: "output"}
 
 
 def turn_shape(turn: Turn) -> TurnRead:
@@ -112,13 +111,14 @@ async def turn_with_message(db: AsyncSession, turn: Turn, message: Message) -> T
         message=MessageRead.model_validate(message),
         steps=[StepRead.model_validate(step) for step in steps],
         tool_calls=[tool_call_shape(call) for call in calls],
-        required_actions=[_required_action(call) for call in calls if call.status in _WAITING],
+        required_actions=[
+            _required_action(call) for call in calls if call.status in WAITING_STATUSES
+        ],
     )
 
 
 def _required_action(call: ToolCall) -> RequiredActionRead:
-    action = _WAITING[call.status]
-    by = (call.approval_by or "operator") if action == "approval" else "user"
+    action, by = wanted_action(call.status, call.approval_by)
     return RequiredActionRead.model_validate(
         {
             "call_id": call.id,

@@ -69,6 +69,11 @@ class Call:
         """What it costs to begin it, in nano-dollars."""
         return round((self.tool.price_usd or 0) * NANOS) if self.tool else 0
 
+    @property
+    def cost_nanos(self) -> int:
+        """What it has cost so far: each time that it was begun."""
+        return self.price_nanos * self.attempt
+
     def end(
         self,
         status: CallStatus,
@@ -143,6 +148,16 @@ def parts_of(steps: Sequence[Step], reasoning: str, text: str) -> list[Part] | N
     if text:
         parts.append(TextPart(text))
     return parts
+
+
+def wanted_action(status: CallStatus, approval_by: str | None) -> tuple[str, str]:
+    """Return what a call that waits needs, `approval` or `output`, and from whom.
+
+    That is `operator` or `user`: the output of a tool comes from the caller's own code.
+    """
+    if status is CallStatus.AWAITING_APPROVAL:
+        return "approval", approval_by or "operator"
+    return "output", "user"
 
 
 def has_acted(steps: Iterable[Step]) -> bool:

@@ -138,7 +138,7 @@ async def test_result_that_is_stored_is_not_asked_for_again(
         if number >= 2:
             await gate()
 
-    await give_tools(agent_tools(pinned("act", Effect.ONCE)))
+    await give_tools(agent_tools(pinned("act", Effect.ONCE, price_usd=0.25)))
     chat_model.script = [("One.", ("act", "{}")), ("Lost.",)]
     chat_model.while_thinking = hold_the_second
     live = await state["turns"].start(ADMIN, UUID(session_id), "Go")
@@ -156,6 +156,7 @@ async def test_result_that_is_stored_is_not_asked_for_again(
     assert turn.status is TurnStatus.COMPLETED
     assert len(runner.calls) == 1
     assert chat_model.requests[2].messages[-1].content == "result of act"
+    assert turn.cost_nanos == 250_000_000, "what the lost attempt's call cost is on the receipt"
 
 
 async def test_budget_pays_for_every_step_and_ends_a_turn_that_it_cannot_pay(

@@ -12,7 +12,7 @@ import anyio
 
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
-from app.models import CallStatus, MessageStatus, Modality, Role, TurnStatus
+from app.models import MessageStatus, Modality, Role, TurnStatus
 from app.services.turns.context.heard_text import heard_text
 from app.services.turns.errors import InternalError, TurnCancellation, is_retryable
 from app.services.turns.events import (
@@ -34,7 +34,7 @@ from app.services.turns.events import (
 from app.services.turns.execution.event_log import EventLog, storable
 from app.services.turns.parts import PARAGRAPH, Part, encode_parts
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
-from app.services.turns.steps import Call, close_calls, parts_of
+from app.services.turns.steps import Call, close_calls, parts_of, wanted_action
 from app.services.turns.voice_port import SpokenPiece, VoiceStages
 from app.services.usage import Reservation
 
@@ -81,6 +81,9 @@ class LiveTurn:
         texts = [step.content for step in progress.steps if step.content]
         progress.text = [PARAGRAPH.join(texts)] if texts else []
         progress.step_text_start = len(progress.text)
+        progress.tools_nanos = sum(  # of an attempt that had no receipt
+            call.cost_nanos for step in progress.steps if not step.is_billed for call in step.calls
+        )
 
     def set_reservation(self, reservation: Reservation) -> None:
         """Take note of what budgets have reserved for the turn."""
@@ -319,12 +322,5 @@ class LiveTurn:
 
 def required_action(call: Call) -> RequiredAction:
     """Return what somebody must do for a call that waits."""
-    is_approval = call.status is CallStatus.AWAITING_APPROVAL
-    return RequiredAction(
-        call.id,
-        "approval" if is_approval else "output",
-        call.name,
-        call.arguments,
-        (call.approval_by or "operator") if is_approval else "user",
-        call.expires_at,
-    )
+    action, by = wanted_action(call.status, call.approval_by)
+    return RequiredAction(call.id, action, call.name, call.arguments, by, call.expires_at)

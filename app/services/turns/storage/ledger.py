@@ -197,7 +197,7 @@ def call_cost_nanos(call: Call) -> int | None:
     """Return what a call that was begun costs, in nano-dollars; `None` without a price."""
     if call.tool is None or call.tool.price_usd is None or not call.attempt:
         return None
-    return call.price_nanos * call.attempt
+    return call.cost_nanos
 
 
 def _insert_step_stmt(dialect: Dialect) -> ClauseElement:
