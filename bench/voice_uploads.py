@@ -3,9 +3,13 @@
 import struct
 from pathlib import Path
 
-from tests.voice.sounds import OPUS_HEAD, ogg_pages
+from app.services.ports import AudioFormat
+from tests.voice.sounds import OPUS_HEAD, encoded, ogg_pages, samples_of
 
 RECORDING = (Path(__file__).parent.parent / "tests/audio/anna_01.wav").read_bytes()
+
+BROWSER_RECORDING = encoded(samples_of(RECORDING), AudioFormat.WEBM, rate_hz=48_000, is_live=True)
+"""The same as Chromium records it."""
 
 _UPLOAD_BYTES = 25 * 1024 * 1024
 _BOUNDARY = b"----voice"

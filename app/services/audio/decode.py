@@ -184,6 +184,8 @@ class _Mixer:
 
 def mono(frame: "AudioFrame") -> Floats:
     """Return the mean of the channels; full scale is 1."""
+    if frame.format.name == "fltp" and frame.layout.nb_channels == 1:  # Opus, AAC, MP3, Vorbis
+        return np.frombuffer(bytes(frame.planes[0]), np.float32, frame.samples)
     values = frame.to_ndarray()  # channels by samples, or all in one row by turns
     channels = frame.layout.nb_channels
     if values.dtype.kind == "f":
