@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from uuid import UUID
@@ -63,6 +64,12 @@ async def found(client: httpx2.AsyncClient, words: str, **filters: str) -> list[
         ("İstanbul'da ÇAY", "çay"),
         ("Plain WORDS", "words plain"),
         ("50% of a_b", "50% a_b"),
+        ("100%_Größe\\", "100%_größe\\"),
+        ("Un Café", unicodedata.normalize("NFD", "café")),
+        (unicodedata.normalize("NFD", "Un Café"), "café"),
+        (unicodedata.normalize("NFD", "Việt Nam"), "việt"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+        ("Σίσυφος", "ΣΊΣΥΦΟΣ"),
     ],
 )
 async def test_letters_of_all_scripts_fold(

@@ -9,14 +9,18 @@ _MOST_NAMES = 100
 
 
 def require_known_parameters(query: str, known: Sequence[str]) -> None:
-    """Raise `RequestInvalid` where the query string has a parameter that is not in `known`."""
+    """Raise `RequestInvalid` where the query has a parameter that is not `known`, or one twice."""
     if not query:
         return
+    seen: set[str] = set()
     for name, _ in parse_qsl(query, keep_blank_values=True, max_num_fields=None)[:_MOST_NAMES]:
         if name not in known:
-            raise _unknown(name, known)
+            raise _refusal(name, "extra_forbidden", known)
+        if name in seen:
+            raise _refusal(name, "repeated", known)
+        seen.add(name)
 
 
-def _unknown(name: str, known: Sequence[str]) -> RequestInvalid:
-    fault = {"type": "extra_forbidden", "loc": ("query", name), "msg": "unknown"}
+def _refusal(name: str, kind: str, known: Sequence[str]) -> RequestInvalid:
+    fault = {"type": kind, "loc": ("query", name), "msg": "is there more than once"}
     return invalid_request([fault], known)
