@@ -14,7 +14,7 @@ from sqlalchemy import insert, text
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.database.search_places import CallerPlaces, SearchBusy, SearchTooSlow, search_busy
+from app.core.database.concurrency_limits import CallerSlots, SearchBusy, SearchTooSlow, search_busy
 from app.core.security import ADMIN, CallerKind
 from app.models import Message, MessageStatus, Modality, Role, new_id
 from app.services import crud
@@ -212,12 +212,12 @@ async def test_connection_is_reserved_for_the_look_up_of_keys(database: Database
         hold.set()
 
 
-async def test_one_caller_takes_one_place_of_searches() -> None:
-    places = CallerPlaces(2, search_busy)
+async def test_one_caller_takes_one_slot_of_searches() -> None:
+    slots = CallerSlots(2, search_busy)
     order: list[str] = []
 
     async def search(caller: str, work: Callable[[], Awaitable[object]]) -> None:
-        async with places.place(caller):
+        async with slots.slot(caller):
             order.append(caller)
             await work()
 

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from app.http.compression import compressed
 from app.http.multipart import read_multipart
-from app.http.names import require_known_parameters
 from app.http.permissions import endpoint_policy
 from app.http.problems import PROBLEM_RESPONSES
+from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     FORM_BYTES,
     FORM_TYPE,

@@ -1,4 +1,4 @@
-"""Say which name a client meant that sent an unknown one."""
+"""Refuse query parameters that an endpoint does not have, and say which name was meant."""
 
 from collections.abc import Sequence
 from urllib.parse import parse_qsl
