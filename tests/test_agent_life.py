@@ -68,6 +68,20 @@ async def test_session_is_changed_with_what_get_gave(
     assert {**response.json(), "updated_at": 0} == {**given, "title": "b", "updated_at": 0}
 
 
+async def test_key_is_changed_with_what_get_gave(client: httpx2.AsyncClient) -> None:
+    body = {"name": "a", "scopes": ["agents:read"], "expires_at": "2031-01-01T00:00:00Z"}
+    made = (await client.post("/keys", json=body)).json()
+    given = (await client.get(f"/keys/{made['id']}")).json()
+
+    changed = await client.patch(f"/keys/{made['id']}", json=given | {"name": "b"})
+    refused = await client.patch(f"/keys/{made['id']}", json=given | {"created_by": "key:other"})
+
+    assert changed.status_code == 200, changed.text
+    assert changed.json() == given | {"name": "b"}
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "`created_by`: is read-only and cannot be changed."
+
+
 async def test_archived_agent_comes_back(
     client: httpx2.AsyncClient, agent_id: str, session_id: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from uuid import UUID
@@ -13,7 +14,7 @@ from sqlalchemy import insert, text
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.database.search_places import CallerPlaces, SearchBusy, SearchTooSlow, search_busy
+from app.core.database.concurrency_limits import CallerSlots, SearchBusy, SearchTooSlow, search_busy
 from app.core.security import ADMIN, CallerKind
 from app.models import Message, MessageStatus, Modality, Role, new_id
 from app.services import crud
@@ -63,6 +64,12 @@ async def found(client: httpx2.AsyncClient, words: str, **filters: str) -> list[
         ("İstanbul'da ÇAY", "çay"),
         ("Plain WORDS", "words plain"),
         ("50% of a_b", "50% a_b"),
+        ("100%_Größe\\", "100%_größe\\"),
+        ("Un Café", unicodedata.normalize("NFD", "café")),
+        (unicodedata.normalize("NFD", "Un Café"), "café"),
+        (unicodedata.normalize("NFD", "Việt Nam"), "việt"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+        ("Σίσυφος", "ΣΊΣΥΦΟΣ"),
     ],
 )
 async def test_letters_of_all_scripts_fold(
@@ -205,12 +212,12 @@ async def test_connection_is_reserved_for_the_look_up_of_keys(database: Database
         hold.set()
 
 
-async def test_one_caller_takes_one_place_of_searches() -> None:
-    places = CallerPlaces(2, search_busy)
+async def test_one_caller_takes_one_slot_of_searches() -> None:
+    slots = CallerSlots(2, search_busy)
     order: list[str] = []
 
     async def search(caller: str, work: Callable[[], Awaitable[object]]) -> None:
-        async with places.place(caller):
+        async with slots.slot(caller):
             order.append(caller)
             await work()
 

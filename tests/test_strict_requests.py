@@ -74,10 +74,16 @@ async def test_unknown_parameter_is_told_what_was_meant(
         ("/messages/text", {"thread_id": str(uuid4()), "content": "x"}, ["session_id"]),
         ("/keys", {"name": "k", "scopes": ["agents:read"], "usd_per_dy": 1}, ["usd_per_day"]),
         ("/sessions", {"agent_id": str(uuid4()), "user": "x"}, ["user_id"]),
+        ("/messages/text", {"sessionId": str(uuid4()), "content": "x"},
+         ["did you mean `session_id`"]),
+        ("/messages/text", [], ["must be a JSON object"]),
+        ("/messages/text", {"session_id": None, "content": "x"}, ["must be a UUID, as text"]),
+        ("/messages/text", {"session_id": str(uuid4()), "content": "\u200b \ufeff"}, ["blank"]),
+        ("/sessions", {"agent_id": str(uuid4()), "metadata": []}, ["must be a JSON object"]),
     ],
 )  # fmt: skip
 async def test_error_of_a_body_is_told_in_words(
-    client: httpx2.AsyncClient, path: str, body: dict[str, Any], words: list[str]
+    client: httpx2.AsyncClient, path: str, body: object, words: list[str]
 ) -> None:
     response = await client.post(path, json=body)
 
@@ -87,6 +93,52 @@ async def test_error_of_a_body_is_told_in_words(
     assert words[0] in response.json()["detail"]
     assert "^" not in response.text
     assert "pattern" not in response.text
+
+
+@pytest.mark.parametrize("query", ["limit=1&limit=2", "q=a&limit=1&q=b"])
+async def test_parameter_that_is_there_twice_is_refused(
+    client: httpx2.AsyncClient, query: str
+) -> None:
+    response = await client.get(f"/sessions?{query}")
+
+    assert response.status_code == 422
+    assert "is there more than once" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([("sessionid", (None, "x"))], "did you mean `session_id`"),
+        ([("stream", (None, "true"))], "is not known here"),
+        ([("output", (None, "text")), ("output", (None, "voice"))], "is there more than once"),
+        ([("audio", ("b.wav", b"RIFF"))], "is there more than once"),
+    ],
+)
+async def test_part_of_a_form_that_is_unknown_or_there_twice_is_refused(
+    client: httpx2.AsyncClient, session_id: str, speech: bytes, more: list[Any], words: str
+) -> None:
+    parts = [("session_id", (None, session_id)), ("audio", ("a.wav", speech)), *more]
+
+    response = await client.post("/messages/voice", files=parts)
+
+    assert response.status_code == 422, response.text
+    assert words in response.json()["detail"]
+
+
+async def test_form_that_ends_in_the_middle_of_a_file_is_said_to(
+    client: httpx2.AsyncClient, session_id: str, speech: bytes
+) -> None:
+    request = client.build_request(
+        "POST", "/messages/voice", data={"session_id": session_id}, files={"audio": speech}
+    )
+    body = request.read()[:-100]
+
+    response = await client.post(
+        "/messages/voice", content=body, headers={"content-type": request.headers["content-type"]}
+    )
+
+    assert response.status_code == 400
+    assert response.json()["detail"] == "The body ends in the middle of a file."
 
 
 async def test_key_id_of_the_wrong_form_shows_no_pattern(client: httpx2.AsyncClient) -> None:

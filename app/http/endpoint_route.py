@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from app.http.compression import compressed
 from app.http.multipart import read_multipart
-from app.http.names import require_known_parameters
 from app.http.permissions import endpoint_policy
 from app.http.problems import PROBLEM_RESPONSES
+from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     FORM_BYTES,
     FORM_TYPE,
@@ -35,7 +35,7 @@ class _StrictRequest(Request):
     @override
     async def _get_form(self, **limits: Any) -> FormData:
         if self._form is None:
-            self._form = await read_multipart(self, **limits)
+            self._form = await read_multipart(self, self.state.known_fields, **limits)
         return self._form
 
 
@@ -89,7 +89,10 @@ class EndpointRoute(APIRoute):
             require_media_type(request.headers.get("content-type", ""), media_type)
             require_announced_length(request.headers.get("content-length", ""), limit_bytes)
             receive = bounded_receive(limit_bytes, request.receive)
-            return await handle(_StrictRequest(request.scope, receive))
+            strict_request = _StrictRequest(request.scope, receive)
+            if is_form:  # FastAPI would answer every error of reading it in the same words
+                await strict_request.form()
+            return await handle(strict_request)
 
         return handle_strictly
 

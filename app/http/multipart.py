@@ -1,14 +1,16 @@
 """Forms whose files need no name: RFC 7578 asks clients for one, and some send none."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from typing_extensions import override
 
-from app.http.problems import MalformedBody
+from app.http.problems import MalformedBody, RequestInvalid, invalid_request
 
 FILE_PARTS = (b"audio",)
 """The names of the parts that are files, whatever else they say."""
@@ -26,10 +28,47 @@ class _FileNamingParser(MultiPartParser):
             part.content_disposition = f'form-data; name="{name}"; filename="{name}"'.encode()
         super().on_headers_finished()
 
+    def close_unfinished(self, form: FormData) -> bool:
+        """Close the files whose part has no end; return whether there are any."""
+        values = (value for _, value in form.multi_items())
+        whole = {id(value.file) for value in values if isinstance(value, UploadFile)}
+        unfinished = [file for file in self._files_to_close_on_error if id(file) not in whole]
+        for file in unfinished:
+            file.close()
+        return bool(unfinished)
 
-async def read_multipart(request: Request, **limits: Any) -> FormData:
-    """Read a form of `multipart/form-data`. Raises `MalformedBody`."""
+
+async def read_multipart(request: Request, known: Sequence[str], **limits: Any) -> FormData:
+    """Read a form of `multipart/form-data` whose parts are `known`, and each there once.
+
+    Raises `MalformedBody` and `RequestInvalid`.
+    """
+    parser = _FileNamingParser(request.headers, request.stream(), **limits)
     try:
-        return await _FileNamingParser(request.headers, request.stream(), **limits).parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise MalformedBody("The body is not what its content type says.") from error
+    if parser.close_unfinished(form):
+        raise MalformedBody("The body ends in the middle of a file.")
+    try:
+        _require_known_parts(form, known)
+    except RequestInvalid:
+        await form.close()
+        raise
+    return form
+
+
+def _require_known_parts(form: FormData, known: Sequence[str]) -> None:
+    names = [name for name, _ in form.multi_items()]
+    faults = [
+        {"type": "extra_forbidden", "loc": ("body", name), "msg": ""}
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+    faults += [
+        {"type": "repeated", "loc": ("body", name), "msg": "is there more than once"}
+        for name, count in Counter(names).items()
+        if count > 1 and name in known
+    ]
+    if faults:
+        raise invalid_request(faults, known)

@@ -205,7 +205,9 @@ def invalid_request(faults: Sequence[Any], known: Sequence[str] = ()) -> Request
     fields = [_field(fault, known) for fault in faults]
     more = len(fields) - 1
     others = f" ({more} more: see `errors`)" if more else ""
-    error = RequestInvalid(f"{_sentence(fields[0])}{others}")
+    # An unknown name is often why another is missing.
+    told = next((field for field in fields if field["type"] == "extra_forbidden"), fields[0])
+    error = RequestInvalid(f"{_sentence(told)}{others}")
     error.extensions["errors"] = fields
     return error
 
@@ -230,14 +232,27 @@ def _field(fault: Any, known: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 
             message = _unknown(str(location[-1]), known if len(location) == _TOP_LEVEL else ())
         case "string_pattern_mismatch":
             message = "is not of the form that is documented"
-        case "missing":
-            message = "is missing"
-        case _:
-            pass
+        case "too_long" | "too_short" if (
+            fault.get("ctx", {}).get("field_type") == "Value"
+        ):  # a text
+            bound = "max_length" if fault["type"] == "too_long" else "min_length"
+            least = "most" if fault["type"] == "too_long" else "least"
+            message = f"must have at {least} {fault['ctx'][bound]} characters"
+        case kind:
+            message = _MESSAGES.get(kind, message)
     return {"loc": location, "msg": message, "type": fault["type"]}
 
 
 _TOP_LEVEL = 2
+_MESSAGES = {
+    "missing": "is missing",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a list",
+    "uuid_type": "must be a UUID, as text",
+}
+"""Where pydantic's words name types of Python."""
 _MEANT = {
     "instructions": "`system_prompt`",
     "system": "`system_prompt`",

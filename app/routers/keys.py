@@ -10,6 +10,7 @@ from app.core.limits import LIMIT_NAMES, KeyLimits, Limits
 from app.http.deps import Accounts, Caller, Db, ReadingDb, Storage
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_text, link_next
+from app.http.read_only import changeable
 from app.models import ApiKey
 from app.schemas.identity import (
     KeyCreate,
@@ -68,9 +69,11 @@ async def update_key(
 ) -> ApiKey:
     """Change a key's name, scopes, limits or expiry, up to those of the key that asks for it.
 
-    A key cannot outlive the key that made it; `"expires_at": null` is as long as that.
+    A key cannot outlive the key that made it; `"expires_at": null` is as long as that. Fields that
+    only the server changes are let through where they are as they were.
     """
-    given = body.model_fields_set
+    current = await api_keys.get(db, caller, key_id)
+    given = set(changeable(body, KeyRead.model_validate(current)))
     changes = api_keys.KeyChanges(
         name=body.name if "name" in given else None,
         scopes=body.scopes if "scopes" in given else None,

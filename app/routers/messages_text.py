@@ -24,10 +24,10 @@ from app.http.disconnection import cancel_on_disconnect, unless_disconnected
 from app.http.endpoint_route import EndpointRoute
 from app.http.event_stream import EventStream
 from app.http.idempotency import REPLAYED, KeyHeader, request_key
-from app.http.names import require_known_parameters
 from app.http.openapi import EVENT_STREAM_CONTENT, MP3_CONTENT
 from app.http.permissions import endpoint_policy
 from app.http.problems import problem_response
+from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     JSON_BYTES,
     JSON_TYPE,

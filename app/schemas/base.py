@@ -1,5 +1,6 @@
 """Base classes of schemas: strict requests, and text types that every database can store."""
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, cast
@@ -8,6 +9,8 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 _METADATA_BYTES = 16 * 1024
+_BLANK = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]*\Z")
+"""Spaces, and characters of no width."""
 _METADATA_LEVELS = 100
 """Of objects and lists in one another; what writes JSON refuses about 255."""
 
@@ -23,7 +26,7 @@ def _refuse_nul(text: str) -> str:
 
 
 def _refuse_blank(text: str) -> str:
-    if not text.strip():
+    if _BLANK.match(text):
         raise ValueError("must not be blank")
     return text
 

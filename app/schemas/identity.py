@@ -1,6 +1,6 @@
 """Schemas of API keys, session tokens, workspaces and the audit log."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -21,7 +21,7 @@ def _refuse_past(moment: datetime) -> datetime:
         raise ValueError("must be in the future")
     if moment.year > 9000:  # noqa: PLR2004  # no time zone can shift it past the year 9999
         raise ValueError("must be before the year 9000")
-    return moment
+    return moment.astimezone(UTC)
 
 
 Future = Annotated[AwareDatetime, AfterValidator(_refuse_past)]
@@ -53,7 +53,7 @@ class KeyCreate(LimitsRequest):
 class KeyUpdate(LimitsRequest):
     """Any subset of these; a limit that is `null` is the server's default again."""
 
-    model_config = ConfigDict(json_schema_extra=omit_defaults)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=omit_defaults)
 
     user_limits: LimitsRequest | None = None
     name: Name = Field(default="", validate_default=False)

@@ -28,15 +28,15 @@ from sqlalchemy.ext.asyncio import (
 from app.core.config import Settings
 from app.core.database.caller_locks import CallerLocks
 from app.core.database.commit_future import CommitFuture
-from app.core.database.engines import POOL_WAIT_SECONDS, postgres_engine, sqlite_engine
-from app.core.database.errors import storage_errors
-from app.core.database.retries import retry_while_unavailable
-from app.core.database.search_places import (
-    CallerPlaces,
+from app.core.database.concurrency_limits import (
+    CallerSlots,
     bounded_duration,
     copy_busy,
     search_busy,
 )
+from app.core.database.engines import POOL_WAIT_SECONDS, postgres_engine, sqlite_engine
+from app.core.database.errors import storage_errors
+from app.core.database.retries import retry_while_unavailable
 from app.core.database.transactions import LockKeys, TransactionScript
 from app.core.database.url import DatabaseUrl
 from app.core.database.workspace_scope import ROLE_EXISTS_SQL, RowLevelSecurity
@@ -73,10 +73,10 @@ class Database:
         self.engine = sqlite_engine(url) if url.is_sqlite else postgres_engine(url, for_rest)
         # One connection is reserved for the look-up of credentials, which every request needs.
         for_requests = max(1, for_rest - 1)
-        self._request_places = asyncio.Semaphore(for_requests)
+        self._request_slots = asyncio.Semaphore(for_requests)
         half = max(1, for_requests // 2)
-        self._search_places = CallerPlaces(min(half, _MAX_SEARCHES), search_busy)
-        self._copy_places = CallerPlaces(min(half, _MAX_COPIES), copy_busy)
+        self._search_slots = CallerSlots(min(half, _MAX_SEARCHES), search_busy)
+        self._copy_slots = CallerSlots(min(half, _MAX_COPIES), copy_busy)
         self._page_locks = CallerLocks()
         self._open_blocks = 0
         """How many blocks of `transaction` and `reading` have, or wait for, a connection."""
@@ -116,7 +116,7 @@ class Database:
         with anyio.CancelScope(shield=True):
             async with self._writer:
                 with storage_errors() as errors:
-                    async with self._request_place():
+                    async with self._request_slot():
                         await self._look_up_role()
                         async with self._sessions.begin() as db:
                             yield db
@@ -127,7 +127,7 @@ class Database:
     async def reading(self) -> AsyncGenerator[AsyncSession]:
         """Like `transaction`, for blocks that only read: on SQLite it does not wait for writers."""
         with anyio.CancelScope(shield=True), storage_errors():
-            async with self._request_place(), self._read() as db:
+            async with self._request_slot(), self._read() as db:
                 yield db
 
     @asynccontextmanager
@@ -144,7 +144,7 @@ class Database:
         Also raises `SearchTooSlow` and `SearchBusy`.
         """
         async with (
-            self._search_places.place(caller),
+            self._search_slots.slot(caller),
             self.reading() as db,
             bounded_duration(db, is_sqlite=self.is_sqlite),
         ):
@@ -156,7 +156,7 @@ class Database:
 
         Also raises `CopyBusy`.
         """
-        async with self._copy_places.place(caller), self.transaction() as db:
+        async with self._copy_slots.slot(caller), self.transaction() as db:
             yield db
 
     @asynccontextmanager
@@ -172,14 +172,14 @@ class Database:
             yield db
 
     @asynccontextmanager
-    async def _request_place(self) -> AsyncGenerator[None]:
+    async def _request_slot(self) -> AsyncGenerator[None]:
         with self._counted():
             async with asyncio.timeout(POOL_WAIT_SECONDS):
-                await self._request_places.acquire()
+                await self._request_slots.acquire()
             try:
                 yield
             finally:
-                self._request_places.release()
+                self._request_slots.release()
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[AsyncConnection]:

@@ -1,6 +1,7 @@
 """The SQLAlchemy engines for PostgreSQL and SQLite."""
 
 from typing import Any
+from unicodedata import normalize
 
 import orjson
 from sqlalchemy import URL, Connection, event
@@ -62,7 +63,7 @@ def _to_json(value: object) -> str:
 
 def _has_words(text: str | None, words: str) -> bool:
     """Return whether `text` has all `words`, which are folded and separated by spaces."""
-    folded = (text or "").casefold()
+    folded = normalize("NFC", (text or "").casefold())
     return all(word in folded for word in words.split(" "))
 
 

@@ -1,6 +1,7 @@
 """The condition of a search: all of its words are in a session's title or in one message."""
 
 from collections.abc import Sequence
+from unicodedata import normalize
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Uuid, and_, func, literal, or_, select
@@ -13,8 +14,11 @@ _MOST_WORDS = 16
 
 
 def words_of(search: str) -> Sequence[str]:
-    """Return the different words of a search, in lower case. Raises `SearchInvalid`."""
-    words = list(dict.fromkeys(search.lower().split()))
+    """Return the different words of a search, composed and in lower case.
+
+    Raises `SearchInvalid`.
+    """
+    words = list(dict.fromkeys(normalize("NFC", search).lower().split()))
     if len(words) > _MOST_WORDS:
         raise SearchInvalid(f"A search takes at most {_MOST_WORDS} different words.")
     return words
@@ -26,10 +30,21 @@ def has_words(
     *,
     on_postgres: bool,
 ) -> ColumnElement[bool]:
-    """Return the condition that a text has all of the words, in any case."""
-    if on_postgres or all(map(str.isascii, words)):
+    """Return the condition that a text has all of the words, in any case and composition."""
+    if all(map(str.isascii, words)):
         return and_(*(column.icontains(word, autoescape=True) for word in words))
-    return getattr(func, HAS_WORDS)(column, " ".join(words).casefold()) == 1
+    if on_postgres:
+        return and_(*(or_(*(column.ilike(form) for form in _patterns(word))) for word in words))
+    return getattr(func, HAS_WORDS)(column, normalize("NFC", " ".join(words).casefold())) == 1
+
+
+def _patterns(word: str) -> set[str]:
+    """Return what finds a word whose accents are parts of its letters, or follow them.
+
+    PostgreSQL knows one small sigma, where Greek has another at the end of a word.
+    """
+    escaped = "".join(f"\\{each}" if each in "%_\\" else each for each in word).replace("ς", "_")
+    return {f"%{normalize(form, escaped)}%" for form in ("NFC", "NFD")}
 
 
 def says(

@@ -1,12 +1,16 @@
-"""Reasoning that a model writes into its answer: `<think>...</think>` at its beginning."""
+"""Reasoning that a model writes into its answer: `<think>...</think>` at its beginning.
+
+Models have other names for the tag, and Magistral's has brackets.
+"""
 
 import re
 from enum import Enum, auto
 
-_OPENING = ("<think>", "<thinking>")
-_LONGEST_TAG = len("</thinking>")
-_CLOSING = re.compile("</think(?:ing)?>", re.IGNORECASE)
-_CLOSING_TAGS = ("</think>", "</thinking>")
+_NAMES = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")
+_OPENING = (*(f"<{name}>" for name in _NAMES), "[think]")
+_CLOSING_TAGS = (*(f"</{name}>" for name in _NAMES), "[/think]")
+_LONGEST_TAG = max(map(len, _CLOSING_TAGS))
+_CLOSING = re.compile("|".join(map(re.escape, _CLOSING_TAGS)), re.IGNORECASE)
 
 
 class _State(Enum):
@@ -86,7 +90,7 @@ class ReasoningSplitter:
             self._state, self._is_behind_tag = _State.START, True
             return True
         # The end may be the beginning of the tag.
-        bracket = text.rfind("<", -_LONGEST_TAG)
+        bracket = max(text.rfind("<", -_LONGEST_TAG), text.rfind("[", -_LONGEST_TAG))
         tail = text[bracket:].lower() if bracket >= 0 else ""
         keeps = bool(tail) and any(tag.startswith(tail) for tag in _CLOSING_TAGS)
         whole = text[:bracket] if keeps else text

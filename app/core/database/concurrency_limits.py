@@ -42,35 +42,35 @@ class CopyBusy(AppError):
     code = "copy-busy"
 
 
-class CallerPlaces:
+class CallerSlots:
     """At most `size` requests of a kind at once, and one of each caller."""
 
     def __init__(self, size: int, busy: Callable[[], AppError]) -> None:
         """`busy` creates the error of a caller that waits for too long."""
-        self._places = asyncio.Semaphore(size)
+        self._slots = asyncio.Semaphore(size)
         self._callers = CallerLocks()
         self._busy = busy
 
     @asynccontextmanager
-    async def place(self, caller: object) -> AsyncGenerator[None]:
-        """Hold a place during the block. Raises the error of `busy` after 4 s without one."""
+    async def slot(self, caller: object) -> AsyncGenerator[None]:
+        """Hold a slot during the block. Raises the error of `busy` after 4 s without one."""
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
                     await held.enter_async_context(self._callers.hold(caller))
-                    await held.enter_async_context(self._places)
+                    await held.enter_async_context(self._slots)
             except TimeoutError:
                 raise self._busy() from None
             yield
 
 
 def search_busy() -> SearchBusy:
-    """Create the error of a search that found no place."""
+    """Create the error of a search that found no slot."""
     return SearchBusy("Too many searches run at once: try again.", retry_after_seconds=1)
 
 
 def copy_busy() -> CopyBusy:
-    """Create the error of a fork or an import that found no place."""
+    """Create the error of a fork or an import that found no slot."""
     return CopyBusy(
         "Too many sessions are copied or imported at once: try again.", retry_after_seconds=1
     )
