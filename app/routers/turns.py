@@ -63,16 +63,27 @@ async def get_turn(
     data: DatabaseDep,
     caller: Caller,
     wait_seconds: Annotated[
-        float, Query(ge=0, le=60, description="How long to wait for the turn's end.")
+        float,
+        Query(
+            ge=0,
+            le=60,
+            description="How long to wait for the turn's end, or for a change of a turn that waits "
+            "for an action.",
+        ),
     ] = 0,
 ) -> TurnWithMessage:
     """Get a turn with its answer, for example after a lost connection.
 
-    With `wait_seconds` the response comes when the turn has ended, or after that time as it is.
+    With `wait_seconds` the response comes when the turn has ended or waits for an action; where it
+    waits for one already, when it goes on or has ended; or after that time as it is.
     """
     if wait_seconds:
         with anyio.move_on_after(wait_seconds):
-            await turns.wait(await turns.find(caller, turn_id))
+            live = await turns.find(caller, turn_id)
+            if live.record.status is TurnStatus.REQUIRES_ACTION:
+                await turns.actions.wait_until_taken(live)
+            else:
+                await turns.wait(live)
     async with data.reading() as db:
         turn, message = await crud.get_turn(db, caller, turn_id)
         return await turn_with_message(db, turn, message)

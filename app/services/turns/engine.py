@@ -97,7 +97,7 @@ class TurnEngine:
             database, self._remote_outcomes, self.find, self.runs_here, self._settle
         )
         self.uploads = UploadAdmission(database, accounts, self._require_room)
-        self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume)
+        self.actions = TurnActions(database, self._owner_id, self._tasks, self._resume, watcher)
         self._finalizer = TurnFinalizer(database, audio, self._owner_id, self._tasks.draining)
 
     @property

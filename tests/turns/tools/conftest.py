@@ -1,6 +1,5 @@
 """An agent with tools, a model that calls them by a script, and a runner that does what is said."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from app.services.tool_ports import AgentTools
 from app.state import State
 from tests.support.scripted_tools import ScriptedChatModel, ScriptedRunner, tool_body
-
-GiveTools = Callable[[AgentTools], Awaitable[None]]
+from tests.support.tool_turns import GiveTools, ToolTurns
 
 
 @pytest.fixture
@@ -43,8 +41,12 @@ def give_tools(client: httpx2.AsyncClient, agent_id: str) -> GiveTools:
     return give
 
 
-async def send(
-    client: httpx2.AsyncClient, session_id: str, content: str = "Go", **headers: str
-) -> httpx2.Response:
-    body = {"session_id": session_id, "content": content}
-    return await client.post("/messages/text", json=body, headers=headers)
+@pytest.fixture
+def tool_turns(
+    client: httpx2.AsyncClient,
+    session_id: str,
+    give_tools: GiveTools,
+    chat_model: ScriptedChatModel,
+    runner: ScriptedRunner,
+) -> ToolTurns:
+    return ToolTurns(client, session_id, give_tools, chat_model, runner)

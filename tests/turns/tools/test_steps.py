@@ -29,9 +29,9 @@ from tests.support.scripted_tools import (
     pinned,
 )
 from tests.support.sse import parse, text_of
+from tests.support.tool_turns import GiveTools, send
 from tests.support.turns import Gate, wait_until_settled
 from tests.support.waiting import until
-from tests.turns.tools.conftest import GiveTools, send
 
 pytestmark = pytest.mark.anyio
 

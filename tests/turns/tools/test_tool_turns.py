@@ -18,8 +18,8 @@ from tests.support.fake_providers import FakeSpeaker
 from tests.support.planted_secrets import ADMIN_KEY
 from tests.support.scripted_tools import ScriptedChatModel, ScriptedRunner, agent_tools, pinned
 from tests.support.sse import parse
+from tests.support.tool_turns import GiveTools, send
 from tests.support.turns import Gate, abandon, wait_until_settled
-from tests.turns.tools.conftest import GiveTools, send
 
 pytestmark = pytest.mark.anyio
 

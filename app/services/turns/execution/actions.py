@@ -2,21 +2,29 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from uuid import UUID
 
 import anyio
+from sqlalchemy import select
 
-from app.core.database import Database
+from app.core.database import Database, StorageUnavailable
+from app.core.database.retries import retry_while_unavailable
 from app.core.errors import AppError
 from app.services.turns.errors import ServerDraining
+from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.execution.remote_turns import RemoteTurnWatcher
 from app.services.turns.execution.turn_tasks import TurnTasks
 from app.services.turns.records import TurnRecord
 from app.services.turns.storage import resolution
 from app.services.turns.storage.resolution import Resolution, Resolved
+from app.services.turns.storage.tables import turns
 
 logger = logging.getLogger(__name__)
 
 _EXPIRY = Resolution("expire", "server")
+_RETRY_SECONDS = 60
+"""How long the database may be away while somebody waits for a turn."""
 
 
 class TurnActions:
@@ -28,12 +36,14 @@ class TurnActions:
         owner_id: UUID,
         tasks: TurnTasks,
         resume: Callable[[TurnRecord], None],
+        watcher: RemoteTurnWatcher,
     ) -> None:
         """`resume` runs a turn that goes on as this server's."""
         self._database = database
         self._owner_id = owner_id
         self._tasks = tasks
         self._resume = resume
+        self._watcher = watcher
 
     async def resolve(self, workspace_id: UUID, call_id: UUID, action: Resolution) -> Resolved:
         """Take one action; the turn goes on here if it was the last one: see `resolution.resolve`.
@@ -57,6 +67,35 @@ class TurnActions:
         if resolved is None:
             raise RuntimeError("a shielded scope was left early")
         return resolved
+
+    async def wait_until_taken(self, live: LiveTurn) -> None:
+        """Wait until a turn that waits for actions goes on or ends, on any server, or is deleted.
+
+        Returns early where this server shuts down, or the database is away for long.
+        """
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._cancel_at_shutdown, group.cancel_scope)
+            with self._watcher.watch(live), suppress(StorageUnavailable):
+                while True:
+                    changed = live.log.changed
+                    if await retry_while_unavailable(lambda: self._goes_on(live), _RETRY_SECONDS):
+                        break
+                    await changed.wait()
+            group.cancel_scope.cancel()
+
+    async def _cancel_at_shutdown(self, scope: anyio.CancelScope) -> None:
+        await self._tasks.draining.wait()
+        scope.cancel()
+
+    async def _goes_on(self, live: LiveTurn) -> bool:
+        record = live.record
+        query = select(turns.c.status, turns.c.attempt).where(
+            turns.c.workspace_id == record.workspace_id, turns.c.id == record.id
+        )
+        async with self._database.reading() as db:
+            row = (await db.execute(query)).one_or_none()
+        # A higher attempt has gone on already, even where it waits again.
+        return row is None or tuple(row) != (record.status, record.attempt)
 
     async def expire_due(self) -> None:
         """Take the actions whose time is over: the model is told, and the turn goes on."""
