@@ -183,6 +183,7 @@ async def _build_state(
         observer=telemetry,
         storage=storage,
         tool_runner=tool_runner,
+        result_days=settings.tool_result_retention_days,
     )
     sandbox = Sandbox([WARM_UP])
     voice = VoiceService(turns, voices, database, UploadCheck(sandbox))

@@ -162,6 +162,7 @@ class Settings(BaseSettings):
     tts_voice: str = Field(default="alloy", min_length=1, max_length=64)
 
     audio_retention_days: int = Field(default=7, ge=0, le=36_500)
+    tool_result_retention_days: int = Field(default=30, ge=0, le=36_500)
 
     prices: str | None = None
     prices_file: Path | None = None

@@ -20,6 +20,7 @@ from app.models.chat import (
 )
 from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
 from app.models.steps import (
+    LONG_RESULTS,
     UNFINISHED_CALLS,
     WAITING_CALLS,
     WAITING_STATUSES,
@@ -29,10 +30,11 @@ from app.models.steps import (
 )
 from app.models.tools import AgentTool, StoredSecret, Tool, ToolVersion
 from app.models.turn_log import IdempotencyKey, TurnEventBatch
-from app.models.usage import Budget, KeptUsage, RequestWindow
+from app.models.usage import Budget, KeptToolUsage, KeptUsage, RequestWindow
 
 __all__ = [
     "LIVE",
+    "LONG_RESULTS",
     "PERSONA_FIELDS",
     "UNFINISHED_CALLS",
     "UNSETTLED",
@@ -50,6 +52,7 @@ __all__ = [
     "CallStatus",
     "ConsoleSession",
     "IdempotencyKey",
+    "KeptToolUsage",
     "KeptUsage",
     "Message",
     "MessageStatus",

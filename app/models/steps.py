@@ -35,6 +35,8 @@ WAITING_CALLS = "status IN ('awaiting_approval', 'awaiting_output')"
 """The condition for calls that somebody must act on."""
 UNFINISHED_CALLS = "status IN ('pending', 'awaiting_approval', 'awaiting_output', 'running')"
 """The condition for calls without a final status."""
+LONG_RESULTS = "stored_result IS NOT NULL"
+"""The condition for calls whose full result is longer than what the model was shown."""
 
 
 class TurnStep(Base):
@@ -80,6 +82,7 @@ class ToolCall(Record):
         Index(None, "workspace_id", "session_id", "id"),
         Index("ix_tool_calls_waiting", "expires_at", info={"where": WAITING_CALLS}),
         Index("ix_tool_calls_inbox", "workspace_id", "id", info={"where": WAITING_CALLS}),
+        Index("ix_tool_calls_long_results", "ended_at", info={"where": LONG_RESULTS}),
     )
 
     turn_id: Mapped[UUID]

@@ -60,3 +60,21 @@ class KeptUsage(Record):
     speech_in_seconds: Mapped[float]
     speech_out_characters: Mapped[int] = mapped_column(BigInteger)
     cost_nanos: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class KeptToolUsage(Record):
+    """How a turn of a deleted session used one tool, so that reports still include it."""
+
+    __tablename__ = "kept_tool_usage"
+    __table_args__ = (Index(None, "workspace_id", "created_at"),)
+
+    agent_id: Mapped[UUID | None]
+    key_id: Mapped[str | None] = mapped_column(String(64))
+    user_id: Mapped[str | None] = mapped_column(String(200))
+    model: Mapped[str | None] = mapped_column(String(200))
+    tool_id: Mapped[UUID]
+    tool_name: Mapped[str] = mapped_column(String(64))
+    tool_calls: Mapped[int]
+    tool_failures: Mapped[int]
+    tool_ms: Mapped[float]
+    cost_nanos: Mapped[int | None] = mapped_column(BigInteger)

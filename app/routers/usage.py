@@ -74,8 +74,8 @@ async def get_usage(  # noqa: PLR0913, PLR0917  # one per query parameter
     group_by: Annotated[
         GroupBy,
         Query(
-            description="Any of agent, key, user, model and one of day, week, month, separated by "
-            "commas; empty for one total.",
+            description="Any of agent, key, user, model, tool and one of day, week, month, "
+            "separated by commas; empty for one total.",
         ),
     ] = "day",
     user_id: UserId | None = None,

@@ -7,7 +7,11 @@ from app.schemas.base import Response
 
 
 class UsageRowRead(Response):
-    """The sums of one group; fields by which the report is not grouped are `null`."""
+    """The sums of one group; fields by which the report is not grouped are `null`.
+
+    Grouped by tool, a row has the calls of one tool: `turns` is in how many turns it was used,
+    `cost_usd` what the calls cost, and the counts of tokens and speech are 0.
+    """
 
     day: date | None
     agent_id: UUID | None
@@ -22,6 +26,11 @@ class UsageRowRead(Response):
     speech_out_characters: int
     cost_usd: float | None
     unpriced_turns: int
+    tool_id: UUID | None
+    tool_name: str | None
+    tool_calls: int | None
+    tool_failures: int | None
+    tool_ms: float | None
 
 
 class BudgetRead(Response):

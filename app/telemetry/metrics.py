@@ -26,6 +26,10 @@ class Metrics:
         )
         self.tokens = self._counter("tokens", "Tokens that turns used.", "kind")
         self.cost_usd = self._counter("cost_usd", "US dollars of turns whose price is known.")
+        self.tool_calls = self._counter("tool_calls", "Tool calls that ended.", "kind", "status")
+        self.tool_call_seconds = self._histogram(
+            "tool_call_seconds", "Duration of a tool call.", _SLOW_SECONDS, "kind"
+        )
         self.provider_attempts = self._counter(
             "provider_attempts", "Attempts at a provider.", "capability", "outcome"
         )

@@ -60,6 +60,8 @@ class Telemetry:
             metrics.tokens.add("completion", amount=usage.completion_tokens)
         if usage.cost_usd:
             metrics.cost_usd.add(amount=usage.cost_usd)
+        if progress.steps:
+            self._count_tool_calls(live)
         lines = _LOST if isinstance(error, TurnLost) else _ENDED
         lines.write(
             {
@@ -86,6 +88,13 @@ class Telemetry:
         )
         if self._tracer:
             self._tracer.export_turn(live, outcome)
+
+    def _count_tool_calls(self, live: LiveTurn) -> None:
+        for call in live.ended_calls():
+            kind = call.tool.kind.value if call.tool else "unknown"
+            self.metrics.tool_calls.add(kind, call.status.value)
+            if call.is_ours and (seconds := call.duration_seconds) is not None:
+                self.metrics.tool_call_seconds.observe(seconds, kind)
 
     def turn_released(self, live: LiveTurn) -> None:
         """Fulfil `TurnObserver`: the server stops before the turn has ended."""

@@ -18,6 +18,7 @@ from app.core.config import Settings
 from app.core.errors import StartRefused
 from app.core.request_context import ProviderCall
 from app.services.turns import LiveTurn, Outcome
+from app.services.turns.steps import Call
 
 _OPERATIONS = {
     Capability.CHAT.value: "chat",
@@ -107,6 +108,8 @@ class TurnTracer:
             elif call.capability == Capability.STT:
                 prompt_from = call.ended_at
             self._call(parent, call, live)
+        for tool_call in live.ended_calls():
+            self._tool_call(parent, tool_call)
         now = time.monotonic()
         if (total_ms := timings.get("total_ms")) is not None:
             self._stage(parent, "settle", live.accepted_at + total_ms / 1000, now)
@@ -158,7 +161,9 @@ class TurnTracer:
         }
         if call.model:
             attributes["gen_ai.request.model"] = call.model
-        if call.capability == Capability.CHAT and call.error is None:
+        # With several answers the turn's counts are of none of them.
+        is_answer = call.capability == Capability.CHAT and call.error is None
+        if is_answer and not live.progress.steps:
             attributes |= _answer_attributes(live)
         span = self._tracer.start_span(
             f"{operation} {call.model or ''}".rstrip(),
@@ -174,6 +179,37 @@ class TurnTracer:
             span.set_attribute("error.type", call.error.code)
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, call.error.code))
         span.end(self._nanoseconds(call.ended_at))
+
+    def _tool_call(self, parent: Any, call: Call) -> None:  # noqa: ANN401  # a span
+        """Make the span of a tool call that this attempt has begun: ids and sizes, no content."""
+        if not (call.is_ours and call.started_at and call.ended_at):
+            return
+        attributes: dict[str, Any] = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": call.name,
+            "gen_ai.tool.call.id": str(call.id),
+            "agent_platform.tool_call.step": call.step,
+            "agent_platform.tool_call.attempt": call.attempt,
+            "agent_platform.tool_call.status": call.status.value,
+            "agent_platform.tool_call.arguments_bytes": len(call.arguments.encode()),
+            "agent_platform.tool_call.result_bytes": len((call.result or "").encode()),
+        }
+        if call.tool:
+            attributes["gen_ai.tool.type"] = "function"
+            attributes["agent_platform.tool.id"] = str(call.tool.tool_id)
+            attributes["agent_platform.tool.version"] = call.tool.version
+            attributes["agent_platform.tool.kind"] = call.tool.kind.value
+        span = self._tracer.start_span(
+            f"execute_tool {call.name}",
+            context=parent,
+            kind=self._trace.SpanKind.CLIENT,
+            start_time=int(call.started_at.timestamp() * _NANOSECONDS),
+            attributes=attributes,
+        )
+        if call.error_code:
+            span.set_attribute("error.type", call.error_code)
+            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, call.error_code))
+        span.end(int(call.ended_at.timestamp() * _NANOSECONDS))
 
     def _nanoseconds(self, monotonic_seconds: float) -> int:
         return int((monotonic_seconds + self._epoch_seconds) * _NANOSECONDS)

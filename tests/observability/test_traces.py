@@ -17,6 +17,7 @@ from app.telemetry.tracing import TurnTracer
 from tests.observability.world import world_of
 from tests.support import planted_secrets
 from tests.support.provider import Fault, Provider
+from tests.support.tool_server import tool_server
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +118,46 @@ async def test_a_turn_is_a_trace_of_its_stages_and_continues_the_callers(
     assert set(collector.headers) == {HEADER}
     for body in collector.bodies:
         planted_secrets.search(planted_secrets.Place.LOG, body, "a trace")
+
+
+async def test_tool_calls_are_spans_of_their_turn_without_content(
+    sqlite_settings: Settings, sqlite_database: Database, provider: Provider
+) -> None:
+    provider.chat.calls = [("look_up", '{"n": 1}'), ("nothing", "{}")]
+    async with collecting() as collector, tool_server() as tools:
+        settings = traced(sqlite_settings, collector).model_copy(
+            update={"tools_allowed_addresses": tools.allowed}
+        )
+        tools.answer.body = b'{"found": "a_secret_of_the_shop"}'
+        async with world_of(settings, sqlite_database, provider) as world:
+            tool = {
+                "name": "look_up",
+                "description": "Looks up.",
+                "kind": "http",
+                "parameters": {"type": "object"},
+                "http": {"method": "GET", "url": f"{tools.url}/x"},
+            }
+            made = (await world.client.post("/tools", json=tool)).json()
+            agent = await world.client.post(
+                "/agents", json={"name": "Ada", "tools": [{"tool_id": made["id"]}]}
+            )
+            session = await world.client.post("/sessions", json={"agent_id": agent.json()["id"]})
+            message = {"session_id": session.json()["id"], "content": "Go"}
+            reply = (await world.client.post("/messages/text", json=message)).json()
+            turn = (await world.client.get(f"/turns/{reply['turn_id']}")).json()
+
+    (root,) = collector.named("invoke_agent")
+    (span,) = collector.named("execute_tool look_up")
+    assert span.parent_span_id == root.span_id
+    assert root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+    assert span.end_time_unix_nano <= root.end_time_unix_nano
+    found = attributes(span)
+    assert found["gen_ai.operation.name"].string_value == "execute_tool"
+    assert found["gen_ai.tool.call.id"].string_value == turn["tool_calls"][0]["id"]
+    assert found["agent_platform.tool_call.status"].string_value == "completed"
+    assert found["agent_platform.tool_call.arguments_bytes"].int_value == len('{"n": 1}')
+    assert found["agent_platform.tool_call.result_bytes"].int_value > 0
+    assert not any(b"a_secret_of_the_shop" in body for body in collector.bodies)
 
 
 async def test_a_turn_without_a_callers_trace_has_one_that_its_lines_name(

@@ -58,6 +58,11 @@ async def test_sums_of_a_day_are_exact(
             "speech_out_characters": 12,
             "cost_usd": (3 * 4040 + round(voice["cost_usd"] * 1e9)) / 1e9,
             "unpriced_turns": 0,
+            "tool_id": None,
+            "tool_name": None,
+            "tool_calls": None,
+            "tool_failures": None,
+            "tool_ms": None,
         }
     ]
 

@@ -11,6 +11,7 @@ from app.core.security import Caller
 from app.models import (
     UNSETTLED,
     Budget,
+    KeptToolUsage,
     KeptUsage,
     Message,
     RequestWindow,
@@ -89,14 +90,14 @@ async def delete_user(
         await delete_session(db, caller, session_id)
     kept_as = f"deleted-{new_id()}"
     renamed = 0
-    for table in (KeptUsage, Turn):
+    for table in (KeptUsage, KeptToolUsage, Turn):
         result = await db.execute(
             update(table)
             .where(table.workspace_id == workspace_id, table.user_id == user_id)
             .values(user_id=kept_as)
             .returning(table.id)
         )
-        renamed += len(result.all())
+        renamed += len(result.all()) if table is not KeptToolUsage else 0
     for table in (Budget, RequestWindow):
         await db.execute(
             delete(table).where(

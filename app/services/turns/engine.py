@@ -74,22 +74,23 @@ class TurnEngine:
         *,
         storage: StorageMeter | None = None,
         tool_runner: ToolRunner | None = None,
+        result_days: int = 30,
         drain_seconds: float = DRAIN_SECONDS,
         observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
-        """`voices` creates the stages of voice turns that are restarted from their recording."""
+        """`voices` restarts voice turns; full results of tools are kept for `result_days`."""
         self._database = database
         self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, accounts.tariff)
         self._audio = audio
         self._accounts = accounts
         self._observer = observer
         self._storage = storage
+        self._result_days = result_days
         self._owner_id = new_id()
         self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
-        self._remote_turns = RemoteTurnWatcher(database)
-        watcher = self._remote_turns
+        self._remote_turns = watcher = RemoteTurnWatcher(database)
         self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
         self._table_statistics = TableStatistics(database)
         self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
@@ -145,6 +146,7 @@ class TurnEngine:
             reconciler,
             self._tasks.draining,
             self._audio,
+            self._result_days,
             self._table_statistics,
             self.cache.histories,
             self.actions.expire_due,
@@ -282,12 +284,10 @@ class TurnEngine:
 
     def _register(self, accepted: AcceptedTurn, voice: VoiceStages | None) -> LiveTurn:
         record = accepted.record
-        if accepted.is_replayed:
-            live = self._turns.get(record.id) or LiveTurn(record)
-            live.is_replayed = True
+        if accepted.is_replayed or accepted.is_taken_over:
+            live = self.current(LiveTurn(record))
+            live.is_replayed |= accepted.is_replayed
             return live
-        if accepted.is_taken_over:
-            return self._turns.get(record.id) or LiveTurn(record)
         self._table_statistics.accepted_turns += 1
         self.cache.histories.put((record.workspace_id, record.session_id), accepted.settled)
         live = LiveTurn(record, voice)

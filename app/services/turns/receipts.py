@@ -244,6 +244,22 @@ def missing_reservation(
     )
 
 
+def spent_nanos(persona: Persona, steps: Sequence[Step], tariff: PriceTable) -> int:
+    """Return what the steps of a turn and their calls cost so far, in nano-dollars.
+
+    A model without a price counts as budgets count it.
+    """
+    used = BillableUsage(
+        chat_model=persona.model,
+        prompt_tokens=sum(step.prompt_tokens for step in steps),
+        cached_tokens=sum(step.cached_tokens for step in steps),
+        completion_tokens=sum(step.completion_tokens for step in steps),
+    )
+    calls = [call for step in steps for call in step.calls]
+    called_nanos = sum(call.price_nanos * call.attempt for call in calls)
+    return tariff.cost(used, utc_now().date()).budget_nanos + called_nanos
+
+
 def _was_served(progress: Progress, error: AppError | None) -> bool:
     """Return whether the provider probably processed the prompt, and so may charge for it."""
     if not progress.prompt:

@@ -53,6 +53,8 @@ class Call:
     decided_by: str | None = None
     is_ours: bool = False
     """True where this attempt has begun it."""
+    was_final: bool = False
+    """True where it had ended before this attempt."""
 
     @property
     def is_final(self) -> bool:
@@ -63,6 +65,13 @@ class Call:
     def is_waiting(self) -> bool:
         """True while somebody must act."""
         return self.status in WAITING_STATUSES
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """How long it ran; `None` where it was not begun, or has not ended."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return (self.ended_at - self.started_at).total_seconds()
 
     @property
     def price_nanos(self) -> int:
@@ -141,6 +150,31 @@ def has_acted(steps: Iterable[Step]) -> bool:
         call.attempt and not (call.tool and call.tool.effect is Effect.READ)
         for step in steps
         for call in step.calls
+    )
+
+
+def newly_ended(steps: Iterable[Step], earlier: Sequence[Step]) -> Iterator[Call]:
+    """Yield the calls that ended in this attempt, or by the actions that let it begin.
+
+    `earlier` are the steps that it began with.
+    """
+    for step in steps:
+        is_resumed = bool(earlier) and step is earlier[-1]
+        for call in step.calls:
+            if call.is_final and (not call.was_final or (is_resumed and call.decision)):
+                yield call
+
+
+def unbilled_calls_nanos(steps: Sequence[Step]) -> int:
+    """Return what calls cost that no receipt has, in nano-dollars, after a server stopped.
+
+    The receipt of a turn that waited has its steps; what was approved then was begun later.
+    """
+    return sum(
+        call.price_nanos * call.attempt
+        for step in steps
+        for call in step.calls
+        if not step.is_billed or (step is steps[-1] and call.decision == "approve")
     )
 
 

@@ -1,7 +1,7 @@
 """Usage reports for `GET /usage`, which include the usage of deleted sessions."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from typing import Any, cast
@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import KeptUsage, Turn, TurnStatus
+from app.services.usage import tool_usage
 from app.services.usage.days import end_of, start_of
 from app.services.usage.errors import UsageTooDetailed
 from app.services.usage.pricing import usd
@@ -32,12 +33,14 @@ ROWS_LIMIT = 10_000
 
 _turns = cast("Table", Turn.__table__)
 _kept_usage = cast("Table", KeptUsage.__table__)
-_KEPT_COLUMNS = (
+_COLUMNS = (
     "created_at", "agent_id", "key_id", "user_id", "model", "turns", "unpriced_turns",
     "prompt_tokens", "cached_tokens", "completion_tokens", "speech_out_characters",
     "speech_in_seconds", "cost_nanos",
 )  # fmt: skip
 """Columns of `KeptUsage`, in the order of `_turn_rows`."""
+_KEYS = {*_COLUMNS[:5], *tool_usage.COLUMNS[:7]}
+"""By these the others are summed up."""
 _COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "speech_out_characters")
 
 
@@ -53,6 +56,7 @@ class Group(StrEnum):
     KEY = "key"
     USER = "user"
     MODEL = "model"
+    TOOL = "tool"
 
 
 PERIODS = (Group.DAY, Group.WEEK, Group.MONTH)
@@ -89,6 +93,11 @@ class UsageRow:
     cost_usd: float | None
     """Cost of the turns whose price is known; `None` where no turn has one."""
     unpriced_turns: int
+    tool_id: UUID | None = None
+    tool_name: str | None = None
+    tool_calls: int | None = None
+    tool_failures: int | None = None
+    tool_ms: float | None = None
 
 
 async def report(  # noqa: PLR0913  # filters of the report
@@ -106,9 +115,9 @@ async def report(  # noqa: PLR0913  # filters of the report
     Raises `UsageTooDetailed` where there are more than `rows_limit` rows.
     """
     on_postgres = db.get_bind().dialect.name == "postgresql"
-    begin, end = start_of(first), end_of(last)
+    is_by_tool = Group.TOOL in groups
 
-    def within(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    def within(table: Table) -> ColumnElement[bool]:
         filtered = [
             table.c[name] == value
             for name in ("user_id", "agent_id", "key_id")
@@ -116,18 +125,17 @@ async def report(  # noqa: PLR0913  # filters of the report
         ]
         return and_(
             table.c.workspace_id == workspace_id,
-            table.c.created_at >= begin,
-            table.c.created_at < end,
+            table.c.created_at >= start_of(first),
+            table.c.created_at < end_of(last),
             *filtered,
-            *conditions,
         )
 
-    of_turns: Select[Any] = _turn_rows().where(within(_turns, _turns.c.ended_at.is_not(None)))
+    select_turns = tool_usage.tool_rows(on_postgres=on_postgres) if is_by_tool else _turn_rows()
+    of_turns = select_turns.where(within(_turns), _turns.c.ended_at.is_not(None))
     if filters.session_id is not None:
         of_turns = of_turns.where(_turns.c.session_id == filters.session_id)
-    of_deleted: Select[Any] = select(*(_kept_usage.c[name] for name in _KEPT_COLUMNS)).where(
-        within(_kept_usage)
-    )
+    kept, columns = (tool_usage.kept, tool_usage.COLUMNS) if is_by_tool else (_kept_usage, _COLUMNS)
+    of_deleted: Select[Any] = select(*(kept.c[name] for name in columns)).where(within(kept))
     # What is kept of deleted sessions does not name them.
     parts = [of_turns] if filters.session_id is not None else [of_turns, of_deleted]
     rows = union_all(*parts).subquery()
@@ -138,20 +146,19 @@ async def report(  # noqa: PLR0913  # filters of the report
         Group.USER: rows.c.user_id,
         Group.MODEL: rows.c.model,
     }
+    if is_by_tool:
+        keys[Group.TOOL] = rows.c.tool_id
     chosen = [keys[group].label(f"by_{group}") for group in Group if group in groups]
-    names = ("turns", *_COUNTS, "speech_in_seconds", "cost_nanos", "unpriced_turns")
-    statement = (
-        select(*chosen, *(func.sum(rows.c[name]).label(name) for name in names))
-        .group_by(*chosen)
-        .order_by(*chosen)
-        .limit(rows_limit + 1)
-    )
+    sums = [func.sum(rows.c[name]).label(name) for name in columns if name not in _KEYS]
+    if is_by_tool:
+        sums += [func.count().label("turns"), func.max(rows.c.tool_name).label("tool_name")]
+    statement = select(*chosen, *sums).group_by(*chosen).order_by(*chosen).limit(rows_limit + 1)
     rows = (await db.execute(statement)).mappings().all()
     if len(rows) > rows_limit:
         raise UsageTooDetailed(
             f"The report has more than {rows_limit} rows: request fewer days or groups."
         )
-    return [_row(row) for row in rows if row["turns"]]
+    return [_tool_row(row) if is_by_tool else _row(row) for row in rows if row["turns"]]
 
 
 def _periods(
@@ -210,8 +217,22 @@ def _row(row: RowMapping) -> UsageRow:
     )
 
 
+def _tool_row(row: RowMapping) -> UsageRow:
+    nothing = dict.fromkeys(
+        (*_COUNTS, "speech_in_seconds", "unpriced_turns"), 0
+    )  # is the turn's, and no tool's
+    return replace(
+        _row(cast("RowMapping", {**row, **nothing})),
+        tool_id=row["by_tool"],
+        tool_name=row["tool_name"],
+        tool_calls=int(row["tool_calls"]),
+        tool_failures=int(row["tool_failures"]),
+        tool_ms=round(float(row["tool_ms"]), 1),
+    )
+
+
 async def keep_usage_of_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> None:
-    """Copy the usage of a session that is about to be deleted to `KeptUsage`.
+    """Copy the usage of a session that is about to be deleted, also by tool, to where it is kept.
 
     Each row has its turn's id. A turn that still runs is billed by its server when it ends.
     """
@@ -230,3 +251,4 @@ async def keep_usage_of_session(db: AsyncSession, workspace_id: UUID, session_id
     kept_rows = [{**row, "workspace_id": workspace_id} for row in rows]
     if kept_rows:
         await db.execute(insert(_kept_usage), kept_rows)
+    await tool_usage.keep_of_session(db, workspace_id, session_id)

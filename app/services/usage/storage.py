@@ -17,6 +17,7 @@ from app.models import (
     Session,
     StoredClip,
     StoredRecording,
+    ToolCall,
     TurnEventBatch,
 )
 from app.services.usage.errors import StorageFull
@@ -121,6 +122,9 @@ async def _size(db: AsyncSession, workspace_id: UUID) -> int:
         (AgentVersion, stored_bytes(AgentVersion.system_prompt, dialect)),
         (TurnEventBatch, stored_bytes(TurnEventBatch.events, dialect)),
         (Session, metadata),
+        (ToolCall, stored_bytes(ToolCall.arguments, dialect)),
+        (ToolCall, stored_bytes(ToolCall.result, dialect)),
+        (ToolCall, stored_bytes(ToolCall.stored_result, dialect)),
     )
     sums = (
         select(func.coalesce(func.sum(size), 0))

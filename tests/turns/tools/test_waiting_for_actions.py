@@ -11,7 +11,7 @@ from app.core.config import Settings
 from app.state import State
 from tests.conftest import StartServer, client_of
 from tests.support.tool_turns import APPROVED_TOOL, CLIENT_TOOL, ToolTurns
-from tests.support.turns import Gate, wait_until_settled
+from tests.support.turns import Gate
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio

@@ -31,6 +31,7 @@ from app.services.turns.steps import Call
 from app.services.turns.storage import ledger
 from app.services.turns.voice_port import VoiceStagesFactory
 from app.services.usage import CHARACTERS_PER_TOKEN, PriceTable, Reservation
+from app.services.usage.pricing import NANOS
 
 _MOST_ARGUMENT_CHARACTERS = 256 << 10
 _MOST_NAME_CHARACTERS = 64
@@ -75,7 +76,7 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
         if not progress.calls:
             return
         step = receipts.close_step(progress)
-        await calls.check(step)
+        await calls.check(step, _money_left(live, runtime, agent_tools))
         await calls.run(step)
 
 
@@ -95,7 +96,7 @@ async def _ask(
         context_tokens=window.context_tokens,
         output_tokens=window.output_tokens,
     )
-    may_call = agent_tools is not None and _may_call(live, agent_tools)
+    may_call = agent_tools is not None and _may_call(live, runtime, agent_tools)
     if progress.steps:
         messages = [*messages, *_lines_of_steps(live)]
         await _reserve(live, runtime, messages)
@@ -156,13 +157,24 @@ def _begin_paragraph(live: LiveTurn, on_delta: OnDelta | None) -> None:
         on_delta(PARAGRAPH)
 
 
-def _may_call(live: LiveTurn, agent_tools: AgentTools) -> bool:
+def _money_left(live: LiveTurn, runtime: TurnRuntime, agent_tools: AgentTools) -> int | None:
+    """Return what calls may still cost, in nano-dollars; `None` without a limit."""
+    limit = agent_tools.policy.max_usd_per_turn
+    if limit is None:
+        return None
+    steps = live.progress.steps
+    return round(limit * NANOS) - receipts.spent_nanos(live.record.persona, steps, runtime.tariff)
+
+
+def _may_call(live: LiveTurn, runtime: TurnRuntime, agent_tools: AgentTools) -> bool:
     """Tell whether the model may call tools once more; else note why not."""
     steps, policy = live.progress.steps, agent_tools.policy
     if len(steps) >= policy.max_steps:
         live.progress.stop_reason = "max_steps"
     elif sum(len(step.calls) for step in steps) >= policy.max_calls:
         live.progress.stop_reason = "max_calls"
+    elif steps and (left := _money_left(live, runtime, agent_tools)) is not None and left <= 0:
+        live.progress.stop_reason = "max_usd_per_turn"
     return live.progress.stop_reason is None
 
 

@@ -33,7 +33,13 @@ from app.services.turns.events import (
 from app.services.turns.execution.event_log import EventLog, storable
 from app.services.turns.parts import PARAGRAPH, Part, encode_parts
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
-from app.services.turns.steps import Call, close_calls, parts_of
+from app.services.turns.steps import (
+    Call,
+    close_calls,
+    newly_ended,
+    parts_of,
+    unbilled_calls_nanos,
+)
 from app.services.turns.voice_port import SpokenPiece, VoiceStages
 from app.services.usage import Reservation
 
@@ -77,6 +83,7 @@ class LiveTurn:
         """Begin with the steps that earlier attempts stored."""
         progress = self.progress
         progress.steps = list(self.record.steps)
+        progress.tools_nanos = unbilled_calls_nanos(self.record.steps)
         texts = [step.content for step in progress.steps if step.content]
         progress.text = [PARAGRAPH.join(texts)] if texts else []
         progress.step_text_start = len(progress.text)
@@ -154,6 +161,10 @@ class LiveTurn:
     def waits_for_action(self) -> bool:
         """True if this attempt ended because somebody must act."""
         return self.outcome is not None and self.outcome.status is TurnStatus.REQUIRES_ACTION
+
+    def ended_calls(self) -> list[Call]:
+        """Return the tool calls that ended in this attempt, or by what let it begin."""
+        return list(newly_ended(self.progress.steps, self.record.steps))
 
     def required_actions(self) -> list[RequiredAction]:
         """Return what somebody must do before the turn goes on."""

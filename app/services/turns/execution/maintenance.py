@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 import anyio
@@ -13,12 +14,12 @@ from app.core.database import CommitOutcomeUnknown, Database, StorageUnavailable
 from app.core.database.errors import is_missing_table
 from app.core.database.table_statistics import TableStatistics
 from app.core.logging import describe_cause, log_fields
-from app.models import TurnStatus
+from app.models import TurnStatus, utc_now
 from app.services.turns.context.history_cache import HistoryCache
 from app.services.turns.errors import TurnLost
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.reconciliation import Claims, RegisterReconciler
-from app.services.turns.storage import event_store, idempotency_keys, leases, settlement
+from app.services.turns.storage import event_store, idempotency_keys, leases, ledger, settlement
 from app.services.turns.storage.audio_store import AudioStore
 from app.services.turns.storage.tables import LEASE_SECONDS
 from app.services.turns.voice_port import SpokenPiece
@@ -51,6 +52,7 @@ class Maintenance:
         reconciler: RegisterReconciler,
         draining: anyio.Event,
         audio: AudioStore,
+        result_days: int,
         statistics: TableStatistics,
         histories: HistoryCache,
         expire_actions: Callable[[], Awaitable[None]],
@@ -61,6 +63,7 @@ class Maintenance:
         self._reconciler = reconciler
         self._draining = draining
         self._audio = audio
+        self._result_days = result_days
         self._statistics = statistics
         self._histories = histories
         self._expire_actions = expire_actions
@@ -77,6 +80,7 @@ class Maintenance:
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_events)
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_keys)
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_audio)
+        background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_results)
         background.start_soon(self._repeat, _FORGET_SECONDS, self._histories.discard_expired)
         if not self._database.is_sqlite:  # only one server uses SQLite
             background.start_soon(self._repeat, _CANCEL_SECONDS, self._apply_cancel_requests)
@@ -204,3 +208,8 @@ class Maintenance:
 
     async def _prune_audio(self) -> None:
         await self._database.run(self._audio.prune)
+
+    async def _prune_results(self) -> None:
+        before = utc_now() - timedelta(days=self._result_days)
+        while await self._database.run(ledger.prune_results, before):
+            pass  # a batch each time

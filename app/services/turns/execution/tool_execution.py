@@ -66,9 +66,10 @@ class StepCalls:
         self._database = database
         self._runner = runner
 
-    async def check(self, step: Step) -> None:
+    async def check(self, step: Step, money_left: int | None) -> None:
         """Decide for each new call whether it may run, waits for somebody, or is wrong.
 
+        Calls may cost `money_left` nano-dollars together; `None` is any price.
         Stores the step where something with an effect, or an action, follows.
         """
         made_before = sum(len(each.calls) for each in self._live.progress.steps[:-1])
@@ -85,7 +86,11 @@ class StepCalls:
                     call.arguments,
                 )
             )
-            self._check_call(call, made_before + call.index, is_tainted=is_tainted)
+            is_affordable = money_left is None or call.price_nanos <= max(0, money_left)
+            number = made_before + call.index
+            self._check_call(call, number, is_tainted=is_tainted, is_affordable=is_affordable)
+            if money_left is not None and not call.is_final:
+                money_left -= call.price_nanos
         if any(_has_effect(call) for call in step.calls if not call.is_final):
             for call in self._begun_at_once(step):
                 self._begin(call)
@@ -138,7 +143,9 @@ class StepCalls:
         if failure:
             raise failure
 
-    def _check_call(self, call: Call, number: int, *, is_tainted: bool) -> None:
+    def _check_call(
+        self, call: Call, number: int, *, is_tainted: bool, is_affordable: bool
+    ) -> None:
         tool = call.tool
         if tool is None:
             known = ", ".join(self._agent_tools.tools)
@@ -148,6 +155,9 @@ class StepCalls:
             return
         if number >= self._agent_tools.policy.max_calls:
             _refuse(call, "tool-limit", "This turn has made as many calls as it may.")
+            return
+        if not is_affordable:
+            _refuse(call, "tool-limit", "This turn may not spend as much as this call costs.")
             return
         problem = self._problem_of(tool, call.arguments)
         if problem:
@@ -291,7 +301,7 @@ class StepCalls:
         call.end(
             status,
             text,
-            stored_result=result.stored_text,
+            stored_result=result.stored_text if result.stored_text != text else None,
             error_code=result.error_code,
             error_detail=result.error_detail,
         )
@@ -307,10 +317,8 @@ class StepCalls:
 
     def _emit_end(self, call: Call) -> None:
         if call.status is CallStatus.COMPLETED:
-            duration_ms = None
-            if call.started_at and call.ended_at:
-                elapsed = call.ended_at - call.started_at
-                duration_ms = round(elapsed.total_seconds() * 1000, 1)
+            seconds = call.duration_seconds
+            duration_ms = None if seconds is None else round(seconds * 1000, 1)
             preview = (call.result or "").encode()[:_PREVIEW_BYTES].decode(errors="ignore")
             self._live.log.emit(ToolCallCompleted(call.id, call.status.value, preview, duration_ms))
         else:

@@ -4,14 +4,26 @@ Each may run twice: ids are made before, and a write of an older attempt is refu
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Dialect, Update, and_, bindparam, case, delete, select, text, update
+from sqlalchemy import (
+    Dialect,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database.statements import PreparedStatement, Rows, Statement, upsert
-from app.core.database.transactions import TransactionScript
-from app.models import UNFINISHED_CALLS, CallStatus, utc_now
+from app.core.database.transactions import TransactionScript, fetch_one
+from app.models import LONG_RESULTS, UNFINISHED_CALLS, CallStatus, utc_now
 from app.services.tool_ports import AgentTools, Effect
 from app.services.turns.errors import turn_lost
 from app.services.turns.records import TurnRecord
@@ -35,6 +47,9 @@ _CHANGING_COLUMNS = (
     "status", "attempt", "result", "stored_result", "error_code", "error_detail", "approval_by",
     "expires_at", "started_at", "ended_at", "cost_nanos",
 )  # fmt: skip
+
+
+_PRUNED_AT_ONCE = 500
 
 
 def store_step(record: TurnRecord, step: Step) -> TransactionScript[None]:
@@ -133,6 +148,15 @@ def bill_steps_stmts(record: TurnRecord) -> Sequence[Statement]:
     return (_BILL_STEPS(workspace_id_=record.workspace_id, turn_id_=record.id),)
 
 
+def prune_results(before: datetime) -> TransactionScript[bool]:
+    """Drop the full results of calls that ended earlier; return whether there may be more.
+
+    What the model was shown is kept.
+    """
+    dropped = yield from fetch_one(_PRUNE_RESULTS(before_=before))
+    return len(dropped) == _PRUNED_AT_ONCE
+
+
 def _hold(record: TurnRecord) -> Statement:
     return turn_statements.HOLD_TURN(
         workspace_id_=record.workspace_id, turn_id_=record.id, attempt_=record.attempt
@@ -163,7 +187,9 @@ def _read_calls(rows: Rows, agent_tools: AgentTools | None) -> list[Call]:
         tool = agent_tools.tools.get(values["name"]) if agent_tools else None
         resolution: dict[str, str] = values.pop("resolution") or {}
         decision, decided_by = resolution.get("decision"), resolution.get("by")
-        calls.append(Call(**values, tool=tool, decision=decision, decided_by=decided_by))
+        call = Call(**values, tool=tool, decision=decision, decided_by=decided_by)
+        call.was_final = call.is_final
+        calls.append(call)
     return calls
 
 
@@ -280,6 +306,21 @@ def _bill_steps_stmt(_dialect: Dialect) -> Update:
     return update(turn_steps).where(_of_turn(turn_steps)).values(is_billed=True)
 
 
+def _prune_results_stmt(_dialect: Dialect) -> Update:
+    before = bindparam("before_", type_=tool_calls.c.ended_at.type)
+    old = (
+        select(tool_calls.c.workspace_id, tool_calls.c.id)
+        .where(text(LONG_RESULTS), tool_calls.c.ended_at < before)
+        .limit(_PRUNED_AT_ONCE)
+    )
+    return (
+        update(tool_calls)
+        .where(tuple_(tool_calls.c.workspace_id, tool_calls.c.id).in_(old))
+        .values(stored_result=None)
+        .returning(tool_calls.c.id)
+    )
+
+
 _DELETE_CALLS = PreparedStatement(lambda _: delete(tool_calls).where(_of_turn(tool_calls)))
 _DELETE_STEPS = PreparedStatement(lambda _: delete(turn_steps).where(_of_turn(turn_steps)))
 _INSERT_STEP = PreparedStatement(_insert_step_stmt)
@@ -291,3 +332,4 @@ _BILL_STEPS = PreparedStatement(_bill_steps_stmt)
 _COUNT_STEPS = PreparedStatement(_count_steps_stmt)
 _STEPS = PreparedStatement(_steps_stmt)
 _CALLS = PreparedStatement(_calls_stmt)
+_PRUNE_RESULTS = PreparedStatement(_prune_results_stmt)
