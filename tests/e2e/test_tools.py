@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,11 @@ import anyio
 import httpx2
 import pytest
 
+from tests.conftest import Postgres
 from tests.support.planted_secrets import PROVIDER_KEY
 from tests.support.provider import Provider
+from tests.support.recycled_databases import RecycledDatabases
+from tests.support.reports import FIGURES
 from tests.support.server_process import ServerProcess
 from tests.support.tool_server import ToolServer, tool_server
 from tests.support.waiting import until
@@ -19,8 +22,8 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.anyio
 
 ROUNDS = int(os.environ.get("TOOL_KILLS", "3"))
-"""500 in full."""
-TURNS_AT_ONCE = 4
+"""How often a server is killed; 63 in full, in the middle of 504 calls."""
+TURNS_AT_ONCE = 8
 ENDED = {"completed", "failed", "cancelled"}
 
 
@@ -96,23 +99,43 @@ async def test_agent_uses_a_tool_and_answers(provider: Provider, tmp_path: Path)
                 assert second["messages"][-2]["tool_calls"][0]["id"] == "call_0"
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def storage(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings of an empty database: a SQLite file, and Postgres through PgBouncer."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    databases: RecycledDatabases = request.getfixturevalue("databases")
+    name = databases.take(new=True)
+    yield {"DATABASE_URL": f"{postgres.pooler.url(name)}?sslmode=disable"}
+    databases.give_back(name)
+
+
 @pytest.mark.parametrize("effect", ["once", "idempotent", "read"])
 async def test_killed_server_does_nothing_twice_and_leaves_no_turn_behind(
-    provider: Provider, tmp_path: Path, effect: str
+    provider: Provider,
+    tmp_path: Path,
+    storage: dict[str, str],
+    effect: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     turn_ids: list[str] = []
+    kills = ROUNDS if effect == "once" else max(1, ROUNDS // 3)
     async with tool_server() as tools:
-        with ServerProcess(tmp_path, **settings(provider, tools)) as server:
+        with ServerProcess(tmp_path, **settings(provider, tools), **storage) as server:
             async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
                 agent_id = await agent_with(client, tools, effect)
-            for number in range(ROUNDS if effect == "once" else max(1, ROUNDS // 3)):
+            for number in range(kills):
                 # Some are killed before the tool has answered, some behind it.
                 gate = anyio.Event()
                 tools.hold = gate.wait if number % 2 == 0 else None
                 before = len(tools.requests)
                 async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
                     turn_ids += [await send(client, agent_id) for _ in range(TURNS_AT_ONCE)]
-                    await until(lambda seen=before: len(tools.requests) > seen)
+                    # All of them are in the middle of their call, or just one is.
+                    least = before + (TURNS_AT_ONCE if number % 4 == 0 else 1)
+                    await until(lambda least=least: len(tools.requests) >= least)
                 server.kill()
                 gate.set()
                 tools.hold = None
@@ -123,7 +146,7 @@ async def test_killed_server_does_nothing_twice_and_leaves_no_turn_behind(
                     turns = [await turn_of(client, turn_id) for turn_id in turn_ids]
                     return all(turn["status"] in ENDED for turn in turns)
 
-                await until(all_have_ended, within_seconds=60)
+                await until(all_have_ended, within_seconds=120)
                 turns = [await turn_of(client, turn_id) for turn_id in turn_ids]
 
     sent = Counter(request.headers["idempotency-key"] for request in tools.requests)
@@ -145,3 +168,11 @@ async def test_killed_server_does_nothing_twice_and_leaves_no_turn_behind(
         completed = {call_id for call_id, call in calls.items() if call["status"] == "completed"}
         assert set(sent) <= told | completed, "somebody was charged and nobody is told"
         assert unknown
+    by_status = Counter(call["status"] for call in calls.values())
+    ended = Counter(turn["status"] for turn in turns)
+    figures = (
+        f"{effect} on {'Postgres' if storage else 'SQLite'}: {kills} kills, {len(turn_ids)} turns "
+        f"({dict(ended)}), {len(sent)} calls sent ({dict(by_status)}), the most often "
+        f"{max(sent.values())} times"
+    )
+    record_property(FIGURES, figures)

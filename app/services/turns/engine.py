@@ -396,5 +396,5 @@ class TurnEngine:
             logger.info("turn is run again: the server that ran it stopped", extra=ids)
             self._spawn(live)
         else:
-            error = TurnInterrupted("The server stopped twice during this turn; send it again.")
+            error = TurnInterrupted("The server stopped twice during this turn.")
             await self._settle(live, live.failed_outcome(error))

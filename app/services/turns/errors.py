@@ -145,6 +145,12 @@ class EventsPruned(AppError):
     code = "events-pruned"
 
 
+def unknown_outcome(call_id: UUID, name: str, cause: AppError | None = None) -> UnknownToolOutcome:
+    """Return the error of a turn that stopped in the middle of a `once` call, and why."""
+    detail = f"It is not known whether the call {call_id} of {name!r} was done."
+    return UnknownToolOutcome(f"{detail} {cause.detail}" if cause else detail)
+
+
 def is_retryable(error: AppError) -> bool:
     """Return whether the same message may succeed when it is sent again."""
     retryable: bool | None = getattr(error, "retryable", None)

@@ -178,8 +178,12 @@ def unbilled_calls_nanos(steps: Sequence[Step]) -> int:
     )
 
 
-def close_calls(steps: Iterable[Step]) -> None:
-    """End the calls of a turn that is over: a `once` call that was begun may have been done."""
+def close_calls(steps: Iterable[Step]) -> list[Call]:
+    """End the calls of a turn that is over: a `once` call that was begun may have been done.
+
+    Return these.
+    """
+    unknown: list[Call] = []
     for step in steps:
         for call in step.calls:
             if not call.is_final:
@@ -187,3 +191,6 @@ def close_calls(steps: Iterable[Step]) -> None:
                 was_begun = call.status is CallStatus.RUNNING
                 call.status = CallStatus.UNKNOWN if was_begun and is_once else CallStatus.CANCELLED
                 call.ended_at = utc_now()
+                if call.status is CallStatus.UNKNOWN:
+                    unknown.append(call)
+    return unknown

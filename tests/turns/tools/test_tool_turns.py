@@ -18,7 +18,7 @@ from tests.support.fake_providers import FakeSpeaker
 from tests.support.planted_secrets import ADMIN_KEY
 from tests.support.scripted_tools import ScriptedChatModel, ScriptedRunner, agent_tools, pinned
 from tests.support.sse import parse
-from tests.support.tool_turns import GiveTools, send
+from tests.support.tool_turns import GiveTools, ToolTurns, send
 from tests.support.turns import Gate, abandon, wait_until_settled
 
 pytestmark = pytest.mark.anyio
@@ -441,3 +441,49 @@ async def test_interrupted_speech_cuts_the_last_text_and_no_call(
         await send(client, fork["id"], "More")
         lines = [line.content for line in chat_model.requests[-1].messages]
         assert lines[1:] == ["Go", "One.", "result of act", *expected, "More"]
+
+
+async def test_turn_whose_server_stops_twice_in_a_call_tells_that_it_may_have_been_done(
+    tool_turns: ToolTurns, state: State, database: Database
+) -> None:
+    gate = Gate()
+
+    async def hold(_call: object) -> None:
+        await gate()
+
+    await tool_turns.give(agent_tools(pinned("charge", Effect.ONCE)))
+    tool_turns.runner.while_running = hold
+    tool_turns.chat_model.script = [(("charge", "{}"),)]
+    live = await state["turns"].start(ADMIN, UUID(tool_turns.session_id), "Go")
+    await gate.arrived.wait()
+    for stopped in (2, 3):  # the second stops before it has stored anything
+        await abandon(database, live.record.id)
+        [(record, recoveries)] = await database.run(
+            leases.recover_expired, UUID(int=stopped), all_others=False
+        )
+    await state["turns"].recover(record, recoveries)
+    await wait_until_settled(database)
+
+    turn = await tool_turns.turn(str(live.record.id))
+    assert recoveries == 2
+    assert (turn["status"], turn["error"]["code"]) == ("failed", "unknown-tool-outcome")
+    assert [call["status"] for call in turn["tool_calls"]] == ["unknown"]
+    events = parse((await tool_turns.client.get(f"/turns/{turn['id']}/events")).text.split("\n"))
+    assert events[-1].data["retryable"] is False
+    assert len(tool_turns.runner.calls) == 1
+
+
+async def test_failure_behind_an_effect_is_not_called_retryable(tool_turns: ToolTurns) -> None:
+    async def fail_from_the_second_on(number: int) -> None:
+        if number >= 2:
+            raise ProviderUnavailable("The provider is away.")
+
+    tool_turns.chat_model.while_thinking = fail_from_the_second_on
+    await tool_turns.give(agent_tools(pinned("charge", Effect.ONCE)))
+    tool_turns.chat_model.script = [(("charge", "{}"),)]
+
+    stream = await tool_turns.send(accept="text/event-stream")
+
+    failed = parse(stream.text.split("\n"))[-1].data
+    assert failed["error"]["code"] == "provider-unavailable"
+    assert failed["retryable"] is False

@@ -13,7 +13,12 @@ import anyio
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
 from app.models import CallStatus, MessageStatus, Role, TurnStatus
-from app.services.turns.errors import InternalError, TurnCancellation, is_retryable
+from app.services.turns.errors import (
+    InternalError,
+    TurnCancellation,
+    is_retryable,
+    unknown_outcome,
+)
 from app.services.turns.events import (
     AFTER_ATTEMPT,
     AnswerMessage,
@@ -36,6 +41,7 @@ from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
 from app.services.turns.steps import (
     Call,
     close_calls,
+    has_acted,
     newly_ended,
     parts_of,
     unbilled_calls_nanos,
@@ -196,7 +202,8 @@ class LiveTurn:
             case _:
                 error = outcome.error or InternalError("The turn failed.")
                 problem = TurnProblem(error.code, error.title(), error.detail)
-                value = TurnFailed(problem, is_retryable(error))
+                may_repeat = is_retryable(error) and not has_acted(self.progress.steps)
+                value = TurnFailed(problem, may_repeat)
         return TurnEvent.of(self.log.next_number, value)
 
     def _answer(self, outcome: Outcome) -> AnswerMessage:
@@ -263,21 +270,22 @@ class LiveTurn:
         )
 
     def failed_outcome(self, error: AppError) -> Outcome:
-        """Create the outcome of a turn whose answer is incomplete or missing."""
-        return Outcome(
-            TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._closed_parts()
-        )
+        """Create the outcome of a turn whose answer is incomplete or missing.
+
+        Where it stops in the middle of a `once` call, that is its error.
+        """
+        unknown = close_calls(self.progress.steps)
+        if unknown and not self.is_interrupted_by_shutdown:  # else another server decides
+            error = unknown_outcome(unknown[0].id, unknown[0].name, error)
+        return Outcome(TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._parts())
 
     def cancelled_outcome(self) -> Outcome:
         """Create the outcome of a cancelled turn."""
         error = TurnCancellation("The turn was cancelled before it was finished.")
-        return Outcome(
-            TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._closed_parts()
-        )
-
-    def _closed_parts(self) -> list[Part] | None:
         close_calls(self.progress.steps)
-        return self._parts()
+        return Outcome(
+            TurnStatus.CANCELLED, MessageStatus.CANCELLED, self.text, error, self._parts()
+        )
 
     def _parts(self) -> list[Part] | None:
         progress = self.progress

@@ -21,7 +21,7 @@ from app.services.tool_ports import (
     ToolResult,
     ToolRunner,
 )
-from app.services.turns.errors import UnknownToolOutcome
+from app.services.turns.errors import unknown_outcome
 from app.services.turns.events import (
     ActionRequested,
     ActionResolved,
@@ -248,9 +248,7 @@ class StepCalls:
     def _fail_if_unknown(self, step: Step) -> None:
         unknown = [call for call in step.calls if call.status is CallStatus.UNKNOWN]
         if unknown and self._agent_tools.policy.on_unknown is OnUnknown.FAIL:
-            raise UnknownToolOutcome(
-                f"It is not known whether the call {unknown[0].id} of {unknown[0].name!r} was done."
-            )
+            raise unknown_outcome(unknown[0].id, unknown[0].name)
 
     async def _run_call(self, step: Step, call: Call) -> None:
         tool = call.tool
