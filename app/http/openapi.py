@@ -45,6 +45,11 @@ VOICE_HEADERS: dict[str, Any] = {
     },
     "X-Turn-Id": {"schema": {"type": "string", "format": "uuid"}},
     "X-Session-Id": {"schema": {"type": "string", "format": "uuid"}},
+    "X-Turn-Status": {
+        "description": "Where somebody must act on a tool call before the answer goes on, and that "
+        "is known when the sound begins.",
+        "schema": {"const": "requires_action"},
+    },
 }
 """Of every response that is a spoken answer."""
 _LINK = {

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import quote
 
-from app.models import Modality
+from app.models import Modality, TurnStatus
 from app.services.voice import VoiceAnswer
 
 _TRANSCRIPTION_BYTES = 2048
@@ -24,6 +24,8 @@ def voice_headers(answer: VoiceAnswer) -> dict[str, str]:
         "Server-Timing": timings,
         "Cache-Control": "no-store",
     }
+    if answer.turn.required_actions():
+        headers["X-Turn-Status"] = TurnStatus.REQUIRES_ACTION.value
     if answer.turn.record.modality is Modality.TEXT:
         return headers
     transcription, truncated = encode_transcription(answer.transcript.text)

@@ -112,6 +112,7 @@ def storage(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     databases.give_back(name)
 
 
+@pytest.mark.timeout(240 + 60 * ROUNDS)
 @pytest.mark.parametrize("effect", ["once", "idempotent", "read"])
 async def test_killed_server_does_nothing_twice_and_leaves_no_turn_behind(
     provider: Provider,
@@ -146,7 +147,7 @@ async def test_killed_server_does_nothing_twice_and_leaves_no_turn_behind(
                     turns = [await turn_of(client, turn_id) for turn_id in turn_ids]
                     return all(turn["status"] in ENDED for turn in turns)
 
-                await until(all_have_ended, within_seconds=120)
+                await until(all_have_ended, within_seconds=240)
                 turns = [await turn_of(client, turn_id) for turn_id in turn_ids]
 
     sent = Counter(request.headers["idempotency-key"] for request in tools.requests)

@@ -1,5 +1,6 @@
 """Ask the model until it answers without calling tools: prompt, answer, calls, and again."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
@@ -27,7 +28,7 @@ from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
 from app.services.turns.parts import PARAGRAPH, step_lines
 from app.services.turns.records import Usage
-from app.services.turns.steps import Call
+from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
 from app.services.turns.voice_port import VoiceStagesFactory
 from app.services.usage import CHARACTERS_PER_TOKEN, PriceTable, Reservation
@@ -51,6 +52,25 @@ class TurnRuntime:
 
 
 OnDelta = Callable[[str], None]
+_FILLER_SECONDS = 1.0
+"""How long a call may take in silence."""
+
+
+class _Speech:
+    """What is said aloud: a paragraph ends where calls begin, so that nobody waits for them."""
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self._has_ended = True
+
+    def say(self, delta: str) -> None:
+        self._on_delta(delta)
+        self._has_ended = False
+
+    def end_paragraph(self) -> None:
+        if not self._has_ended:
+            self._on_delta(PARAGRAPH)
+            self._has_ended = True
 
 
 async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None = None) -> None:
@@ -60,31 +80,59 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     somebody; `ProviderError`, `MessageTooLong`, `BudgetExhausted`, `UnknownToolOutcome`.
     """
     agent_tools = live.record.persona.tools
+    speech = _Speech(on_delta) if on_delta else None
     if agent_tools is None:
-        await _ask(live, runtime, None, on_delta)
+        await _ask(live, runtime, None, speech)
         return
     progress = live.progress
     calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
     if progress.steps:
-        if on_delta and progress.text:
-            on_delta(live.text)
-        await calls.run(progress.steps[-1])
+        if speech and progress.text:
+            speech.say(live.text)
+        await _run_calls(live, calls, progress.steps[-1], agent_tools, speech)
     while True:
         if progress.steps:
             live.log.emit(StepStarted(len(progress.steps) + 1))
-        await _ask(live, runtime, agent_tools, on_delta)
+        await _ask(live, runtime, agent_tools, speech)
         if not progress.calls:
             return
         step = receipts.close_step(progress)
         await calls.check(step, _money_left(live, runtime, agent_tools))
+        await _run_calls(live, calls, step, agent_tools, speech)
+
+
+async def _run_calls(
+    live: LiveTurn, calls: StepCalls, step: Step, agent_tools: AgentTools, speech: _Speech | None
+) -> None:
+    """Run the calls of a step; where nothing was said yet, say the agent's filler after a while."""
+    if speech is None:
         await calls.run(step)
+        return
+    speech.end_paragraph()
+    filler = agent_tools.policy.spoken_filler
+    if not filler or live.progress.text:
+        await calls.run(step)
+        return
+
+    def say_filler() -> None:
+        step.content = filler
+        live.append_text(filler)
+        live.progress.step_text_start = len(live.progress.text)
+        speech.say(filler)
+        speech.end_paragraph()
+
+    timer = asyncio.get_running_loop().call_later(_FILLER_SECONDS, say_filler)
+    try:
+        await calls.run(step)
+    finally:
+        timer.cancel()
 
 
 async def _ask(
     live: LiveTurn,
     runtime: TurnRuntime,
     agent_tools: AgentTools | None,
-    on_delta: OnDelta | None,
+    speech: _Speech | None,
 ) -> None:
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
@@ -110,7 +158,7 @@ async def _ask(
     )
     progress.prompt, progress.model = messages, persona.model
     progress.output_tokens_limit = window.output_tokens
-    await _stream(live, chat_model, request, on_delta)
+    await _stream(live, chat_model, request, speech)
     if not progress.calls and len(progress.text) == progress.step_text_start:
         if progress.finish_reason == FinishReason.TOOL_CALLS and agent_tools is None:
             raise ToolCallsUnsupported("The model asked for tool calls instead of answering.")
@@ -118,7 +166,7 @@ async def _ask(
 
 
 async def _stream(
-    live: LiveTurn, chat_model: ChatModel, request: ChatRequest, on_delta: OnDelta | None
+    live: LiveTurn, chat_model: ChatModel, request: ChatRequest, speech: _Speech | None
 ) -> None:
     progress = live.progress
     room_characters = (request.max_output_tokens or 0) * CHARACTERS_PER_TOKEN
@@ -128,12 +176,13 @@ async def _stream(
                 if not progress.text:
                     live.mark("first_token_ms")
                 elif len(progress.text) == progress.step_text_start:
-                    _begin_paragraph(live, on_delta)
+                    live.mark("first_token_ms")  # where all before it was the filler
+                    _begin_paragraph(live, speech)
                 delta = chunk.text[:room_characters]
                 room_characters -= len(chunk.text)
                 live.append_text(delta)
-                if on_delta:
-                    on_delta(delta)
+                if speech:
+                    speech.say(delta)
                 if room_characters <= 0:  # it ignores its limit; leaving ends the request
                     progress.finish_reason = FinishReason.LENGTH.value
                     break
@@ -150,11 +199,11 @@ async def _stream(
                 )
 
 
-def _begin_paragraph(live: LiveTurn, on_delta: OnDelta | None) -> None:
+def _begin_paragraph(live: LiveTurn, speech: _Speech | None) -> None:
     live.append_text(PARAGRAPH)
     live.progress.step_text_start += 1
-    if on_delta:
-        on_delta(PARAGRAPH)
+    if speech:
+        speech.end_paragraph()
 
 
 def _money_left(live: LiveTurn, runtime: TurnRuntime, agent_tools: AgentTools) -> int | None:
