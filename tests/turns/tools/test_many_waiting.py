@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,9 @@ async def test_waiting_turns_cost_no_memory_no_task_and_no_lease(
     state: State,
     database: Database,
     record_property: Callable[[str, object], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING)  # what is logged is kept until the test ends
     engine = state["turns"]
     await tool_turns.give(agent_tools(CLIENT_TOOL))
     await wait_in_each(state, tool_turns, await sessions_of(database, agent_id, TURNS // 5))
