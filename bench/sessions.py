@@ -5,7 +5,7 @@ messages before it on average; the floor always reads 20.
 """
 
 import http.client
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,17 @@ class ServerSessions:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
-    def make(self, model: str, count: int, then: str | None = None) -> list[str]:
+    def make(
+        self,
+        model: str,
+        count: int,
+        then: str | None = None,
+        tool: Mapping[str, object] | None = None,
+    ) -> list[str]:
         """Create `count` sessions as forks of one conversation with `model`; return their ids.
 
-        `then` is the model of their further turns, if it is another one.
+        `then` is the model of their further turns, if it is another one, and `tool` the definition
+        of a tool that these have.
         """
         agent = self._post("/agents", {"name": "Ada", "model": model, "system_prompt": _PROMPT})
         original = self._post("/sessions", {"agent_id": agent["id"]})
@@ -43,6 +50,10 @@ class ServerSessions:
             self._post("/messages/text", body)
         if then:
             self._request("PUT", f"/agents/{agent['id']}", {"model": then})
+        if tool:
+            made = self._post("/tools", tool)
+            changes = {"tools": [{"tool_id": made["id"]}], "tool_policy": {}}
+            self._request("PUT", f"/agents/{agent['id']}", changes)
         forks = [self._post(f"/sessions/{original['id']}/fork", {})["id"] for _ in range(count)]
         self._connection.close()
         return forks

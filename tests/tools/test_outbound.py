@@ -24,7 +24,10 @@ pytestmark = pytest.mark.anyio
 
 
 class Resolver(AbstractResolver):
-    """Answers with the next of `addresses` at each look-up, the last one for ever."""
+    """Answers with the next of `addresses` at each look-up, the last one for ever.
+
+    Several with a comma between them are one answer.
+    """
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
@@ -35,7 +38,7 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         self.lookups += 1
-        address = self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
+        answer = self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]
         return [
             ResolveResult(
                 hostname=host,
@@ -45,6 +48,7 @@ class Resolver(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST,
             )
+            for address in answer.split(",")
         ]
 
     @override
@@ -124,6 +128,50 @@ async def test_answer_of_the_resolver_that_changes_is_checked_again(server: Tool
             error = await failure_of(send(client, f"https://flip.example:{server.port}/x"))
             assert error.failure is OutboundFailure.ADDRESS_NOT_ALLOWED
     assert resolver.lookups == 4
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("reuses", [True, False])
+async def test_name_that_moves_from_an_allowed_address_gets_no_further_connection(
+    server: ToolServer, reuses: bool
+) -> None:
+    """A name that is checked once and connected to later would get one."""
+    resolver = Resolver("127.0.0.2", "127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0")
+    guard = Guard(parse_allowed_addresses(f"127.0.0.2:{server.port}"))
+    server.answer.headers["Connection"] = "close"
+    url = f"http://flip.example:{server.port}/x"
+    async with open_outbound(guard, resolver=resolver) as client:
+        assert (await send(client, url, reuses_connections=reuses)).status == 200
+        for _ in range(3):
+            error = await failure_of(send(client, url, reuses_connections=reuses))
+            assert error.failure is OutboundFailure.ADDRESS_NOT_ALLOWED
+
+    assert resolver.lookups == 4
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer", ["127.0.0.1,10.0.0.1,::1", "169.254.169.254,127.0.0.1", "::1,0.0.0.0"]
+)
+async def test_none_of_several_addresses_gets_a_connection(server: ToolServer, answer: str) -> None:
+    async with open_outbound(Guard(), resolver=Resolver(answer)) as client:
+        error = await failure_of(send(client, f"https://many.example:{server.port}/x"))
+
+    assert error.failure is OutboundFailure.ADDRESS_NOT_ALLOWED
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+async def test_redirect_to_no_spelling_is_followed(server: ToolServer, host: str) -> None:
+    async with tool_server() as redirecting:
+        guard = Guard(parse_allowed_addresses(redirecting.allowed))
+        # The server's headers are ASCII.
+        location = f"http://{host}:{server.port}/x".encode("ascii", "replace").decode()
+        redirecting.answer = Answer(307, b"", None, {"Location": location})
+        async with open_outbound(guard) as client:
+            response = await send(client, f"{redirecting.url}/x")
+
+    assert response.status == 307
     assert server.connections == 0
 
 

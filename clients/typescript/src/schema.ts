@@ -365,7 +365,8 @@ export interface paths {
          * Get Turn
          * @description Get a turn with its answer, for example after a lost connection.
          *
-         *     With `wait_seconds` the response comes when the turn has ended, or after that time as it is.
+         *     With `wait_seconds` the response comes when the turn has ended or waits for an action; where it
+         *     waits for one already, when it goes on or has ended; or after that time as it is.
          */
         get: operations["get_turn"];
         put?: never;
@@ -3227,6 +3228,9 @@ export interface components {
         /**
          * UsageRowRead
          * @description The sums of one group; fields by which the report is not grouped are `null`.
+         *
+         *     Grouped by tool, a row has the calls of one tool: `turns` is in how many turns it was used,
+         *     `cost_usd` what the calls cost, and the counts of tokens and speech are 0.
          */
         UsageRowRead: {
             /** Day */
@@ -3255,6 +3259,16 @@ export interface components {
             cost_usd: number | null;
             /** Unpriced Turns */
             unpriced_turns: number;
+            /** Tool Id */
+            tool_id: string | null;
+            /** Tool Name */
+            tool_name: string | null;
+            /** Tool Calls */
+            tool_calls: number | null;
+            /** Tool Failures */
+            tool_failures: number | null;
+            /** Tool Ms */
+            tool_ms: number | null;
         };
         /**
          * VoiceReplyRead
@@ -5991,6 +6005,8 @@ export interface operations {
                     "X-Transcription"?: string;
                     "X-Turn-Id"?: string;
                     "X-Session-Id"?: string;
+                    /** @description Where somebody must act on a tool call before the answer goes on, and that is known when the sound begins. */
+                    "X-Turn-Status"?: "requires_action";
                     [name: string]: unknown;
                 };
                 content: {
@@ -6438,7 +6454,7 @@ export interface operations {
     get_turn: {
         parameters: {
             query?: {
-                /** @description How long to wait for the turn's end. */
+                /** @description How long to wait for the turn's end, or for a change of a turn that waits for an action. */
                 wait_seconds?: number;
             };
             header?: never;
@@ -6650,6 +6666,8 @@ export interface operations {
                     "X-Transcription"?: string;
                     "X-Turn-Id"?: string;
                     "X-Session-Id"?: string;
+                    /** @description Where somebody must act on a tool call before the answer goes on, and that is known when the sound begins. */
+                    "X-Turn-Status"?: "requires_action";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7230,7 +7248,7 @@ export interface operations {
                 from?: string | null;
                 /** @description The last day, inclusive, in UTC. Default: today. */
                 to?: string | null;
-                /** @description Any of agent, key, user, model and one of day, week, month, separated by commas; empty for one total. */
+                /** @description Any of agent, key, user, model, tool and one of day, week, month, separated by commas; empty for one total. */
                 group_by?: string;
                 user_id?: string | null;
                 agent_id?: string | null;

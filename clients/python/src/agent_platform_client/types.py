@@ -556,6 +556,11 @@ class UsageRowRead(TypedDict, total=False):
     speech_out_characters: Required[int]
     cost_usd: Required[float | None]
     unpriced_turns: Required[int]
+    tool_id: Required[str | None]
+    tool_name: Required[str | None]
+    tool_calls: Required[int | None]
+    tool_failures: Required[int | None]
+    tool_ms: Required[float | None]
 
 
 class VoiceReplyRead(TypedDict, total=False):
