@@ -29,6 +29,7 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/messages/text"): (*_TURN, 410),
     ("post", "/messages/voice"): (*_TURN, 410),
     ("post", "/v1/chat/completions"): _TURN,
+    ("post", "/v1/responses"): _TURN,
     ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
     ("post", "/tool-calls/{call_id}/resolution"): (409, 429, 503),
     ("patch", "/keys/{key_id}"): (409,),

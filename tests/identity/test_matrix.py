@@ -133,6 +133,10 @@ ROWS: dict[str, Row] = {
         "turns:write", users=True,
         json={"model": "{agent_id}", "messages": [{"role": "user", "content": "Hi"}]},
     ),
+    "POST /v1/responses": Row(
+        "turns:write", users=True,
+        json={"model": "{agent_id}", "input": "Hi", "store": False},
+    ),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip
