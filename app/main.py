@@ -42,7 +42,7 @@ from app.routers import (
     users,
     workspaces,
 )
-from app.routers.openai import chat_completions, models
+from app.routers.openai import chat_completions, models, responses
 from app.state import State, open_state
 
 _DESCRIPTION = """
@@ -57,6 +57,7 @@ _ENDPOINTS = (
     messages,
     messages_text,
     chat_completions,
+    responses,
     models,
     turns,
     tool_calls,
@@ -123,7 +124,8 @@ def create_app(
     app.add_middleware(UnhandledErrorMiddleware)
     plain_endpoints = {
         (messages_text.METHOD, messages_text.PATH): messages_text.send_text_message,
-        (chat_completions.METHOD, chat_completions.PATH): chat_completions.create_chat_completion,
+        chat_completions.ROUTE: chat_completions.create_chat_completion,
+        responses.ROUTE: responses.create_response,
     }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:

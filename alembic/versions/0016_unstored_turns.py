@@ -86,6 +86,9 @@ def upgrade() -> None:
     op.add_column("agents", sa.Column("slug", sa.String(64)), schema=schema)
     _name_agents()
     op.create_index(
+        "ix_agents_workspace_id_name", "agents", ["workspace_id", "name"], schema=schema
+    )
+    op.create_index(
         "ix_agents_workspace_id_slug",
         "agents",
         ["workspace_id", "slug"],
@@ -98,6 +101,7 @@ def downgrade() -> None:
     """Delete the turns without a session, and the slugs."""
     schema = _schema()
     op.drop_index("ix_agents_workspace_id_slug", "agents", schema=schema)
+    op.drop_index("ix_agents_workspace_id_name", "agents", schema=schema)
     op.drop_column("agents", "slug", schema=schema)
     op.execute(f"DELETE FROM {f'{schema}.' if schema else ''}turns WHERE session_id IS NULL")  # noqa: S608
     if _is_postgres():

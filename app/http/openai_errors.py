@@ -31,6 +31,7 @@ _CODES = {
     "budget-exhausted": "insufficient_quota",
     "uploads-exhausted": "insufficient_quota",
     "request-invalid": "invalid_value",
+    "tools-not-taken": "unsupported_parameter",
 }
 """What OpenAI's clients know by another code; any other is ours with `_` for `-`."""
 _STATUSES = {"agent-archived": 404, "message-too-long": 400, "provider-rejected": 400}
@@ -38,6 +39,7 @@ _PARAMETERS = {
     "agent-not-found": "model",
     "agent-archived": "model",
     "message-too-long": "messages",
+    "tools-not-taken": "tools",
 }
 _UNPROCESSABLE, _BAD_REQUEST, _SERVER_ERROR = 422, 400, 500
 _FINAL = "x_should_not_retry"

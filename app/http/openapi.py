@@ -29,6 +29,7 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/messages/text"): (*_TURN, 410),
     ("post", "/messages/voice"): (*_TURN, 410),
     ("post", "/v1/chat/completions"): _TURN,
+    ("post", "/v1/responses"): _TURN,
     ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
     ("post", "/tool-calls/{call_id}/resolution"): (409, 429, 503),
     ("patch", "/keys/{key_id}"): (409,),
@@ -65,6 +66,27 @@ _TEMPORARY = (429, 503)
 _FORM_NAMES = {"Body_send_voice_message": "VoiceMessageCreate"}
 """FastAPI names the schema of a form after its operation."""
 _PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}}
+_OPENAI_PREFIX = "/v1/"
+_OPENAI_ERROR = "OpenAIError"
+_OPENAI_ERROR_CONTENT = {"application/json": {"schema": {"$ref": _REFERENCE + _OPENAI_ERROR}}}
+_OPENAI_ERROR_SCHEMA: dict[str, Any] = {
+    "title": _OPENAI_ERROR,
+    "type": "object",
+    "description": "An error under `/v1`, as OpenAI's API has it.",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "code": {"type": "string"},
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
 _STREAM_ONLY_EVENTS: dict[str, dict[str, Any]] = {
     "server.draining": {
         "type": "object",
@@ -145,9 +167,12 @@ def describe_errors(schema: dict[str, Any]) -> None:
             responses.pop("5XX")
             for status in _errors(method, path, operation):
                 problem: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+                is_openai = path.startswith(_OPENAI_PREFIX)
                 if status in _TEMPORARY:
                     problem["headers"] = {"Retry-After": _RETRY_AFTER}
-                responses[str(status)] = {**problem, "content": _PROBLEM_CONTENT}
+                content = _OPENAI_ERROR_CONTENT if is_openai else _PROBLEM_CONTENT
+                responses[str(status)] = {**problem, "content": content}
+    schema["components"]["schemas"][_OPENAI_ERROR] = _OPENAI_ERROR_SCHEMA
 
 
 def describe_operations(schema: dict[str, Any]) -> None:
@@ -176,4 +201,6 @@ def _errors(method: str, path: str, operation: dict[str, Any]) -> list[int]:
         statuses.update(_WITH_BODY)
     if "requestBody" in operation or operation.get("parameters"):
         statuses.add(422)
+    if path.startswith(_OPENAI_PREFIX) and 422 in statuses:  # noqa: PLR2004
+        statuses = statuses - {422} | {400}
     return sorted(statuses)

@@ -107,6 +107,7 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/v1/models"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("GET", "/v1/models/{model}"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("POST", "/v1/chat/completions"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/v1/responses"): EndpointPolicy(P.TURNS_WRITE, users=True),
     ("GET", "/metrics"): EndpointPolicy(P.METRICS_READ),
     ("POST", "/workspaces"): ADMIN_ONLY,
     ("GET", "/workspaces"): ADMIN_ONLY,

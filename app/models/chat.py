@@ -104,6 +104,7 @@ class Agent(PersonaColumns, Record):
     __table_args__ = (
         ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),
         Index(None, "workspace_id", "slug", unique=True),
+        Index(None, "workspace_id", "name"),
     )
 
     version: Mapped[int] = mapped_column(default=1)

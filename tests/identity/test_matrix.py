@@ -127,6 +127,16 @@ ROWS: dict[str, Row] = {
     "DELETE /users/{user_id}": Row("sessions:write"),
     "GET /audit": Row("keys:read"),
     "GET /metrics": Row("metrics:read"),
+    "GET /v1/models": Row("agents:read", users=True),
+    "GET /v1/models/{model}": Row("agents:read", users=True),
+    "POST /v1/chat/completions": Row(
+        "turns:write", users=True,
+        json={"model": "{agent_id}", "messages": [{"role": "user", "content": "Hi"}]},
+    ),
+    "POST /v1/responses": Row(
+        "turns:write", users=True,
+        json={"model": "{agent_id}", "input": "Hi", "store": False},
+    ),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip
@@ -191,6 +201,7 @@ async def ask(
     row = ROWS[name]
     method, _, path = name.partition(" ")
     known = {**vars(things), "version": "1", "user_id": "user-1", "name": things.secret_name}
+    known["model"] = things.agent_id
 
     def fill(body: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -206,6 +217,11 @@ async def ask(
     return await world.client.request(method, path.format(**known), headers=headers, **content)
 
 
+def is_openai(name: str) -> bool:
+    """Tell whether an endpoint's errors have the shape of OpenAI's API."""
+    return " /v1/" in name
+
+
 def without_id(response: httpx2.Response) -> bytes:
     return response.content.replace(response.headers["request-id"].encode(), b"")
 
@@ -214,15 +230,16 @@ def without_id(response: httpx2.Response) -> bytes:
 async def test_nobody_comes_in(world: World, kind: str, speech: bytes) -> None:
     things = await world.things()
     refusals: set[bytes] = set()
+    openai_refusals: set[bytes] = set()
     for name in ROWS:
         response = await ask(world, name, world.callers[kind], things, speech)
         assert response.status_code == HTTPStatus.UNAUTHORIZED, name
-        refusals.add(without_id(response))
+        (openai_refusals if is_openai(name) else refusals).add(without_id(response))
     for path in OPEN_TO_EVERY_CALLER:
         response = await world.client.get(path, headers=world.callers[kind])
         assert response.status_code == HTTPStatus.UNAUTHORIZED, path
         refusals.add(without_id(response))
-    assert len(refusals) == 1, "the refusal must not tell what was wrong"
+    assert len(refusals) == len(openai_refusals) == 1, "it must not tell what was wrong"
     for path in PUBLIC_PATHS:
         response = await world.client.get(path, headers=world.callers[kind])
         assert response.status_code == HTTPStatus.OK, path
@@ -239,10 +256,12 @@ async def test_somebody_gets_what_is_theirs_and_no_more(
             await world.token(things.session_id) if kind == "own token" else world.callers[kind]
         )
         response = await ask(world, name, headers, things, speech)
-        reads_shared = kind == "other user" and "agent" in name + str(row.json)
+        shared = ("agent", "model")
+        reads_shared = kind == "other user" and any(each in name + str(row.json) for each in shared)
         if not allowed(row, kind):
             assert response.status_code == HTTPStatus.FORBIDDEN, (name, response.text)
-            assert response.json()["code"] == "forbidden"
+            problem = response.json()
+            assert (problem["error"] if is_openai(name) else problem)["code"] == "forbidden"
         elif is_stranger and ("{" in name or row.names_something) and not reads_shared:
             assert response.status_code == HTTPStatus.NOT_FOUND, (name, response.text)
         else:

@@ -285,7 +285,7 @@ FUNCTION: dict[str, Any] = {"type": "function"}
         ("n", "unsupported_parameter", {"n": 2}),
         ("logprobs", "unsupported_parameter", {"logprobs": True}),
         ("top_logprobs", "unsupported_parameter", {"top_logprobs": 2}),
-        ("functions", "unsupported_parameter", {"functions": [{}]}),
+        ("functions", "unsupported_parameter", {"functions": [TOOL]}),
         ("function_call", "unsupported_parameter", {"function_call": "auto"}),
         ("modalities", "unsupported_parameter", {"modalities": ["text", "audio"]}),
         ("audio", "unsupported_parameter", {"audio": {"voice": "alloy"}}),

@@ -34,16 +34,21 @@ def node() -> str:
 
 def node_modules() -> Path:
     """Return the `node_modules` that `clients/typescript/package-lock.json` locks."""
+    return installed_node_modules(TYPESCRIPT_CLIENT, "node")
+
+
+def installed_node_modules(source: Path, name: str) -> Path:
+    """Return the `node_modules` that the lock in `source` names; `name` is the tools' own."""
     node()
     npm = find_tool("npm")
-    files = [TYPESCRIPT_CLIENT / name for name in ("package.json", "package-lock.json")]
+    files = [source / each for each in ("package.json", "package-lock.json")]
 
     def install(folder: Path) -> None:
         for file in files:
             shutil.copy(file, folder)
         _run([npm, "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
 
-    return _installed("node", files, install) / "node_modules"
+    return _installed(name, files, install) / "node_modules"
 
 
 def python_generators() -> Path:

@@ -48,8 +48,10 @@ def agent_of(model: str) -> UUID | str:
 def turn_request(body: ChatCompletionCreate) -> TurnRequest:
     """Return what the request asks of its turn. Raises `InvalidParameter`."""
     _refuse_unsupported(body)
-    instructions, prompt = _read_messages(body.messages)
-    tools, may_call, choice = _read_tools(body)
+    messages = [(f"messages[{n}]", message) for n, message in enumerate(body.messages)]
+    instructions, prompt = read_messages(messages, "messages")
+    tools = tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or ()))
+    tools, may_call, choice = choose_tools(tools, body.tool_choice)
     return TurnRequest(
         prompt=tuple(prompt),
         tools=tools,
@@ -94,13 +96,17 @@ def _options(body: ChatCompletionCreate, choice: str | None) -> ChatOptions:
     )
 
 
-def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[str], list[PromptLine]]:
-    """Return the texts of system and developer messages, and the other messages as a prompt."""
+def read_messages(
+    messages: Sequence[tuple[str, dict[str, Any]]], whole: str
+) -> tuple[list[str], list[PromptLine]]:
+    """Return the texts of system and developer messages, and the other messages as a prompt.
+
+    Each message comes with its place in the request, for errors; `whole` is the place of all.
+    """
     instructions: list[str] = []
     prompt: list[PromptLine] = []
     unanswered: list[str] = []
-    for index, message in enumerate(messages):
-        place = f"messages[{index}]"
+    for place, message in messages:
         role = message.get("role")
         if unanswered and role != TOOL_ROLE:
             raise _unanswered(place, unanswered)
@@ -125,7 +131,7 @@ def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[str], list[
                 f"{place}.role", "It must be system, developer, user, assistant or tool."
             )
     if unanswered:
-        raise _unanswered("messages", unanswered)
+        raise _unanswered(whole, unanswered)
     return [text for text in instructions if text], prompt
 
 
@@ -205,15 +211,13 @@ def _part_text(part: Any, place: str) -> str:  # noqa: ANN401  # JSON
     return _string(fields.get(field), f"{place}.{field}")
 
 
-def _read_tools(
-    body: ChatCompletionCreate,
+def choose_tools(
+    tools: tuple[ToolDefinition, ...], choice: str | dict[str, Any] | None
 ) -> tuple[tuple[ToolDefinition, ...], bool, str | None]:
     """Return the tools, whether they may be called, and the choice that is sent on."""
-    tools = tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or ()))
     names = [tool.name for tool in tools]
     if len(set(names)) != len(names):
         raise InvalidParameter("tools", "Each tool needs a name of its own.")
-    choice = body.tool_choice
     if choice is None or choice in ("auto", "none"):
         return tools, choice != "none", None
     if not tools:
@@ -266,19 +270,21 @@ def _tool(tool: dict[str, Any], place: str) -> ToolDefinition:
         )
     if not isinstance(tool.get("function"), dict):
         raise InvalidParameter(f"{place}.function", "It is missing.", _MISSING)
-    fields = _object(tool["function"])
+    return tool_definition(_object(tool["function"]), f"{place}.function")
+
+
+def tool_definition(fields: dict[str, Any], place: str) -> ToolDefinition:
+    """Return a function as a tool. Raises `InvalidParameter`."""
     name, description = fields.get("name"), fields.get("description") or ""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidParameter(
-            f"{place}.function.name", "It must have 1 to 64 letters, digits, `_` or `-`."
-        )
+        raise InvalidParameter(f"{place}.name", "It must have 1 to 64 letters, digits, `_` or `-`.")
     if not isinstance(description, str):
-        raise InvalidParameter(f"{place}.function.description", "It must be a string.")
+        raise InvalidParameter(f"{place}.description", "It must be a string.")
     parameters: Any = fields.get("parameters")
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, dict):
-        raise InvalidParameter(f"{place}.function.parameters", "It must be a JSON Schema.")
+        raise InvalidParameter(f"{place}.parameters", "It must be a JSON Schema.")
     return ToolDefinition(
         name, description, cast("dict[str, Any]", parameters), fields.get("strict") is True
     )

@@ -110,6 +110,13 @@ class AnswerNotKept(AppError):
     code = "answer-not-kept"
 
 
+class ToolsNotTaken(AppError):
+    """The agent has tools of its own, and takes none from a request."""
+
+    kind = ErrorKind.INVALID
+    code = "tools-not-taken"
+
+
 class UnknownToolOutcome(AppError):
     """It is not known whether a tool call was done.
 

@@ -16,7 +16,13 @@ from app.services.crud import SLUG_PREFIX, AgentArchived, AgentNotFound
 from app.services.ports import PromptMessage
 from app.services.turns import receipts
 from app.services.turns.context.prompt import require_room_for_all
-from app.services.turns.errors import AnswerNotKept, error_of_code, is_retryable, turn_lost
+from app.services.turns.errors import (
+    AnswerNotKept,
+    ToolsNotTaken,
+    error_of_code,
+    is_retryable,
+    turn_lost,
+)
 from app.services.turns.parts import PARAGRAPH, shown_texts
 from app.services.turns.records import (
     Outcome,
@@ -47,8 +53,8 @@ def accept(
 
     A key that was used before returns its turn while that runs, and begins anew where it failed
     with a retryable error or was cancelled. Raises `AgentNotFound`, `AgentArchived`,
-    `AnswerNotKept`, `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `BudgetExhausted`,
-    and the error that the key's turn ended with.
+    `AnswerNotKept`, `IdempotencyKeyReused`, `MessageTooLong`, `ToolsNotTaken`, `TooManyTurns`,
+    `BudgetExhausted`, and the error that the key's turn ended with.
     """
     if options.key:
         running = yield from _find_by_key(message.workspace_id, options.key)
@@ -139,6 +145,8 @@ def _new_record(
     agent_id, version = yield from _find_agent(message.workspace_id, options.agent)
     stored = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
     request, account = options.request, message.account
+    if request.tools and stored.tools is not None:
+        raise ToolsNotTaken("This agent has tools of its own: send the request without `tools`.")
     persona = _persona_of_request(stored, request)
     texts = _texts(request)
     require_room_for_all(persona, account.context_tokens, texts)

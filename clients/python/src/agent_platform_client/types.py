@@ -63,6 +63,9 @@ CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token']
 Capability: TypeAlias = Literal['chat', 'stt', 'tts']
 
 
+StopItem: TypeAlias = str
+
+
 class ClipRead(TypedDict, total=False):
     index: Required[int]
     text: Required[str]
@@ -288,6 +291,10 @@ class StepRead(TypedDict, total=False):
     completion_tokens: Required[int]
     usage_estimated: Required[bool]
     created_at: Required[str]
+
+
+class StreamOptions(TypedDict, total=False):
+    include_usage: bool | None
 
 
 class SystemLimits(TypedDict, total=False):
@@ -588,6 +595,17 @@ class WorkspaceRead(TypedDict, total=False):
     id: Required[str]
     name: Required[str]
     created_at: Required[str]
+
+
+class Error(TypedDict, total=False):
+    message: Required[str]
+    type: Required[str]
+    param: Required[str | None]
+    code: Required[str]
+
+
+class OpenAIError(TypedDict, total=False):
+    error: Required[Error]
 
 
 class TurnCreatedEventData(TypedDict, total=False):
@@ -954,6 +972,28 @@ class CallerRead(TypedDict, total=False):
     expires_at: Required[str | None]
 
 
+class ChatCompletionCreate(TypedDict, total=False):
+    model: Required[str]
+    messages: Required[list[dict[str, Any]]]
+    stream: bool | None
+    stream_options: StreamOptions | None
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    max_completion_tokens: int | None
+    stop: str | list[StopItem] | None
+    seed: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: dict[str, float] | None
+    reasoning_effort: str | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    n: int | None
+    response_format: dict[str, Any] | None
+
+
 class HistoryMessageRead(TypedDict, total=False):
     id: Required[str]
     session_id: Required[str]
@@ -1122,7 +1162,7 @@ class ToolImportRead(TypedDict, total=False):
 
 class TurnRead(TypedDict, total=False):
     id: Required[str]
-    session_id: Required[str]
+    session_id: Required[str | None]
     status: Required[TurnStatus]
     modality: Required[Modality]
     attempt: Required[int]
@@ -1140,7 +1180,7 @@ class TurnRead(TypedDict, total=False):
 
 class TurnWithMessage(TypedDict, total=False):
     id: Required[str]
-    session_id: Required[str]
+    session_id: Required[str | None]
     status: Required[TurnStatus]
     modality: Required[Modality]
     attempt: Required[int]

@@ -1,0 +1,106 @@
+"""Read a request for a response: input items become a prompt, parameters a `TurnRequest`."""
+
+from typing import Any, cast
+
+from app.http.openai_errors import InvalidParameter
+from app.routers.openai.chat_request import choose_tools, read_messages, tool_definition
+from app.schemas.openai_responses import ResponseCreate
+from app.services.ports import ChatOptions, PromptLine, ToolDefinition
+from app.services.turns import TurnRequest
+
+_UNSUPPORTED, _VALUE = "unsupported_parameter", "unsupported_value"
+_REFUSED = ("previous_response_id", "conversation", "prompt", "background", "top_logprobs")
+_PARAGRAPH = "\n\n"
+
+
+def turn_request(body: ResponseCreate) -> TurnRequest:
+    """Return what the request asks of its turn. Raises `InvalidParameter`."""
+    _refuse_unsupported(body)
+    instructions, prompt = _read_input(body)
+    if body.instructions:
+        instructions.append(body.instructions)
+    tools = tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or ()))
+    tools, may_call, choice = choose_tools(tools, body.tool_choice)
+    return TurnRequest(
+        prompt=tuple(prompt),
+        tools=tools,
+        may_call_tools=may_call,
+        options=ChatOptions(
+            top_p=body.top_p,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            reasoning_effort=body.reasoning.effort if body.reasoning else None,
+            tool_choice=choice,
+            parallel_tool_calls=body.parallel_tool_calls if tools else None,
+        ),
+        system_prompt=_PARAGRAPH.join(instructions) or None,
+        temperature=body.temperature,
+        max_output_tokens=body.max_output_tokens,
+    )
+
+
+def _refuse_unsupported(body: ResponseCreate) -> None:
+    if body.store is not False:
+        raise InvalidParameter(
+            "store", "Responses are not stored: send `store: false`.", _UNSUPPORTED
+        )
+    for name in _REFUSED:
+        if (body.model_extra or {}).get(name):
+            raise InvalidParameter(name, f"`{name}` is not supported.", _UNSUPPORTED)
+    if body.truncation not in {None, "disabled"}:
+        raise InvalidParameter(
+            "truncation", "Nothing is left out of the input: only `disabled` is supported.", _VALUE
+        )
+    form: Any = (body.text or {}).get("format") or {}
+    if not isinstance(form, dict) or cast("dict[str, Any]", form).get("type", "text") != "text":
+        raise InvalidParameter("text.format", "Only the format `text` is supported.", _UNSUPPORTED)
+
+
+def _read_input(body: ResponseCreate) -> tuple[list[str], list[PromptLine]]:
+    if isinstance(body.input, str):
+        return read_messages([("input", {"role": "user", "content": body.input})], "input")
+    messages: list[tuple[str, dict[str, Any]]] = []
+    for index, item in enumerate(body.input):
+        place = f"input[{index}]"
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append((place, item))
+        elif kind == "function_call":
+            _add_call(messages, item, place)
+        elif kind == "function_call_output":
+            result = {
+                "role": "tool",
+                "tool_call_id": item.get("call_id"),
+                "content": item.get("output"),
+            }
+            messages.append((place, result))
+        elif kind != "reasoning":  # which no model is shown again
+            raise InvalidParameter(
+                f"{place}.type",
+                "Items are of the type message, function_call, function_call_output or reasoning.",
+                _VALUE,
+            )
+    return read_messages(messages, "input")
+
+
+def _add_call(messages: list[tuple[str, dict[str, Any]]], item: dict[str, Any], place: str) -> None:
+    """Add a call to the answer that it is part of; a call behind another one joins it."""
+    function = {"name": item.get("name"), "arguments": item.get("arguments")}
+    call = {"id": item.get("call_id"), "type": "function", "function": function}
+    last = messages[-1][1] if messages else {}
+    if "tool_calls" in last and last.get("type") == "function_call":
+        last["tool_calls"].append(call)
+    elif last.get("role") == "assistant" and "tool_calls" not in last:
+        joined = {**last, "type": "function_call", "tool_calls": [call]}
+        messages[-1] = (messages[-1][0], joined)
+    else:
+        answer = {"role": "assistant", "type": "function_call", "tool_calls": [call]}
+        messages.append((place, answer))
+
+
+def _tool(tool: dict[str, Any], place: str) -> ToolDefinition:
+    if tool.get("type") != "function":
+        raise InvalidParameter(
+            f"{place}.type", "Only tools of the type `function` are supported.", _VALUE
+        )
+    return tool_definition(tool, place)

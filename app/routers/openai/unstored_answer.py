@@ -1,0 +1,184 @@
+"""What the endpoints of unstored turns share: start one, and give its answer in a dialect."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import anyio
+import orjson
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.errors import AppError
+from app.http.disconnection import unless_disconnected
+from app.http.frame_stream import FrameStream
+from app.http.idempotency import REPLAYED, request_key
+from app.http.openai_errors import InvalidParameter, error_body, mark_final
+from app.http.permissions import endpoint_policy
+from app.http.problems import problem_response
+from app.http.request_body import (
+    JSON_TYPE,
+    parse_json_body,
+    read_body,
+    require_announced_length,
+    require_media_type,
+)
+from app.routers.openai.chat_frames import PING
+from app.routers.openai.chat_request import agent_of
+from app.services.turns import LiveTurn, TurnEngine, TurnOptions, TurnRequest, follow_here
+from app.services.turns.errors import AnswerNotKept, InternalError, is_retryable
+from app.services.turns.events import (
+    TERMINAL,
+    EventValue,
+    OutputTextDelta,
+    ReasoningText,
+    ToolCallArguments,
+)
+
+Body = TypeVar("Body", bound=BaseModel)
+
+METHOD = "POST"
+BODY_BYTES = 16 << 20
+"""A whole conversation comes with each request."""
+_SILENCE_SECONDS = 10.0
+_NO_SESSION = UUID(int=0)
+_SHOWN = (OutputTextDelta, ReasoningText, ToolCallArguments)
+
+
+class Dialect(Protocol):
+    """Encodes one turn."""
+
+    def begin(self) -> bytes:
+        """Return the first frames of a stream."""
+        ...
+
+    def encode(self, values: list[EventValue]) -> bytes:
+        """Return the frames of events."""
+        ...
+
+    def complete(self, live: LiveTurn) -> bytes:
+        """Return the last frames of an answer that has ended."""
+        ...
+
+    def fail(self, error: dict[str, Any]) -> bytes:
+        """Return the last frames of an answer that broke off."""
+        ...
+
+    def whole(self, live: LiveTurn) -> dict[str, Any]:
+        """Return the answer as one object."""
+        ...
+
+
+async def start_turn(
+    scope: Scope,
+    receive: Receive,
+    path: str,
+    shape: type[Body],
+    read: Callable[[Body], TurnRequest],
+) -> tuple[Body, LiveTurn]:
+    """Check a request, and start the unstored turn that it asks for; return its body and turn.
+
+    `shape` has the field `model`. Raises what every endpoint of turns does, and `InvalidParameter`.
+    """
+    state: dict[str, Any] = scope["state"]
+    turns: TurnEngine = state["turns"]
+    caller = state["caller"]
+    endpoint_policy((METHOD,), path).check(caller)
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
+    require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), BODY_BYTES)
+    if b"x-session-id" in headers:
+        raise InvalidParameter(
+            "X-Session-Id", "This endpoint stores no conversation.", "unsupported_parameter"
+        )
+    content = await read_body(scope, receive, BODY_BYTES)
+    body = parse_json_body(content, shape)
+    model: str = getattr(body, "model")  # noqa: B009  # the shapes have no common base
+    options = TurnOptions(
+        key=request_key(caller, headers.get(b"idempotency-key"), path, content),
+        keeps_content=False,
+        agent=agent_of(model),
+        request=read(body),
+    )
+    live = await turns.start(caller, _NO_SESSION, "", None, options)
+    if not live.settled.is_set() and not turns.holds(live):
+        raise AnswerNotKept("Another server answers this request, and no answer is stored.")
+    return body, live
+
+
+def endpoint(respond: Callable[[Scope, Receive], Awaitable[Response]]) -> ASGIApp:
+    """Return the ASGI application of an endpoint; errors before the first byte have a status."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await respond(scope, receive)
+            await response(scope, receive, send)
+        except AppError as error:  # a stream raises it only before its first byte
+            response = problem_response(error, scope["state"]["request_id"])
+            await response(scope, receive, send)
+
+    return serve
+
+
+class UnstoredAnswer:
+    """One turn's answer, as one object or as a stream."""
+
+    def __init__(self, live: LiveTurn, dialect: Dialect) -> None:
+        self._live = live
+        self._dialect = dialect
+        live.client_count += 1
+
+    async def response(self, receive: Receive, *, is_stream: bool) -> Response:
+        """Return the answer; as a stream it is sent as the turn runs. Raises the turn's error."""
+        headers = {REPLAYED: "true"} if self._live.is_replayed else {}
+        if is_stream:
+            return FrameStream(self._frames(), self._encode_error, self._leave, headers)
+        try:
+            await unless_disconnected(receive, self._leave, self._live.settled.wait)
+        except anyio.get_cancelled_exc_class():
+            await self._leave()
+            raise
+        self._raise_error()
+        body = orjson.dumps(self._dialect.whole(self._live))
+        return Response(body, headers=headers, media_type=JSON_TYPE)
+
+    async def _leave(self) -> None:
+        """Cancel the turn where nobody waits for it any more: nothing of it could be asked for."""
+        self._live.client_count -= 1
+        if self._live.client_count <= 0 and not self._live.settled.is_set():
+            self._live.scope.cancel()
+
+    async def _frames(self) -> AsyncGenerator[bytes]:
+        """Yield the stream; raises the turn's error as long as nothing was yielded."""
+        has_begun = False
+        async with aclosing(follow_here(self._live, _SILENCE_SECONDS)) as batches:
+            async for values in batches:
+                is_over = bool(values) and values[-1].type in TERMINAL
+                if not has_begun:
+                    if values and not is_over and not any(isinstance(v, _SHOWN) for v in values):
+                        continue
+                    if is_over:
+                        self._raise_error()
+                    has_begun = True
+                    yield self._dialect.begin()
+                frames = self._dialect.encode(list(values)) if values else PING
+                if frames:
+                    yield frames
+        if not has_begun:
+            self._raise_error()
+        error = self._live.outcome.error if self._live.outcome else None
+        yield self._encode_error(error) if error else self._dialect.complete(self._live)
+
+    def _encode_error(self, error: AppError) -> bytes:
+        return self._dialect.fail(error_body(error))
+
+    def _raise_error(self) -> None:
+        outcome = self._live.outcome
+        if outcome is None:
+            raise InternalError("The server failed to answer; its log says why.")
+        if outcome.error:
+            if not is_retryable(outcome.error):
+                mark_final(outcome.error)
+            raise outcome.error.with_traceback(None)

@@ -1,0 +1,63 @@
+"""The body of `POST /v1/responses`, as OpenAI describes it; likewise unknown fields are ignored."""
+
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_MOST_ITEMS = 4000
+
+
+class ReasoningCreate(BaseModel):
+    """How much the model should think."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    effort: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] | None = None
+
+
+class ResponseCreate(BaseModel):
+    """A conversation to continue; `store` must be false."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(
+        min_length=1, max_length=300, description="An agent: `agent-<slug>`, its id, or its name."
+    )
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=_MOST_ITEMS)]
+    instructions: str | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    reasoning: ReasoningCreate | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    truncation: str | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Field(max_length=64)],
+                Annotated[str, Field(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: object) -> object:
+        """Take `null` as absent, as clients mean it."""
+        if not isinstance(body, dict):
+            return body
+        fields = cast("dict[str, Any]", body)
+        return {name: value for name, value in fields.items() if value is not None}
