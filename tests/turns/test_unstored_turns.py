@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -394,7 +395,7 @@ async def test_text_of_an_unstored_answer_is_in_no_table(
 async def test_agent_with_tools_of_its_own_takes_none_from_a_request(
     client: httpx2.AsyncClient, state: State, agent_id: str
 ) -> None:
-    tool = {
+    tool: dict[str, Any] = {
         "name": "look_up",
         "description": "Looks up.",
         "parameters": {"type": "object", "properties": {}},
