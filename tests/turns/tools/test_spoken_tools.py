@@ -56,7 +56,6 @@ async def test_words_before_a_call_are_said_while_it_runs(
     await tool_turns.give(agent_tools(pinned("act"), policy=policy))
     tool_turns.chat_model.script = [("Let me see.", ("act", "{}")), ("It is seven.",)]
     listener = Listener(tool_turns)
-    turn: dict[str, Any] = {}
     async with anyio.create_task_group() as group:
         group.start_soon(listener.run)
         await gate.arrived.wait()
@@ -128,6 +127,7 @@ async def test_barge_in_ends_the_running_call(
     await tool_turns.give(agent_tools(pinned("act", effect)))
     tool_turns.chat_model.script = [("Let me see.", ("act", "{}"))]
     listener = Listener(tool_turns)
+    turn: dict[str, Any] = {}
     async with anyio.create_task_group() as group:
         group.start_soon(listener.run)
         await gate.arrived.wait()
