@@ -2,8 +2,10 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +24,8 @@ from tests.conftest import client_of
 pytestmark = pytest.mark.anyio
 
 ATTACKERS = 12
-ATTACK_SECONDS = 2.0
+ROUNDS, ROUNDS_SECONDS = 10, 2.0
+"""Of two requests each, by the caller who must be served; fewer where they take so long."""
 MESSAGES = 2_000
 SCOPES = [
     f"{noun}:{right}"
@@ -33,6 +36,8 @@ SHARES = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
 """The tests in other processes take most of the machine."""
 MOSTLY_SECONDS, ALWAYS_SECONDS = 1.0 * SHARES, 5.0 * SHARES
 """Of nine requests in ten, and of every one."""
+ATTEMPTS = 3
+"""What only another process causes passes; a caller who is held up by the attack always is."""
 
 
 @dataclass
@@ -126,6 +131,10 @@ ATTACKS: list[Callable[[Attacker], Awaitable[None]]] = [
 ]
 
 
+LONG_ANSWERS = {read_a_long_history, export_a_session, export_everything}
+"""Nobody waits for the rest of these."""
+
+
 async def fill(database: Database, session_id: str) -> None:
     """Give the session a history of some megabytes."""
     words = "lorem ipsum dolor sit amet " * 80
@@ -149,10 +158,65 @@ async def fill(database: Database, session_id: str) -> None:
         await db.execute(insert(Message), rows)
 
 
+def seconds_without_a_core() -> float:
+    """Return how long this thread was kept from running by others; only Linux knows."""
+    path = Path("/proc/thread-self/schedstat")
+    return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
+
+
+def is_fair(seconds: list[float]) -> bool:
+    ordered = sorted(seconds)
+    return ordered[len(seconds) * 9 // 10] < MOSTLY_SECONDS and ordered[-1] < ALWAYS_SECONDS
+
+
 async def key_of(client: httpx2.AsyncClient, name: str) -> dict[str, str]:
     body = {"name": name, "scopes": SCOPES, "requests_per_minute": 0, "concurrent_turns": 0}
     made = await client.post("/keys", json=body)
     return {"Authorization": f"Bearer {made.json()['key']}"}
+
+
+async def seconds_to_serve(
+    client: httpx2.AsyncClient, headers: dict[str, str], session_id: str
+) -> list[float]:
+    """Return how long each request took of a caller who talks in a session of theirs.
+
+    What only a busy machine causes is not counted.
+    """
+    seconds: list[float] = []
+    end_at = time.monotonic() + ROUNDS_SECONDS
+    body = {"session_id": session_id, "content": "Hi"}
+    while len(seconds) < 2 * ROUNDS and (not seconds or time.monotonic() < end_at):
+        for request in (
+            client.build_request("GET", f"/sessions/{session_id}", headers=headers),
+            client.build_request("POST", "/messages/text", json=body, headers=headers),
+        ):
+            begun_at = time.monotonic() - seconds_without_a_core()
+            answer = await client.send(request)
+            seconds.append(time.monotonic() - seconds_without_a_core() - begun_at)
+            assert answer.status_code == 200, answer.text
+        await anyio.sleep(0.02)
+    return seconds
+
+
+@asynccontextmanager
+async def under_attack(
+    attack: Callable[[Attacker], Awaitable[None]], attacker: Attacker
+) -> AsyncGenerator[None]:
+    """Let the attack go on in several places at once until the block ends."""
+    is_over = anyio.Event()
+
+    async def go_on() -> None:
+        while not is_over.is_set():
+            await attack(attacker)
+            await anyio.sleep(0.001)  # as a network would; what runs in one process need not
+
+    async with anyio.create_task_group() as group:
+        for _ in range(ATTACKERS):
+            group.start_soon(go_on)
+        yield
+        is_over.set()
+        if attack in LONG_ANSWERS and attacker.statuses:
+            group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
@@ -166,40 +230,17 @@ async def test_one_caller_is_served_whatever_another_asks_for(
     attack: Callable[[Attacker], Awaitable[None]],
 ) -> None:
     await fill(database, session_id)
-    innocent = await key_of(client, "innocent")
-    own = (await client.post("/sessions", json={"agent_id": agent_id}, headers=innocent)).json()
-    seconds: list[float] = []
+    headers = await key_of(client, "innocent")
+    own = (await client.post("/sessions", json={"agent_id": agent_id}, headers=headers)).json()
 
     async with client_of(settings, state) as other:
         attacker = Attacker(other, await key_of(client, "attacker"), agent_id, session_id)
-        end_at = time.monotonic() + ATTACK_SECONDS
-
-        async def go_on() -> None:
-            while time.monotonic() < end_at:
-                await attack(attacker)
-                await anyio.sleep(0.001)  # as a network would; what runs in one process need not
-
-        async with anyio.create_task_group() as group:
-            for _ in range(ATTACKERS):
-                group.start_soon(go_on)
-            while time.monotonic() < end_at:
-                for request in (
-                    client.build_request("GET", f"/sessions/{own['id']}", headers=innocent),
-                    client.build_request(
-                        "POST",
-                        "/messages/text",
-                        json={"session_id": own["id"], "content": "Hi"},
-                        headers=innocent,
-                    ),
-                ):
-                    begun_at = time.monotonic()
-                    answer = await client.send(request)
-                    seconds.append(time.monotonic() - begun_at)
-                    assert answer.status_code == 200, answer.text
-                await anyio.sleep(0.02)
+        seconds = [ALWAYS_SECONDS]
+        for _ in range(ATTEMPTS):
+            if not is_fair(seconds):
+                async with under_attack(attack, attacker):
+                    seconds = await seconds_to_serve(client, headers, own["id"])
 
     assert attacker.statuses
     assert 500 not in attacker.statuses
-    seconds.sort()
-    assert seconds[len(seconds) * 9 // 10] < MOSTLY_SECONDS
-    assert seconds[-1] < ALWAYS_SECONDS
+    assert is_fair(seconds), seconds

@@ -49,7 +49,7 @@ async def client(provider: Provider) -> AsyncIterator[ProviderClient]:
 
 
 async def sound_of(speaker: Speaker) -> bytes:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         return b"".join([piece async for piece in speaker.speak(TEXT, voice="alloy")])
 
 

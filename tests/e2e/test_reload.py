@@ -1,6 +1,5 @@
 """SIGHUP to `serve --workers`: new settings, new workers, and no request that fails."""
 
-import os
 import signal
 import sys
 import threading
@@ -17,8 +16,9 @@ import pytest
 
 from tests.conftest import Postgres
 from tests.e2e.test_workers import Talk, one_client_each, talk_slowly, workers
+from tests.support.processes import send_signal
 from tests.support.provider import Provider
-from tests.support.server_process import ServerProcess, open_session
+from tests.support.server_process import COMMAND, ServerProcess, open_session
 
 pytestmark = [
     pytest.mark.postgres,
@@ -37,15 +37,18 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture
-def server(postgres: Postgres, provider: Provider, tmp_path: Path) -> Iterator[ServerProcess]:
+def server(
+    postgres: Postgres, postgres_template: str, provider: Provider, tmp_path: Path
+) -> Iterator[ServerProcess]:
     provider.reset()
     name = f"reload_{uuid4().hex[:12]}"
-    postgres.server.create_database(name)
+    postgres.server.create_database(name, postgres_template)
     (tmp_path / ".env").write_text(
         "WORKERS=2\nCHAT_MODEL=first-model\nLIMIT_REQUESTS_PER_MINUTE=0\n"
     )
     with ServerProcess(
         tmp_path,
+        command=COMMAND,
         DATABASE_URL=postgres.pooler.url(name),
         OPENAI_API_KEY="sk-planted-in-the-test",
         OPENAI_BASE_URL=provider.base_url,
@@ -175,7 +178,7 @@ def test_killed_worker_of_before_is_replaced_after_a_refused_reload(
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "The new start failed" in server.log(), server)
-    os.kill(max(before), signal.SIGKILL)
+    send_signal(max(before), signal.SIGKILL)
     wait_until(lambda: len(workers(server) - before) == 1, server)
 
     assert server.is_ready()

@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[ServerPr
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = f"schema_{uuid4().hex[:12]}"
-    postgres.server.create_database(name)
+    postgres.server.create_database(name, request.getfixturevalue("postgres_template"))
     with _server(tmp_path, postgres.pooler.url(name)) as server:
         yield server
     postgres.server.drop_database(name)

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Postgres
 from tests.support.processes import send_signal
 from tests.support.provider import Provider
-from tests.support.server_process import ServerProcess, open_session
+from tests.support.server_process import COMMAND, ServerProcess, open_session
 from tests.support.sse import Event, parse, text_of
 
 pytestmark = [
@@ -46,6 +46,7 @@ def server(postgres: Postgres, provider: Provider, tmp_path: Path) -> Iterator[S
     postgres.server.create_database(name)
     with ServerProcess(
         tmp_path,
+        command=COMMAND,
         WORKERS="2",
         DATABASE_URL=postgres.pooler.url(name),
         OPENAI_API_KEY="sk-planted-in-the-test",
@@ -233,7 +234,7 @@ def test_killed_worker_is_replaced_and_its_turn_is_finished_by_another(
 def test_workers_are_refused_with_a_sentence(
     tmp_path: Path, settings: dict[str, str], says: str
 ) -> None:
-    server = ServerProcess(tmp_path, WORKERS="2", **settings)
+    server = ServerProcess(tmp_path, command=COMMAND, WORKERS="2", **settings)
 
     assert server.launch().wait(300) > 0
     assert says in server.log()
@@ -244,6 +245,7 @@ def test_port_that_another_server_has_is_refused_with_a_sentence(tmp_path: Path)
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         server = ServerProcess(
             tmp_path,
+            command=COMMAND,
             WORKERS="2",
             DATABASE_URL="postgresql://u@127.0.0.1:1/db",
             OPENAI_API_KEY="k",

@@ -12,7 +12,7 @@ from tests.faults.load import load
 from tests.faults.recorder import Recorder, recorder, talk
 from tests.faults.report import Plan, Report, reporting
 from tests.faults.servers import START_SECONDS, Platform, Server, platform
-from tests.faults.warm import DIE_AT_COMMIT
+from tests.support.warm_server import DIE_AT_COMMIT
 
 CLIENTS = 20
 LONGEST_SECONDS = (0.15, 0.6, 0.6, 1.5)  # now and then there is time to get something done

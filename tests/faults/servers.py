@@ -1,10 +1,10 @@
 """Servers in processes of their own, on one database, before one provider."""
 
 import http.client
-import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator
@@ -17,17 +17,15 @@ import anyio
 import asyncpg
 from anyio.to_thread import run_sync
 
-from tests.faults import warm
 from tests.support import planted_secrets
 from tests.support.ports import free_port
 from tests.support.postgres import PgBouncer, PostgresServer
 from tests.support.processes import send_signal
 from tests.support.provider import Provider
 from tests.support.server_process import ROOT, START_SECONDS
+from tests.support.warm_server import WarmServer
 
 SCHEMA = "agent_platform"
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.warm"])
 
 
 class Server:
@@ -48,28 +46,30 @@ class Server:
             **planted_secrets.SETTINGS,
             **settings,
         }
-        self._process: Any = None
+        self._process: WarmServer | None = None
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._started().pid
+
+    def _started(self) -> WarmServer:
+        assert self._process is not None
+        return self._process
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
         self.launch()
         give_up_at = time.monotonic() + START_SECONDS
         while not self.is_ready():
-            assert self._process.is_alive(), self.log()[-3000:]
+            assert not self.has_ended(), self.log()[-3000:]
             assert time.monotonic() < give_up_at, self.log()[-3000:]
             time.sleep(0.01)
 
     def launch(self) -> None:
-        arguments = (self.environment, self.data_dir, self.log_path)
-        self._process = _context.Process(target=warm.serve, args=arguments, daemon=True)
-        self._process.start()
+        self._process = WarmServer(self.environment, self.data_dir, self.log_path)
 
     def has_ended(self) -> bool:
-        return not self._process.is_alive()
+        return self._started().poll() is not None
 
     def is_ready(self) -> bool:
         return self.status_of("/health/ready") == http.HTTPStatus.OK
@@ -88,7 +88,7 @@ class Server:
         """End it as a power cut does."""
         if self._process is not None:
             self._process.kill()
-            self._process.join(10)
+            self._process.wait(10)
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -96,8 +96,10 @@ class Server:
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit status, or `None` where it still runs."""
-        self._process.join(seconds)
-        return self._process.exitcode
+        try:
+            return self._started().wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

@@ -81,10 +81,12 @@ async def test_revoked_key_is_refused_within_a_second_on_every_server(
         for client in (world.client, other):
 
             async def is_refused(client: httpx2.AsyncClient = client) -> bool:
-                return (await client.get("/agents", headers=bearer(key))).is_client_error
+                asked_at = time.monotonic()
+                answer = await client.get("/agents", headers=bearer(key))
+                assert answer.is_client_error or asked_at - revoked_at < 1
+                return answer.is_client_error
 
             await until(is_refused)
-        assert time.monotonic() - revoked_at < 1
     await elsewhere.dispose()
     assert state["authenticator"].callers is not other_state["authenticator"].callers
 

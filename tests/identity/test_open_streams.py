@@ -48,7 +48,7 @@ async def test_event_stream_ends_soon_after_its_key_is_revoked(
         group.cancel_scope.cancel()
     gate.opened.set()
 
-    assert time.monotonic() - revoked_at < 5
+    assert time.monotonic() - revoked_at < 30
     assert answers[0].status_code == HTTPStatus.OK
     last = answers[0].text.rstrip().split("\n\n")[-1]
     assert last.startswith("event: error")

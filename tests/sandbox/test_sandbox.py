@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -23,6 +22,7 @@ from app.services.sandbox.sandbox import TOTAL_AT_ONCE, Sandbox
 from app.telemetry.gauges import add_worker_gauges
 from app.telemetry.metrics import Metrics
 from tests.support.application import AUDIO
+from tests.support.processes import send_signal
 from tests.support.waiting import until
 
 pytestmark = [
@@ -87,8 +87,7 @@ async def test_metrics_tell_of_the_worker_its_jobs_and_its_restarts() -> None:
     async with Sandbox([f"{JOBS}:warm_up"], LIMITS) as sandbox:
         await run(sandbox, "echo")
         assert sandbox.worker_pid
-        assert sandbox.worker_pid > 0
-        os.kill(sandbox.worker_pid, signal.SIGKILL)
+        send_signal(sandbox.worker_pid, signal.SIGKILL)
         await until(lambda: sandbox.restarts == 1)
         await run(sandbox, "echo")
         assert await gauge_of(sandbox, "worker_process_restarts") == {"uploads": 1}
@@ -227,7 +226,7 @@ async def test_a_killed_worker_is_started_again_and_its_jobs_are_run_once_more(
         for number in range(5):
             tasks.start_soon(ask, number)
         await anyio.wait_all_tasks_blocked()
-        os.kill(killed, signal.SIGKILL)
+        send_signal(killed, signal.SIGKILL)
 
     assert sorted(answers) == [b"%d" % number for number in range(5)]
     assert sandbox.worker_pid != killed
@@ -275,12 +274,11 @@ def test_a_sandbox_that_is_left_while_it_starts_leaves_no_process(ticks: int) ->
 async def test_a_cancelled_job_ends_at_once(sandbox: Sandbox) -> None:
     await run(sandbox, "echo")
     with anyio.move_on_after(0.2) as scope:
-        await run(sandbox, "wait", seconds=2)
+        await run(sandbox, "wait", seconds=100)
     assert scope.cancelled_caught
 
-    began = time.monotonic()
-    await run(sandbox, "echo")
-    assert time.monotonic() - began < 1.5
+    with anyio.fail_after(30):
+        await run(sandbox, "echo")
 
 
 async def test_the_worker_and_its_jobs_die_with_their_server() -> None:
@@ -308,7 +306,7 @@ asyncio.run(main())
 async def until_gone(pid: int) -> None:
     """Wait until no process has this id; a zombie has ended."""
     assert pid > 0
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             try:
                 stat = await anyio.Path(f"/proc/{pid}/stat").read_text()

@@ -17,6 +17,7 @@ import httpx2
 
 from tests.support import planted_secrets
 from tests.support.ports import free_port
+from tests.support.warm_server import WarmServer
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 35
@@ -24,6 +25,7 @@ STOP_SECONDS = 35
 START_SECONDS = 300
 """It only ends a test that fails: a start takes two seconds, or more where all cores are busy."""
 COMMAND = (sys.executable, "-m", "app.cli", "serve")
+"""How a user starts it. It imports everything first, which is most of the CPU of a start."""
 
 
 class ServerProcess:
@@ -31,8 +33,10 @@ class ServerProcess:
 
     _is_bare = False
 
-    def __init__(self, folder: Path, *, command: Sequence[str] = COMMAND, **settings: str) -> None:
-        """`command` is another way to start the server."""
+    def __init__(
+        self, folder: Path, *, command: Sequence[str] | None = None, **settings: str
+    ) -> None:
+        """`command` starts the server, instead of a process that has imported it already."""
         self._command = command
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -49,7 +53,7 @@ class ServerProcess:
             **({} if self._is_bare else {"DATA_DIR": str(folder), **planted_secrets.SETTINGS}),
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | WarmServer | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -68,18 +72,18 @@ class ServerProcess:
             planted_secrets.search(planted_secrets.Place.LOG, path.read_bytes(), path.name)
         planted_secrets.search_sqlite(self.data_dir)
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self) -> subprocess.Popen[bytes] | WarmServer:
         """Start the process without waiting for it."""
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-            )
-        finalize(self, _kill, self.process)
-        return self.process
+        if self._command is None:
+            process = WarmServer(self._environment, self.folder, self.log_path)
+        else:
+            with self.log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    self._command, env=self._environment, cwd=self.folder, stdout=log, stderr=log
+                )
+        finalize(self, _kill, process)
+        self.process = process
+        return process
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
@@ -122,16 +126,22 @@ class ServerProcess:
         return httpx2.Client(base_url=self.url, timeout=120, transport=transport)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes] | WarmServer) -> None:
     """End a process, if it still runs; also one that a test has forgotten."""
     process.kill()
     process.wait(60)
 
 
 class BareServerProcess(ServerProcess):
-    """Has nothing set but its port and these settings; its data is in `folder/data`."""
+    """A user's first start: nothing is set but its port and these settings.
+
+    Its data is in `folder/data`.
+    """
 
     _is_bare = True
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        super().__init__(folder, command=COMMAND, **settings)
 
 
 def open_session(client: httpx2.Client, **agent: object) -> str:

@@ -88,7 +88,7 @@ async def assert_nothing_stays_registered(engine: TurnEngine) -> None:
         ]
 
     with suppress(TimeoutError):
-        await until(lambda: not registered(), within_seconds=5)
+        await until(lambda: not registered())
     assert not registered(), f"the engine still has {registered()}"
 
 

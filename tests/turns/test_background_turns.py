@@ -112,7 +112,7 @@ async def test_waiting_ends_in_time_where_the_turn_does_not(
 
     turn = (await client.get(accepted.headers["location"], params={"wait_seconds": 0.3})).json()
 
-    assert 0.25 < time.monotonic() - begun_at < 10
+    assert 0.25 < time.monotonic() - begun_at < 50
     assert turn["status"] == "in_progress"
     gate.opened.set()
 
@@ -125,7 +125,7 @@ async def test_wrong_time_is_refused(client: httpx2.AsyncClient, wait_seconds: s
 
 
 async def test_nobody_waits_for_a_turn_that_is_not_theirs(client: httpx2.AsyncClient) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(50):  # less than it would wait for
         missing = await client.get(f"/turns/{uuid4()}", params={"wait_seconds": 60})
     assert missing.status_code == 404
 

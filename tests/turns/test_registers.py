@@ -65,7 +65,7 @@ async def test_queued_turn_that_another_server_runs_leaves_the_register_when_it_
         queued = await queue_behind_another_server(first, second, gate, session_id)
         gate.opened.set()
         if is_followed:
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 kinds = [
                     event.type.value
                     async for batch in subscribe(second, database, queued, 0)
@@ -204,7 +204,7 @@ async def test_live_row_of_a_server_that_does_not_run_it_is_taken_on(
     chat_model.while_thinking = None
     register_of(engine).pop(turn.record.id)  # as if the answer of its COMMIT was never read
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while await stored(database, turn) != (TurnStatus.COMPLETED, 2):
             await anyio.sleep(0.05)
     gate.opened.set()
@@ -272,12 +272,12 @@ async def test_one_failing_checkpoint_does_not_stop_those_of_other_turns(
     broken, *others = turns
     broken.log.unstored_events = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]  # a bug of ours
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while any(turn.log.unstored_events() for turn in others):
             await anyio.sleep(0.02)
     del broken.log.unstored_events
     gate.opened.set()
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         for turn in turns:
             await turn.settled.wait()
 
