@@ -143,7 +143,7 @@ async def test_full_workspace_refuses_whatever_stores_more(
     agent_id = (await client.post("/agents", json=prompt)).json()["id"]
     session_id = (await client.post("/sessions", json={"agent_id": agent_id})).json()["id"]
     await client.put(f"/agents/{agent_id}", json={"system_prompt": "z"})
-    tool = {
+    tool: dict[str, Any] = {
         "name": "t", "description": "d", "kind": "client",
         "parameters": {"type": "object", "properties": {}},
     }  # fmt: skip
