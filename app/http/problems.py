@@ -206,8 +206,8 @@ def invalid_request(faults: Sequence[Any], known: Sequence[str] = ()) -> Request
     more = len(fields) - 1
     others = f" ({more} more: see `errors`)" if more else ""
     # An unknown name is often why another is missing.
-    told = next((field for field in fields if field["type"] == "extra_forbidden"), fields[0])
-    error = RequestInvalid(f"{_sentence(told)}{others}")
+    first = next((field for field in fields if field["type"] == "extra_forbidden"), fields[0])
+    error = RequestInvalid(f"{_sentence(first)}{others}")
     error.extensions["errors"] = fields
     return error
 

@@ -130,6 +130,7 @@ async def test_written_answer_to_a_recording_is_never_cut_to_what_was_heard(
     gate = Gate()
     chat_model.answer, chat_model.before_finish = ANSWER, gate
     streamed: list[httpx2.Response] = []
+    cancelled: dict[str, Any] = {}
 
     async def stream() -> None:
         streamed.append(await hear(client, session_id, speech, EVENTS))

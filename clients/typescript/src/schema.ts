@@ -851,7 +851,8 @@ export interface paths {
          * Update Key
          * @description Change a key's name, scopes, limits or expiry, up to those of the key that asks for it.
          *
-         *     A key cannot outlive the key that made it; `"expires_at": null` is as long as that.
+         *     A key cannot outlive the key that made it; `"expires_at": null` is as long as that. Fields that
+         *     only the server changes are let through where they are as they were.
          */
         patch: operations["update_key"];
         trace?: never;
@@ -1798,6 +1799,8 @@ export interface components {
              * @description `null`: until it is revoked, or as long as its maker.
              */
             expires_at?: string | null;
+        } & {
+            [key: string]: unknown;
         };
         /**
          * KeyWithSecret
