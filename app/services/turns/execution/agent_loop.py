@@ -21,7 +21,12 @@ from app.services.ports import (
 )
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
-from app.services.turns.context.prompt import build_prompt, require_room
+from app.services.turns.context.prompt import (
+    ContextWindow,
+    build_prompt,
+    context_window,
+    require_room,
+)
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
@@ -85,7 +90,14 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
         await _ask(live, runtime, None, speech)
         return
     progress = live.progress
-    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
+
+    def missing() -> tuple[int, int]:
+        if live.record.reservation is None:
+            return 0, 0
+        window = context_window(live.record.persona, runtime.chat_model.context_tokens)
+        return _missing(live, runtime, _prompt(live, window))
+
+    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner, missing)
     if progress.steps:
         if speech and progress.text:
             speech.say(live.text)
@@ -138,15 +150,9 @@ async def _ask(
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
     window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
-    messages: Sequence[PromptLine] = build_prompt(
-        persona.system_prompt,
-        record.history,
-        context_tokens=window.context_tokens,
-        output_tokens=window.output_tokens,
-    )
+    messages = _prompt(live, window)
     may_call = agent_tools is not None and _may_call(live, runtime, agent_tools)
     if progress.steps:
-        messages = [*messages, *_lines_of_steps(live)]
         await _reserve(live, runtime, messages)
     request = ChatRequest(
         messages=messages,
@@ -163,6 +169,17 @@ async def _ask(
         if progress.finish_reason == FinishReason.TOOL_CALLS and agent_tools is None:
             raise ToolCallsUnsupported("The model asked for tool calls instead of answering.")
         raise UpstreamIncomplete("The AI provider's answer was empty.")
+
+
+def _prompt(live: LiveTurn, window: ContextWindow) -> Sequence[PromptLine]:
+    """Return what the model is shown next: the conversation, and this turn's steps so far."""
+    messages = build_prompt(
+        live.record.persona.system_prompt,
+        live.record.history,
+        context_tokens=window.context_tokens,
+        output_tokens=window.output_tokens,
+    )
+    return [*messages, *_lines_of_steps(live)] if live.progress.steps else messages
 
 
 async def _stream(
@@ -256,10 +273,16 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
         live.log.emit(ToolCallArguments(call.model_call_id, call.name, delta.arguments))
 
 
+def _missing(
+    live: LiveTurn, runtime: TurnRuntime, messages: Sequence[PromptLine]
+) -> tuple[int, int]:
+    return receipts.missing_reservation(live.record, live.progress, messages, runtime.tariff)
+
+
 async def _reserve(live: LiveTurn, runtime: TurnRuntime, messages: Sequence[PromptLine]) -> None:
     """Raise the turn's reservation to what the next answer may need. Raises `BudgetExhausted`."""
     record = live.record
-    tokens, nanos = receipts.missing_reservation(record, live.progress, messages, runtime.tariff)
+    tokens, nanos = _missing(live, runtime, messages)
     if record.reservation is None or not (tokens or nanos):
         return
 
