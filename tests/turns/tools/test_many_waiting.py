@@ -25,8 +25,8 @@ pytestmark = pytest.mark.anyio
 TURNS = int(os.environ.get("WAITING_TURNS", "60"))
 """10,000 in full."""
 _AT_ONCE = 20
-_BYTES_OF_A_TURN = 512
-"""Noise of the process for each turn; a live turn takes 20 KB."""
+_BYTES_OF_A_TURN = 1024
+"""What the test's own fixtures may keep of each."""
 
 
 async def sessions_of(database: Database, agent_id: str, count: int) -> list[UUID]:

@@ -133,9 +133,9 @@ async def test_barge_in_ends_the_running_call(
         await until(lambda: speaker.said)
         client, query = tool_turns.client, {"session_id": tool_turns.session_id}
         [running] = (await client.get("/turns", params=query)).json()
-        cancelled = await client.post(f"/turns/{running['id']}/cancel", json={"played_ms": 0})
+        await client.post(f"/turns/{running['id']}/cancel", json={"played_ms": 0})
 
-    turn = cancelled.json()
+    turn = await listener.turn()
     assert turn["status"] == "cancelled"
     expected = "unknown" if effect is Effect.ONCE else "cancelled"
     assert [part.get("status") for part in turn["message"]["parts"]] == [None, expected]
