@@ -52,8 +52,7 @@ class ServerSessions:
             self._request("PUT", f"/agents/{agent['id']}", {"model": then})
         if tool:
             made = self._post("/tools", tool)
-            changes: dict[str, Any] = {"tools": [{"tool_id": made["id"]}], "tool_policy": {}}
-            self._request("PUT", f"/agents/{agent['id']}", changes)
+            self._request("PUT", f"/agents/{agent['id']}", {"tools": [{"tool_id": made["id"]}]})
         forks = [self._post(f"/sessions/{original['id']}/fork", {})["id"] for _ in range(count)]
         self._connection.close()
         return forks

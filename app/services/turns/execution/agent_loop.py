@@ -100,7 +100,14 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
             _check_callers_calls(live)
         return
     progress = live.progress
-    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
+
+    def missing() -> tuple[int, int]:
+        if live.record.reservation is None:
+            return 0, 0
+        window = context_window(live.record.persona, runtime.chat_model.context_tokens)
+        return _missing(live, runtime, _prompt(live, runtime, window))
+
+    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner, missing)
     if progress.steps:
         if speech and progress.text:
             speech.say(live.text)
@@ -143,23 +150,6 @@ async def _run_calls(
         timer.cancel()
 
 
-async def _prompt_of_session(
-    live: LiveTurn, runtime: TurnRuntime, window: ContextWindow
-) -> list[PromptLine]:
-    """Return the system prompt and what the session's context window shows of its messages."""
-    record, progress, system_prompt = live.record, live.progress, live.record.persona.system_prompt
-    if runtime.compaction is None:
-        return build_prompt(
-            system_prompt,
-            record.history,
-            context_tokens=window.context_tokens,
-            output_tokens=window.output_tokens,
-        )
-    if progress.summary is None:
-        progress.summary = await runtime.compaction.summary(live, window)
-    return build_compacted_prompt(system_prompt, record.history, window, progress.summary)
-
-
 async def _ask(
     live: LiveTurn,
     runtime: TurnRuntime,
@@ -170,16 +160,15 @@ async def _ask(
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
     own = record.request if not record.keeps_content else None
-    messages: Sequence[PromptLine]
     if own:
         window = context_window(persona, chat_model.context_tokens)
-        messages = build_given_prompt(persona.system_prompt, own.prompt or ())
     else:
         window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
-        messages = await _prompt_of_session(live, runtime, window)
+        if runtime.compaction and progress.summary is None:
+            progress.summary = await runtime.compaction.summary(live, window)
+    messages = _prompt(live, runtime, window)
     may_call = agent_tools is not None and _may_call(live, runtime, agent_tools)
     if progress.steps:
-        messages = [*messages, *_lines_of_steps(live)]
         await _reserve(live, runtime, messages)
     request = ChatRequest(
         messages=messages,
@@ -198,6 +187,26 @@ async def _ask(
         if progress.finish_reason == FinishReason.TOOL_CALLS and not request.tools:
             raise ToolCallsUnsupported("The model asked for tool calls instead of answering.")
         raise UpstreamIncomplete("The AI provider's answer was empty.")
+
+
+def _prompt(live: LiveTurn, runtime: TurnRuntime, window: ContextWindow) -> Sequence[PromptLine]:
+    """Return what the model is shown next: the conversation, and this turn's steps so far."""
+    record, progress, system_prompt = live.record, live.progress, live.record.persona.system_prompt
+    messages: Sequence[PromptLine]
+    if record.request and not record.keeps_content:
+        messages = build_given_prompt(system_prompt, record.request.prompt or ())
+    elif runtime.compaction:
+        messages = build_compacted_prompt(
+            system_prompt, record.history, window, progress.summary or ""
+        )
+    else:
+        messages = build_prompt(
+            system_prompt,
+            record.history,
+            context_tokens=window.context_tokens,
+            output_tokens=window.output_tokens,
+        )
+    return [*messages, *_lines_of_steps(live)] if progress.steps else messages
 
 
 async def _stream(
@@ -319,10 +328,16 @@ def _call_id(live: LiveTurn, delta: ToolCallDelta) -> str:
     return f"call_{new_id().hex[-24:]}" if is_callers or not given else given
 
 
+def _missing(
+    live: LiveTurn, runtime: TurnRuntime, messages: Sequence[PromptLine]
+) -> tuple[int, int]:
+    return receipts.missing_reservation(live.record, live.progress, messages, runtime.tariff)
+
+
 async def _reserve(live: LiveTurn, runtime: TurnRuntime, messages: Sequence[PromptLine]) -> None:
     """Raise the turn's reservation to what the next answer may need. Raises `BudgetExhausted`."""
     record = live.record
-    tokens, nanos = receipts.missing_reservation(record, live.progress, messages, runtime.tariff)
+    tokens, nanos = _missing(live, runtime, messages)
     if record.reservation is None or not (tokens or nanos):
         return
 

@@ -1,12 +1,13 @@
 """Run the tool calls of one step: each is checked, written down, run and stored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import anyio
 import orjson
 
 from app.core.database import Database
+from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
 from app.models import CallStatus, utc_now
 from app.services.ports import PromptMessage
@@ -36,6 +37,8 @@ from app.services.turns.execution.live_turn import LiveTurn, required_action
 from app.services.turns.parts import ToolCallPart, decode_parts, has_calls
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
+from app.services.usage import Reservation
+from app.services.usage.errors import BudgetExhausted
 
 _PREVIEW_BYTES = 2048
 _BEGINS_OF_IDEMPOTENT = 3
@@ -60,12 +63,19 @@ class StepCalls:
     """Runs the calls of the newest step of one turn."""
 
     def __init__(
-        self, live: LiveTurn, agent_tools: AgentTools, database: Database, runner: ToolRunner | None
+        self,
+        live: LiveTurn,
+        agent_tools: AgentTools,
+        database: Database,
+        runner: ToolRunner | None,
+        missing: Callable[[], tuple[int, int]],
     ) -> None:
+        """`missing` returns the tokens and nano-dollars to reserve for the next answer."""
         self._live = live
         self._agent_tools = agent_tools
         self._database = database
         self._runner = runner
+        self._missing = missing
 
     async def check(self, step: Step, money_left: int | None) -> None:
         """Decide for each new call whether it may run, waits for somebody, or is wrong.
@@ -118,7 +128,7 @@ class StepCalls:
         if any(call.is_waiting for call in step.calls):
             raise ActionsPending
         if not step.is_stored:
-            await self._store_step(step)
+            await self._store_step_and_reserve(step)
 
     async def _run_together(self, step: Step, runnable: Sequence[Call]) -> None:
         """Run calls side by side; those with the effect `once` one after the other, in order."""
@@ -322,6 +332,25 @@ class StepCalls:
     async def _store_calls(self, calls: Sequence[Call]) -> None:
         if self._live.record.keeps_content:
             await self._database.run_repeatable(ledger.store_calls, self._live.record, calls)
+
+    async def _store_step_and_reserve(self, step: Step) -> None:
+        """Store a step of `read` calls with their results; reserve for the next answer with it."""
+        tokens, nanos = self._missing()
+        record = self._live.record
+
+        def script() -> TransactionScript[Reservation]:
+            yield from ledger.store_step(record, step)
+            return (yield from ledger.raise_reservation(record, tokens, nanos))
+
+        if tokens or nanos:
+            try:
+                self._live.set_reservation(await self._database.run(script))
+            except BudgetExhausted:  # is raised again before the next answer
+                pass
+            else:
+                step.is_stored = True
+                return
+        await self._store_step(step)
 
     async def _store_call(self, step: Step, call: Call) -> None:
         if step.is_stored:
