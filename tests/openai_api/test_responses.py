@@ -64,9 +64,9 @@ async def test_items_become_the_prompt(
     said = {"type": "message", "role": "assistant", "id": "msg_1", "content": [
         {"type": "output_text", "text": "Let me see."},
     ]}  # fmt: skip
-    thought = {"type": "reasoning", "id": "rs_1", "summary": []}
+    thought: dict[str, Any] = {"type": "reasoning", "id": "rs_1", "summary": []}
     second = {**CALL, "call_id": "c2"}
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "developer", "content": "Be kind."},
         {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
         thought,

@@ -15,7 +15,7 @@ from app.services.turns.events import (
 from app.services.turns.records import Usage
 
 HEAD = ResponseHead("ab" * 16, {"id": "resp_1", "object": "response", "model": "agent-ada"})
-TEXT = {"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}
+TEXT: dict[str, Any] = {"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}
 ERROR = {"error": {"message": "It broke.", "type": "server_error", "param": None, "code": "x"}}
 
 
