@@ -46,7 +46,7 @@ class Case:
         return statistics.median(self.cpu_ms)
 
 
-async def _alternate(cases: Sequence[Case]) -> None:
+async def alternate(cases: Sequence[Case]) -> None:
     """Send a block of each case's requests in turn; the first blocks are the warm-up."""
     connections = [await ClientConnection.open(case.server.port) for case in cases]
     sources = [cycle(case.requests) for case in cases]
@@ -96,9 +96,9 @@ def history(site: Site) -> Cells:
             kinds = {count: _kinds(ids, count) for count, ids in filled.items()}
             for kind in kinds[_HISTORIES[0]]:
                 cases = {count: Case(server, kinds[count][kind]) for count in _HISTORIES}
-                run(_alternate(list(cases.values())))
+                run(alternate(list(cases.values())))
                 labelled = {f"{count:,}": case for count, case in cases.items()}
-                cells += _compare(name, kind, labelled, _is_flat)
+                cells += compare(name, kind, labelled, _is_flat)
             # Each session is used once, so that its history is loaded and not cached.
             count = (_BLOCKS + 1) * _BLOCK
             first = {
@@ -107,8 +107,8 @@ def history(site: Site) -> Cells:
                 )
                 for messages in _LOADED
             }
-            run(_alternate(list(first.values())))
-            cells += _compare(name, "first text turn of a session", first, _is_flat)
+            run(alternate(list(first.values())))
+            cells += compare(name, "first text turn of a session", first, _is_flat)
     return cells
 
 
@@ -127,18 +127,19 @@ def large(site: Site) -> Cells:
                 kinds[size] = _kinds(ids[:: max(1, sessions // 200)], _LARGE_MESSAGES)
             for kind in kinds["small"]:
                 cases = {size: Case(servers[size], kinds[size][kind]) for size in servers}
-                run(_alternate(list(cases.values())))
-                cells += _compare(name, kind, cases, _is_quick, share=0.95)
+                run(alternate(list(cases.values())))
+                cells += compare(name, kind, cases, _is_quick, share=0.95)
     return cells
 
 
-def _compare(
+def compare(
     database: str,
     kind: str,
     cases: Mapping[str, Case],
     is_within_limit: Callable[[float, float], bool],
     share: float = 0.5,
 ) -> Cells:
+    """Return a row for each case, compared with the first one."""
     first = next(iter(cases.values()))
     cells: Cells = []
     for label, case in cases.items():

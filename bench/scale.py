@@ -2,8 +2,9 @@
 
 Parts: `first-token`, `history` (sessions of 10 to 100,000 messages), `large` (a million messages),
 `streams` (2,000 at once), `followers` (5,000 clients of waiting turns), `processes` (one process,
-two workers, two servers), `storage` (bytes and WAL per turn), and `tools` (the own share of a step
-with a tool). Linux only; it needs PostgreSQL's executables. Each part takes at most a few minutes.
+two workers, two servers), `storage` (bytes and WAL per turn), `tools` (the own share of a step with
+a tool), and `dialects` (of other APIs). Linux only; it needs PostgreSQL's executables. Each part
+takes at most a few minutes.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from bench import capacity, crowd, growth, storage, tools
+from bench import capacity, crowd, dialects, growth, storage, tools
 from bench.load import quantile
 from bench.processes import Server
 from bench.report import table
@@ -110,6 +111,7 @@ _PARTS: dict[str, Callable[[Site], Cells]] = {
     "processes": capacity.processes,
     "storage": storage.storage,
     "tools": tools.step,
+    "dialects": dialects.dialects,
 }
 
 

@@ -79,7 +79,8 @@ async def test_openapi_names_every_status_one_by_one(client: httpx2.AsyncClient)
             if path not in PUBLIC_PATHS:
                 assert {"401", "403", "404", "429", "503"} <= named, (method, path)
             if "requestBody" in operation:
-                assert {"400", "408", "413", "415", "422"} <= named, (method, path)
+                invalid = "400" if path.startswith("/v1/") else "422"
+                assert {"400", "408", "413", "415", invalid} <= named, (method, path)
     for status in ("409", "502", "504"):
         assert status in paths["/messages/text"]["post"]["responses"]
 
@@ -133,12 +134,15 @@ async def test_openapi_describes_problems_pages_and_who_needs_no_key(
 ) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
 
-    problem = {"$ref": "#/components/schemas/Problem"}
+    schemas = "#/components/schemas"
+    problem = {"application/problem+json": {"schema": {"$ref": f"{schemas}/Problem"}}}
+    openai_error = {"application/json": {"schema": {"$ref": f"{schemas}/OpenAIError"}}}
     for path, operations in paths.items():
         for operation in operations.values():
             assert (operation.get("security") == []) == (path in PUBLIC_PATHS)
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
-                    assert response["content"] == {"application/problem+json": {"schema": problem}}
+                    expected = openai_error if path.startswith("/v1/") else problem
+                    assert response["content"] == expected
                 assert ("Retry-After" in response.get("headers", {})) == (status in {"429", "503"})
     assert "Link" in paths["/sessions"]["get"]["responses"]["200"]["headers"]

@@ -1,5 +1,6 @@
 """The official Python SDK against a real server: what its users do, and what can go wrong."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -8,6 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from openai.types.responses import EasyInputMessageParam, FunctionToolParam
 
 from tests.openai_api.conftest import add_agent, server_of
 from tests.support.provider import Fault, Provider
@@ -268,8 +270,62 @@ def test_stopped_server_lets_an_answer_end(tmp_path: Path, provider: Provider) -
             stream = client.chat.completions.create(model="agent-ada", messages=[HI], stream=True)
             first = next(iter(stream))
             assert server.process
-            server.process.terminate()
+            server.process.send_signal(signal.SIGTERM)
             rest = "".join(each.choices[0].delta.content or "" for each in stream)
 
     assert first.choices[0].delta.role == "assistant"
     assert rest == provider.chat.text
+
+
+def test_response_that_is_not_stored(client: OpenAI) -> None:
+    answer = client.responses.create(model="agent-ada", input="Hi", store=False)
+    with client.responses.stream(model="agent-ada", input="Hi", store=False) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_response()
+
+    said = "Hello! How can I help you today?"
+    assert (answer.output_text, streamed.output_text) == (said, said)
+    assert answer.usage
+    assert answer.usage.input_tokens > 0
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == "response.completed"
+
+
+def test_calls_and_their_outputs_in_responses(client: OpenAI, provider: Provider) -> None:
+    provider.chat.calls = [("weather", '{"city": "Bern"}')]
+    tool: FunctionToolParam = {
+        "type": "function",
+        "name": "weather",
+        "parameters": {"type": "object"},
+        "strict": False,
+    }
+    question: EasyInputMessageParam = {"role": "user", "content": "Weather?"}
+
+    asked = client.responses.create(model="agent-ada", input=[question], tools=[tool], store=False)
+    (call,) = asked.output
+    assert call.type == "function_call"
+    answer = client.responses.create(
+        model="agent-ada",
+        input=[
+            question,
+            {
+                "type": "function_call",
+                "call_id": call.call_id,
+                "name": call.name,
+                "arguments": call.arguments,
+            },
+            {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny"},
+        ],
+        tools=[tool],
+        store=False,
+    )
+
+    assert call.arguments == '{"city": "Bern"}'
+    assert answer.output_text == "Hello! How can I help you today?"
+
+
+def test_response_that_would_be_stored_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="agent-ada", input="Hi")
+
+    assert (refused.value.param, refused.value.code) == ("store", "unsupported_parameter")

@@ -71,7 +71,17 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
     mine = {"workspace_id": DEFAULT_WORKSPACE_ID, "created_at": now}
     agents = [new_id() for _ in range(SESSIONS)]
     persona = {"name": "Ada", "system_prompt": "Be brief.", "version": 1}
-    rows[Agent] = [{**mine, **persona, "id": each, "updated_at": now} for each in agents]
+    rows[Agent] = [
+        {
+            **mine,
+            **persona,
+            "id": each,
+            "updated_at": now,
+            "name": f"Ada {number}",
+            "slug": f"ada-{number}",
+        }
+        for number, each in enumerate(agents)
+    ]
     rows[AgentVersion] = [{**mine, **persona, "agent_id": each} for each in agents]
     rows.update(_tools(mine))
     for model in (

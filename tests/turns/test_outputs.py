@@ -135,7 +135,6 @@ async def test_written_answer_to_a_recording_is_never_cut_to_what_was_heard(
     async def stream() -> None:
         streamed.append(await hear(client, session_id, speech, EVENTS))
 
-    cancelled: dict[str, Any] = {}
     async with anyio.create_task_group() as group:
         group.start_soon(stream)
         await gate.arrived.wait()

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
 from uuid import UUID
 
 import anyio
@@ -32,7 +31,6 @@ from app.services.turns import LiveTurn, RequestKey, TurnEngine, TurnOptions
 from app.services.turns.errors import (
     AnswerNotKept,
     MessageTooLong,
-    ToolsNotTaken,
     TurnCancellation,
     TurnInterrupted,
 )
@@ -390,26 +388,3 @@ async def test_text_of_an_unstored_answer_is_in_no_table(
     assert live.outcome
     assert live.outcome.parts in (None, [TextPart(chat_model.answer)])
     assert await counts(database, TurnEventBatch, Message) == [0, 0]
-
-
-async def test_agent_with_tools_of_its_own_takes_none_from_a_request(
-    client: httpx2.AsyncClient, state: State, agent_id: str
-) -> None:
-    tool: dict[str, Any] = {
-        "name": "look_up",
-        "description": "Looks up.",
-        "parameters": {"type": "object", "properties": {}},
-        "http": {"method": "GET", "url": "https://example.com/"},
-        "effect": "read",
-    }
-    made = await client.post("/tools", json=tool)
-    assert made.status_code == 201, made.text
-    pins = {"tools": [{"tool_id": made.json()["id"]}]}
-    changed = await client.put(f"/agents/{agent_id}", json=pins)
-    assert changed.status_code == 200, changed.text
-
-    with pytest.raises(ToolsNotTaken):
-        await start(state["turns"], asking(agent_id, "Hi", tools=(WEATHER,)))
-    live = await start(state["turns"], asking(agent_id, "Hi"))
-
-    assert (await state["turns"].result(live)).content == "Hello there!"

@@ -68,12 +68,7 @@ def _read_input(body: ResponseCreate) -> tuple[list[str], list[PromptLine]]:
         elif kind == "function_call":
             _add_call(messages, item, place)
         elif kind == "function_call_output":
-            result = {
-                "role": "tool",
-                "tool_call_id": item.get("call_id"),
-                "content": item.get("output"),
-            }
-            messages.append((place, result))
+            messages.append((place, _result(item, place, messages)))
         elif kind != "reasoning":  # which no model is shown again
             raise InvalidParameter(
                 f"{place}.type",
@@ -83,8 +78,23 @@ def _read_input(body: ResponseCreate) -> tuple[list[str], list[PromptLine]]:
     return read_messages(messages, "input")
 
 
+def _result(
+    item: dict[str, Any], place: str, messages: list[tuple[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the output of a call as a message; the call must be among the items before it."""
+    calls = [call for _, message in messages for call in message.get("tool_calls", ())]
+    if item.get("call_id") not in {call["id"] for call in calls}:
+        raise InvalidParameter(f"{place}.call_id", "It must be the id of a call before it.")
+    if item.get("output") is None:
+        raise InvalidParameter(f"{place}.output", "It is missing.", "missing_required_parameter")
+    return {"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]}
+
+
 def _add_call(messages: list[tuple[str, dict[str, Any]]], item: dict[str, Any], place: str) -> None:
     """Add a call to the answer that it is part of; a call behind another one joins it."""
+    for name in ("call_id", "name", "arguments"):
+        if not isinstance(item.get(name), str):
+            raise InvalidParameter(f"{place}.{name}", "It must be a string.")
     function = {"name": item.get("name"), "arguments": item.get("arguments")}
     call = {"id": item.get("call_id"), "type": "function", "function": function}
     last = messages[-1][1] if messages else {}

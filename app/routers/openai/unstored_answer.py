@@ -40,7 +40,7 @@ from app.services.turns.events import (
 Body = TypeVar("Body", bound=BaseModel)
 
 METHOD = "POST"
-BODY_BYTES = 16 << 20
+BODY_BYTES = 8 << 20
 """A whole conversation comes with each request."""
 _SILENCE_SECONDS = 10.0
 _NO_SESSION = UUID(int=0)

@@ -181,6 +181,10 @@ class ProviderState(TypedDict, total=False):
     shutdown_date: Required[str | None]
 
 
+class ReasoningCreate(TypedDict, total=False):
+    effort: str | None
+
+
 class RecordingRead(TypedDict, total=False):
     format: Required[str]
     duration_seconds: Required[float]
@@ -201,6 +205,29 @@ class ResolutionRead(TypedDict, total=False):
     by: Required[str]
     at: Required[str]
     reason: Required[str | None]
+
+
+class ResponseCreate(TypedDict, total=False):
+    model: Required[str]
+    input: Required[str | list[dict[str, Any]]]
+    instructions: str | None
+    store: bool | None
+    stream: bool | None
+    temperature: float | None
+    top_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    max_output_tokens: int | None
+    reasoning: ReasoningCreate | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    text: dict[str, Any] | None
+    truncation: str | None
+    metadata: dict[str, str] | None
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
 
 
 Role: TypeAlias = Literal['system', 'user', 'assistant']

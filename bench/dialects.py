@@ -1,0 +1,56 @@
+"""The cost of other dialects, compared with native turns of as long a conversation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from bench.growth import Case, alternate, compare
+from bench.sessions import ServerSessions
+from bench.site import DATABASES, Site
+from bench.wire import post, run, text_turn
+
+Cells = list[list[str]]
+
+_SESSIONS, _LIMIT = 40, 1.3
+_QUESTION = "Tell me a little more about it, and then say what came of it."
+_MESSAGES = [
+    {"role": ("user", "assistant")[number % 2], "content": _QUESTION} for number in range(21)
+]
+
+
+def dialects(site: Site) -> Cells:
+    """CPU-ms and p50 of chat completions and responses, compared with native turns.
+
+    Each has 20 messages before it: natively they are in the session, otherwise in the request.
+    """
+    cells = [["database", "turn", "dialect", "CPU-ms", "x", "p50 ms", "x", f"<= {_LIMIT}"]]
+    for name in DATABASES:
+        with site.server(site.place(name)) as server:
+            ids = ServerSessions(server.port).make("tokens-20", _SESSIONS)
+            for kind, streams in (("text turn", False), ("stream, 20 tokens at once", True)):
+                cases = {
+                    "native": Case(server, [text_turn(each, streams=streams) for each in ids]),
+                    "chat completions": Case(server, _chat(streams=streams)),
+                    "responses": Case(server, _response(streams=streams)),
+                }
+                run(alternate(list(cases.values())))
+                cells += compare(name, kind, cases, _is_cheap)
+    return cells
+
+
+def _chat(*, streams: bool) -> Sequence[bytes]:
+    return [_request("/v1/chat/completions", {"messages": _MESSAGES, "stream": streams})]
+
+
+def _response(*, streams: bool) -> Sequence[bytes]:
+    body = {"input": _MESSAGES, "stream": streams, "store": False}
+    return [_request("/v1/responses", body)]
+
+
+def _request(path: str, body: dict[str, Any]) -> bytes:
+    return post(path, orjson.dumps({"model": "agent-ada"} | body))
+
+
+def _is_cheap(cpu_ratio: float, _time_ratio: float) -> bool:
+    return cpu_ratio <= _LIMIT
