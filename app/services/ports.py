@@ -180,6 +180,17 @@ class ToolDefinition:
 
 
 @value_object(frozen=True, slots=True)
+class ResponseFormat:
+    """The answer is one JSON value that a schema allows; whoever asks validates it."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """JSON Schema (2020-12), an object at its top."""
+    is_strict: bool = False
+    """True where the schema has the shape in which a provider can enforce it."""
+
+
+@value_object(frozen=True, slots=True)
 class ChatRequest:
     """A prompt with its generation parameters. `None` means the provider's default."""
 
@@ -192,6 +203,8 @@ class ChatRequest:
     """The tools of the agent, in the order in which the model is told of them."""
     may_call_tools: bool = True
     """False where the model must answer without calling one of `tools`."""
+    response_format: ResponseFormat | None = None
+    """`None` for an answer in plain text."""
 
     @property
     def has_calls(self) -> bool:

@@ -21,10 +21,12 @@ from app.services.ports import (
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
 from app.services.turns.context.prompt import build_prompt, require_room
+from app.services.turns.context.spoken_text import spoken_text
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
+from app.services.turns.execution.typed_answers import TypedAnswer, typed_answer
 from app.services.turns.parts import PARAGRAPH, step_lines
 from app.services.turns.records import Usage
 from app.services.turns.steps import Call
@@ -56,12 +58,41 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     """Stream the model's answer into `live`, and run the tools that it calls.
 
     `on_delta` is called with each piece of text. Raises `ActionsPending` where the turn waits for
-    somebody; `ProviderError`, `MessageTooLong`, `BudgetExhausted`, `UnknownToolOutcome`.
+    somebody; `ProviderError`, `MessageTooLong`, `BudgetExhausted`, `UnknownToolOutcome`,
+    `OutputInvalid`.
     """
-    agent_tools = live.record.persona.tools
-    if agent_tools is None:
+    agent_tools, typed = live.record.persona.tools, typed_answer(live)
+    if typed:  # an answer is spoken once it is known to be valid
+        await _answer_typed(live, runtime, agent_tools, typed)
+        if on_delta:
+            on_delta(spoken_text(live.record, live.progress.output_text or "") or "")
+    elif agent_tools:
+        await _answer_with_tools(live, runtime, agent_tools, on_delta)
+    else:
         await _ask(live, runtime, None, on_delta)
-        return
+
+
+async def _answer_typed(
+    live: LiveTurn, runtime: TurnRuntime, agent_tools: AgentTools | None, typed: TypedAnswer
+) -> None:
+    """Let the model answer with JSON that the schema allows. Raises `OutputInvalid`."""
+    if agent_tools:
+        await _answer_with_tools(live, runtime, agent_tools, None, typed)
+    else:
+        await _ask(live, runtime, None, None, typed)
+    while not typed.take():
+        typed.reject()
+        await _ask(live, runtime, agent_tools, None, typed)
+
+
+async def _answer_with_tools(
+    live: LiveTurn,
+    runtime: TurnRuntime,
+    agent_tools: AgentTools,
+    on_delta: OnDelta | None,
+    typed: TypedAnswer | None = None,
+) -> None:
+    """Ask the model and run its calls until it answers without one."""
     progress = live.progress
     calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
     if progress.steps:
@@ -71,7 +102,7 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     while True:
         if progress.steps:
             live.log.emit(StepStarted(len(progress.steps) + 1))
-        await _ask(live, runtime, agent_tools, on_delta)
+        await _ask(live, runtime, agent_tools, on_delta, typed)
         if not progress.calls:
             return
         step = receipts.close_step(progress)
@@ -84,20 +115,25 @@ async def _ask(
     runtime: TurnRuntime,
     agent_tools: AgentTools | None,
     on_delta: OnDelta | None,
+    typed: TypedAnswer | None = None,
 ) -> None:
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
-    window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
+    schema_text = typed.schema_text if typed else ""
+    window = require_room(
+        persona, chat_model.context_tokens, record.history[-1].content, schema_text
+    )
     messages: Sequence[PromptLine] = build_prompt(
         persona.system_prompt,
         record.history,
-        context_tokens=window.context_tokens,
+        context_tokens=window.context_tokens - (typed.prompt_tokens if typed else 0),
         output_tokens=window.output_tokens,
     )
-    may_call = agent_tools is not None and _may_call(live, agent_tools)
-    if progress.steps:
-        messages = [*messages, *_lines_of_steps(live)]
+    correction = typed.correction if typed else ()
+    may_call = agent_tools is not None and not correction and _may_call(live, agent_tools)
+    if progress.steps or correction:
+        messages = [*messages, *_lines_of_steps(live), *correction]
         await _reserve(live, runtime, messages)
     request = ChatRequest(
         messages=messages,
@@ -106,6 +142,7 @@ async def _ask(
         max_output_tokens=window.output_tokens,
         tools=agent_tools.definitions if agent_tools else (),
         may_call_tools=may_call,
+        response_format=typed.response_format if typed else None,
     )
     progress.prompt, progress.model = messages, persona.model
     progress.output_tokens_limit = window.output_tokens

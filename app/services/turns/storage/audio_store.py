@@ -27,6 +27,7 @@ from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import StoredRecording, utc_now
 from app.services.ports import AudioFormat, Recording
 from app.services.turns.context.heard_text import heard_text
+from app.services.turns.context.spoken_text import spoken_text
 from app.services.turns.errors import turn_lost
 from app.services.turns.records import TurnRecord
 from app.services.turns.storage.tables import (
@@ -230,8 +231,9 @@ def truncate_to_heard(record: TurnRecord, played_ms: int) -> TransactionScript[N
 def _heard_text_stmts(
     record: TurnRecord, content: str, pieces: Sequence[SpokenPiece], played_ms: int
 ) -> Statement:
-    content_until_then = heard_text(content, pieces, played_ms)
-    return _UPDATE_HEARD(**_answer_key(record), heard_content=content_until_then)
+    spoken = spoken_text(record, content)
+    heard = "" if spoken is None else heard_text(spoken, pieces, played_ms)
+    return _UPDATE_HEARD(**_answer_key(record), heard_content=heard)
 
 
 def _turn_key(record: TurnRecord) -> dict[str, UUID]:

@@ -200,6 +200,14 @@ class ResolutionRead(TypedDict, total=False):
     reason: Required[str | None]
 
 
+class ResponseFormatFields(TypedDict, total=False):
+    type: Required[Literal['json_schema']]
+    name: Required[str]
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+    speak: str | None
+
+
 Role: TypeAlias = Literal['system', 'user', 'assistant']
 
 
@@ -311,6 +319,7 @@ class TextMessageCreate(TypedDict, total=False):
     on_busy: BusyPolicy
     on_disconnect: DisconnectPolicy
     output: Modality
+    response_format: ResponseFormatFields | None
 
 
 class TokenCreate(TypedDict, total=False):
@@ -570,6 +579,7 @@ class VoiceReplyRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     usage: Required[UsageRead]
     timings: Required[dict[str, float]]
     transcription: Required[str]
@@ -716,6 +726,7 @@ class TurnCompletedEventData(TypedDict, total=False):
     timings: Required[dict[str, float]]
     steps: Required[int]
     stop_reason: Required[str | None]
+    output: Required[Any]
 
 
 class TurnProblem(TypedDict, total=False):
@@ -883,6 +894,7 @@ class AgentCreate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    output_speak: str | None
 
 
 class AgentRead(TypedDict, total=False):
@@ -897,6 +909,7 @@ class AgentRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    output_speak: Required[str | None]
     version: Required[int]
     created_at: Required[str]
     id: Required[str]
@@ -916,6 +929,7 @@ class AgentUpdate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    output_speak: str | None
 
 
 class AgentVersionRead(TypedDict, total=False):
@@ -930,6 +944,7 @@ class AgentVersionRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    output_speak: Required[str | None]
     version: Required[int]
     created_at: Required[str]
     agent_id: Required[str]
@@ -960,6 +975,7 @@ class HistoryMessageRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     attempt: Required[int | None]
     model: Required[str | None]
     usage: Required[TurnUsageRead | None]
@@ -1050,6 +1066,7 @@ class MessageRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
 
 
 class ReplyRead(TypedDict, total=False):
@@ -1064,6 +1081,7 @@ class ReplyRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     usage: Required[UsageRead]
     timings: Required[dict[str, float]]
 
