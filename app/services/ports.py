@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import orjson
+
 from app.core.errors import AppError, ErrorKind
 from app.core.value_objects import value_object
 
@@ -188,6 +190,14 @@ class ResponseFormat:
     """JSON Schema (2020-12), an object at its top."""
     is_strict: bool = False
     """True where the schema has the shape in which a provider can enforce it."""
+
+    @property
+    def instruction(self) -> str:
+        """The schema in words for the system prompt, where a provider may not obey it."""
+        return (
+            "Answer with one JSON value and nothing else: no other words, no Markdown. It must "
+            f"match this JSON Schema:\n{orjson.dumps(self.schema).decode()}"
+        )
 
 
 @value_object(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from app.core.capabilities import Capability
 from app.services.local_service.chat_model import CONTEXT_TOKENS
 from app.services.local_service.engine import LocalEngine
+from app.services.local_service.grammar import json_grammar
 from app.services.ports import (
     STANDARD_VOICES,
     ChatFinished,
@@ -18,6 +19,7 @@ from app.services.ports import (
 )
 
 MAX_SPOKEN_CHARACTERS = 4096
+_SYSTEM = "system"
 
 
 class LocalChatModel:
@@ -37,11 +39,18 @@ class LocalChatModel:
             {"role": message.role, "content": _clean(message.content)}
             for message in request.messages
         ]
+        response_format = request.response_format
+        if response_format:
+            # The model's template joins neighbours of one role.
+            instruction = {"role": _SYSTEM, "content": _clean(response_format.instruction)}
+            is_first = not messages or messages[0]["role"] != _SYSTEM
+            messages.insert(0 if is_first else 1, instruction)
         fields = {
             "op": "chat",
             "messages": messages,
             "temperature": request.temperature,
             "max_output_tokens": request.max_output_tokens,
+            "grammar": json_grammar(response_format.schema) if response_format else None,
         }
         link = await self._engine.link(Capability.CHAT)
         async with link.exchange(fields) as exchange:

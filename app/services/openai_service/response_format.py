@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-import orjson
-
 from app.services.ports import PromptLine, PromptMessage, ResponseFormat
 
 _SYSTEM = "system"
@@ -46,11 +44,7 @@ def with_instruction(
     lines: Sequence[PromptLine], response_format: ResponseFormat
 ) -> list[PromptLine]:
     """Return the prompt with the schema behind the system prompt."""
-    schema = orjson.dumps(response_format.schema).decode()
-    words = (
-        "Answer with one JSON value and nothing else: no other words, no Markdown. It must match "
-        f"this JSON Schema:\n{schema}"
-    )
+    words = response_format.instruction
     if lines and lines[0].role == _SYSTEM:
         first = PromptMessage(_SYSTEM, f"{lines[0].content}\n\n{words}")
         return [first, *lines[1:]]
