@@ -56,14 +56,14 @@ class LocalChatModel:
         question = question_of(request.messages)
         if request.tools and request.may_call_tools and question is not None:
             choice = tool_choice(request.tools, question)
-            chosen: list[str] = []
-            asked = _fields(choice.messages, 0.0, CHOICE_TOKENS, choice.grammar)
-            async for item in self._answer(asked):
+            choice_pieces: list[str] = []
+            choice_fields = _fields(choice.messages, 0.0, CHOICE_TOKENS, choice.grammar)
+            async for item in self._answer(choice_fields):
                 if isinstance(item, TextDelta):
-                    chosen.append(item.text)
+                    choice_pieces.append(item.text)
                 else:
                     choice_end = item
-            if choice_end and (call := chosen_call("".join(chosen))):
+            if choice_end and (call := chosen_call("".join(choice_pieces))):
                 yield ToolCallDelta(0, f"call_{uuid4().hex}", *call)
                 yield replace(choice_end, finish_reason=FinishReason.TOOL_CALLS)
                 return

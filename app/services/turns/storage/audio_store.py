@@ -231,9 +231,11 @@ def truncate_to_heard(record: TurnRecord, played_ms: int) -> TransactionScript[N
 def _heard_text_stmts(
     record: TurnRecord, content: str, pieces: Sequence[SpokenPiece], played_ms: int
 ) -> Statement:
-    spoken = spoken_text(record, content)
-    heard = "" if spoken is None else heard_text(spoken, pieces, played_ms)
-    return _UPDATE_HEARD(**_answer_key(record), heard_content=heard)
+    spoken_content = spoken_text(record, content)
+    heard_content: str | None = ""
+    if spoken_content is not None:
+        heard_content = heard_text(spoken_content, pieces, played_ms)
+    return _UPDATE_HEARD(**_answer_key(record), heard_content=heard_content)
 
 
 def _turn_key(record: TurnRecord) -> dict[str, UUID]:
