@@ -91,6 +91,8 @@ class PersonaColumns:
     tool_policy: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
     output_schema: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
     """The JSON Schema of the agent's answers."""
+    output_speak: Mapped[str | None] = mapped_column(String(300))
+    """A JSON Pointer to what is read aloud of such an answer."""
 
 
 PERSONA_FIELDS = tuple(PersonaColumns.__annotations__)
@@ -270,5 +272,7 @@ class Message(Record):
     content: Mapped[str]
     parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json())
     """Typed parts; `None` for plain text, which `content` has."""
+    output: Mapped[Any] = mapped_column(JsonText(), nullable=True)
+    """The value of an answer that was asked for as JSON, which `content` has as text."""
     heard_content: Mapped[str | None]
     """The part of a spoken answer that was played before an interruption; `None` means all."""

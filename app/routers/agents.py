@@ -19,7 +19,7 @@ from app.schemas.chat import AgentCreate, AgentRead, AgentUpdate, AgentVersionRe
 from app.services import crud
 from app.services.identity import audit
 from app.services.tools import pinning
-from app.services.tools.schemas import check_schema
+from app.services.tools.answer_schemas import check_answer_schema
 from app.services.usage import StorageMeter
 from app.services.usage.storage import size_of
 from app.services.voice import VoiceService
@@ -183,7 +183,7 @@ async def restore_version(  # noqa: PLR0913, PLR0917  # one per dependency
 async def _with_pins(db: AsyncSession, workspace_id: UUID, fields: dict[str, Any]) -> Any:  # noqa: ANN401  # the fields of `PersonaChanges`
     """Return `fields` with the exact versions of their tools."""
     if fields.get("output_schema") is not None:
-        check_schema(fields["output_schema"], what="output_schema", is_object=False)
+        check_answer_schema(fields["output_schema"], what="output_schema")
     if "tools" not in fields:
         return fields
     return {**fields, "tools": await pinning.pin(db, workspace_id, fields["tools"])}

@@ -19,6 +19,7 @@ from app.http.accepted_turn import (
     accepted_response,
     prefers_async,
 )
+from app.http.answer_format import answer_format_of
 from app.http.content_negotiation import prefers_event_stream
 from app.http.disconnection import cancel_on_disconnect, unless_disconnected
 from app.http.endpoint_route import EndpointRoute
@@ -67,7 +68,7 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
     content = await read_body(scope, receive, JSON_BYTES)
     body = parse_json_body(content, TextMessageCreate)
     key = request_key(caller, headers.get(b"idempotency-key"), PATH, content)
-    options = TurnOptions(body.on_busy, key)
+    options = TurnOptions(body.on_busy, key, answer_format=answer_format_of(body.response_format))
     if body.output is Modality.VOICE:
         return await _spoken_response(scope, receive, body, options)
     live = await turns.start(caller, body.session_id, body.content, None, options)

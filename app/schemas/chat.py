@@ -15,13 +15,13 @@ from pydantic import (
 )
 
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus, utc_now
+from app.schemas.answers import AnswerFormatField, AnswerValue, OutputSchema, OutputSpeak
 from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Response, Text, storable
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
     AgentToolRead,
     AgentToolRefs,
-    JsonObject,
     ToolPolicyFields,
     ToolPolicyRead,
 )
@@ -55,9 +55,8 @@ class AgentCreate(Request):
     language: Language | None = Field(default=None, description="ISO 639-1, such as `en`.")
     tools: AgentToolRefs = Field(default_factory=list[Any])
     tool_policy: ToolPolicyFields | None = None
-    output_schema: JsonObject | None = Field(
-        default=None, description="A JSON Schema of the agent's answers."
-    )
+    output_schema: OutputSchema = None
+    output_speak: OutputSpeak = None
 
 
 class AgentUpdate(Changes):
@@ -73,7 +72,8 @@ class AgentUpdate(Changes):
     language: Language | None = None
     tools: AgentToolRefs = Field(default_factory=list[Any])
     tool_policy: ToolPolicyFields | None = None
-    output_schema: JsonObject | None = None
+    output_schema: OutputSchema = None
+    output_speak: OutputSpeak = None
 
 
 def _none_as_empty(tools: object) -> object:
@@ -94,6 +94,7 @@ class PersonaRead(Response):
     tools: Annotated[list[AgentToolRead], BeforeValidator(_none_as_empty)]
     tool_policy: ToolPolicyRead | None
     output_schema: dict[str, Any] | None
+    output_speak: str | None
     version: int
     created_at: datetime
 
@@ -209,6 +210,7 @@ class MessageRead(Response):
         description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; "
         "`null` for plain text, which `content` has."
     )
+    output: AnswerValue
 
 
 class DisconnectPolicy(StrEnum):
@@ -240,6 +242,7 @@ class TextMessageCreate(Request):
         description="How the answer is given: as JSON (`text`), or spoken, as MP3 (`voice`). A "
         "stream of events has text in both cases, and the sound of each sentence with `voice`.",
     )
+    response_format: AnswerFormatField = None
 
 
 class TurnCancel(Request):

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import orjson
+
 from app.core.errors import AppError, ErrorKind
 from app.core.value_objects import value_object
 
@@ -202,6 +204,25 @@ class ChatOptions:
 
 
 @value_object(frozen=True, slots=True)
+class ResponseFormat:
+    """The answer is one JSON value that a schema allows; whoever asks validates it."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """JSON Schema (2020-12), an object at its top."""
+    is_strict: bool = False
+    """True where the schema has the shape in which a provider can enforce it."""
+
+    @property
+    def instruction(self) -> str:
+        """The schema in words for the system prompt, where a provider may not obey it."""
+        return (
+            "Answer with one JSON value and nothing else: no other words, no Markdown. It must "
+            f"match this JSON Schema:\n{orjson.dumps(self.schema).decode()}"
+        )
+
+
+@value_object(frozen=True, slots=True)
 class ChatRequest:
     """A prompt with its generation parameters. `None` means the provider's default."""
 
@@ -214,6 +235,8 @@ class ChatRequest:
     """The tools of the agent, in the order in which the model is told of them."""
     may_call_tools: bool = True
     """False where the model must answer without calling one of `tools`."""
+    response_format: ResponseFormat | None = None
+    """`None` for an answer in plain text."""
     options: ChatOptions | None = None
 
     @property

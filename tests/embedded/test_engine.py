@@ -60,7 +60,7 @@ async def answer(engine: LocalEngine, request: ChatRequest) -> tuple[list[str], 
         assert finished is None
         if isinstance(event, TextDelta):
             pieces.append(event.text)
-        else:
+        elif isinstance(event, ChatFinished):
             finished = event
     assert finished is not None
     return pieces, finished

@@ -170,6 +170,8 @@ class Provider:
         """What an endpoint answers instead of what its script says."""
         self.refused_fields: dict[str, Reply] = {}
         """What chat answers to a request that has a field."""
+        self.refusals: list[tuple[Callable[[Body], bool], Reply]] = []
+        """What chat answers to a request with which something is true."""
         self.shutdown_dates: dict[str, object] = {}
         """What the list of models says of their ends, by model."""
 
@@ -303,6 +305,9 @@ class Provider:
         if endpoint == "chat":
             for name, refusal in self.refused_fields.items():
                 if name in body:
+                    return refusal
+            for is_refused, refusal in self.refusals:
+                if is_refused(body):
                     return refusal
         return self.raw.get(endpoint)
 

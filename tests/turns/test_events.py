@@ -40,10 +40,9 @@ from app.services.turns.events import (
     TurnProblem,
     TurnQueued,
     TurnRequiresAction,
-    pack,
-    unpack,
 )
 from app.services.turns.records import Usage
+from app.services.turns.storage.event_store import pack, unpack
 
 README = Path(__file__).parents[2] / "README.md"
 ANSWER = AnswerMessage(

@@ -273,7 +273,8 @@ async def fork_session(
 _FORK_PAGE_MESSAGES, _FORK_PAGE_BYTES = 250, 4_000_000
 """What is in memory at once."""
 _COPIED = (
-    "seq", "role", "modality", "status", "content", "heard_content", "parts", "created_at"
+    "seq", "role", "modality", "status", "content", "heard_content", "parts", "output",
+    "created_at",
 )  # fmt: skip
 
 

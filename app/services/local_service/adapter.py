@@ -1,11 +1,22 @@
 """Implement the ports of `ports.py` with the embedded engine."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from app.core.capabilities import Capability
 from app.services.local_service.chat_model import CONTEXT_TOKENS
 from app.services.local_service.engine import LocalEngine
+from app.services.local_service.grammar import json_grammar
+from app.services.local_service.tool_choice import (
+    CHOICE_TOKENS,
+    Line,
+    chosen_call,
+    plain_lines,
+    question_of,
+    tool_choice,
+)
 from app.services.ports import (
     STANDARD_VOICES,
     ChatFinished,
@@ -16,12 +27,15 @@ from app.services.ports import (
     ProviderRejected,
     Recording,
     TextDelta,
+    ToolCallDelta,
     Transcript,
     UpstreamIncomplete,
 )
+from app.services.sandbox.frames import Fields
 
 MAX_SPOKEN_CHARACTERS = 4096
 _SAMPLING_FIELDS = ("top_p", "stop", "presence_penalty", "frequency_penalty")
+_SYSTEM = "system"
 
 
 class LocalChatModel:
@@ -35,21 +49,47 @@ class LocalChatModel:
         """Size of the context window in tokens, prompt and answer together."""
         return CONTEXT_TOKENS
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
-        """Stream the answer to `request`: text deltas, then exactly one `ChatFinished`."""
-        if request.tools and request.options:  # a caller's own: a caller waits for calls of them
-            raise ProviderRejected("The embedded model calls no tools: use another provider.")
-        messages = [
-            {"role": message.role, "content": _clean(message.content)}
-            for message in request.messages
-        ]
-        fields = {
-            "op": "chat",
-            "messages": messages,
-            "temperature": request.temperature,
-            "max_output_tokens": request.max_output_tokens,
-            "sampling": _sampling(request.options) if request.options else {},
-        }
+    async def stream(
+        self, request: ChatRequest
+    ) -> AsyncGenerator[TextDelta | ToolCallDelta | ChatFinished]:
+        """Stream the answer to `request`: text deltas or one call, then one `ChatFinished`.
+
+        Where there are tools, the model first chooses one of them, or none.
+        """
+        options = request.options or ChatOptions()
+        if options.tool_choice:
+            raise ProviderRejected("The embedded model cannot be made to call a tool.")
+        choice_end: ChatFinished | None = None
+        question = question_of(request.messages)
+        if request.tools and request.may_call_tools and question is not None:
+            choice = tool_choice(request.tools, question)
+            choice_pieces: list[str] = []
+            choice_fields = _fields(choice.messages, 0.0, CHOICE_TOKENS, choice.grammar)
+            async for item in self._answer(choice_fields):
+                if isinstance(item, TextDelta):
+                    choice_pieces.append(item.text)
+                else:
+                    choice_end = item
+            if choice_end and (call := chosen_call("".join(choice_pieces))):
+                yield ToolCallDelta(0, f"call_{uuid4().hex}", *call)
+                yield replace(choice_end, finish_reason=FinishReason.TOOL_CALLS)
+                return
+        messages, grammar = plain_lines(request.messages), None
+        if request.response_format:
+            # The model's template joins neighbours of one role.
+            instruction = {"role": _SYSTEM, "content": request.response_format.instruction}
+            has_system = bool(messages) and messages[0]["role"] == _SYSTEM
+            messages.insert(int(has_system), instruction)
+            grammar = json_grammar(request.response_format.schema)
+        fields = _fields(messages, request.temperature, request.max_output_tokens, grammar)
+        fields["sampling"] = _sampling(options)
+        async for item in self._answer(fields):
+            if isinstance(item, ChatFinished) and choice_end:
+                yield _sum(item, choice_end)
+            else:
+                yield item
+
+    async def _answer(self, fields: Fields) -> AsyncGenerator[TextDelta | ChatFinished]:
         link = await self._engine.link(Capability.CHAT)
         async with link.exchange(fields) as exchange:
             while True:
@@ -68,6 +108,35 @@ class LocalChatModel:
             cached_tokens=event["cached_tokens"],
             completion_tokens=event["completion_tokens"],
         )
+
+
+def _fields(
+    messages: list[Line],
+    temperature: float | None,
+    max_output_tokens: int | None,
+    grammar: str | None,
+) -> Fields:
+    return {
+        "op": "chat",
+        "messages": [line | {"content": _clean(line["content"])} for line in messages],
+        "temperature": temperature,
+        "max_output_tokens": max_output_tokens,
+        "grammar": grammar,
+    }
+
+
+def _sum(answer: ChatFinished, choice: ChatFinished) -> ChatFinished:
+    """Return the end of an answer with the tokens of both."""
+    return replace(
+        answer,
+        prompt_tokens=_added(answer.prompt_tokens, choice.prompt_tokens),
+        cached_tokens=_added(answer.cached_tokens, choice.cached_tokens),
+        completion_tokens=_added(answer.completion_tokens, choice.completion_tokens),
+    )
+
+
+def _added(count: int | None, other: int | None) -> int | None:
+    return None if count is None or other is None else count + other
 
 
 class LocalTranscriber:

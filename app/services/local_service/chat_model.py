@@ -25,7 +25,10 @@ DEFAULT_OUTPUT_TOKENS = 1024
 DEFAULT_TEMPERATURE = 0.3
 """Models this small lose coherence at the usual 0.8."""
 LOOP_PENALTY = {"dry_multiplier": 0.8, "dry_allowed_length": 4, "dry_penalty_last_n": 256}
-"""Prevents the loops of small models; a plain repeat penalty would suppress names of the prompt."""
+"""Prevents the loops of small models; a plain repeat penalty would suppress names of the prompt.
+
+JSON repeats its names, so none is sent with a grammar.
+"""
 LOG_NOTHING = -1
 PROMPT_CACHE_MIB = 128
 
@@ -73,12 +76,14 @@ class ChatRunner:
         *,
         temperature: float | None,
         max_output_tokens: int | None,
+        grammar: str | None,
         sampling: dict[str, Any],
         on_text: Callable[[str], None],
     ) -> AnswerSummary | None:
         """Answer `messages`; call `on_text` with each delta. `None` without a finish reason.
 
-        `sampling` are further fields of the request, with the names of the OpenAI API.
+        With a `grammar` the answer is text that it allows. `sampling` are further fields of the
+        request, with the names of the OpenAI API.
 
         Raises `Refused` for a prompt that exceeds the context window, and `Cancelled`.
         """
@@ -88,9 +93,7 @@ class ChatRunner:
             "stream_options": {"include_usage": True},
             "return_progress": True,
             "temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
-            **LOOP_PENALTY,
-            "dry_allowed_length": 4,
-            "dry_penalty_last_n": 256,
+            **({"grammar": grammar} if grammar else LOOP_PENALTY),
             "max_tokens": max_output_tokens or DEFAULT_OUTPUT_TOKENS,
             **sampling,
         }

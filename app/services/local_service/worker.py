@@ -181,6 +181,7 @@ class Worker:
             fields["messages"],
             temperature=fields["temperature"],
             max_output_tokens=fields["max_output_tokens"],
+            grammar=fields["grammar"],
             sampling=fields.get("sampling", {}),
             on_text=lambda text: self._outlet.send({"event": "text", "id": number, "text": text}),
         )

@@ -1,12 +1,18 @@
 """Chat: `POST /chat/completions`, streamed."""
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
 
 from app.services.openai_service.chat_reply import ReplyReader
+from app.services.openai_service.response_format import (
+    FormatLevel,
+    format_field,
+    with_instruction,
+)
 from app.services.ports import (
     ONE_FUNCTION,
     ChatItem,
@@ -35,14 +41,32 @@ class _Dialect(NamedTuple):
 
     limit_field: str
     takes_stream_options: bool = True
+    format_level: FormatLevel = FormatLevel.STRICT
+    format_level_with_tools: FormatLevel = FormatLevel.STRICT
+    """Some take `response_format` only in requests without tools."""
 
-    def without(self, refused: frozenset[str], *, has_limit: bool) -> "_Dialect":
-        """Return the dialect to try after a refusal that names fields."""
+    def alternatives(self, refused: frozenset[str], request: ChatRequest) -> Iterator["_Dialect"]:
+        """Yield the dialects to try after a refusal that names fields, the likeliest first."""
         if self.takes_stream_options and "stream_options" in refused:
-            return self._replace(takes_stream_options=False)
-        if has_limit and self.limit_field in refused:
-            return self._replace(limit_field=_OTHER_LIMIT_FIELD[self.limit_field])
-        return self
+            yield self._replace(takes_stream_options=False)
+        if request.max_output_tokens is not None and self.limit_field in refused:
+            yield self._replace(limit_field=_OTHER_LIMIT_FIELD[self.limit_field])
+        if request.response_format and "response_format" in refused:
+            lower = self.level_for(request).below(request.response_format)
+            if request.tools:
+                yield self._replace(format_level_with_tools=lower)
+            else:
+                yield self._replace(format_level=lower)
+
+    def with_levels_of(self, other: "_Dialect") -> "_Dialect":
+        """Return the dialect with what another one knows of `response_format`."""
+        return self._replace(
+            format_level=other.format_level, format_level_with_tools=other.format_level_with_tools
+        )
+
+    def level_for(self, request: ChatRequest) -> FormatLevel:
+        """Return how a request may ask for JSON."""
+        return self.format_level_with_tools if request.tools else self.format_level
 
 
 class OpenAIChatModel:
@@ -86,21 +110,35 @@ class OpenAIChatModel:
             await answer.drain()
 
     async def _post(self, request: ChatRequest, model: str) -> ProviderResponse:
-        dialect = self._dialects.get(model, self._usual)
+        dialect = usual = self._dialects.get(model, self._usual)
+        is_about_schema = False
         tried: set[_Dialect] = set()
         while True:
             tried.add(dialect)
-            body = _body(request, model, dialect)
+            body = _body(self._instructed(request, dialect), model, dialect)
             try:
                 answer = await self._client.post("chat/completions", body, setting=_SETTING)
             except ProviderError as error:
-                has_limit = request.max_output_tokens is not None
-                dialect = dialect.without(error.refused_fields, has_limit=has_limit)
-                if dialect in tried:
+                is_about_schema |= "schema" in error.refused_fields
+                others = dialect.alternatives(error.refused_fields, request)
+                untried = next((each for each in others if each not in tried), None)
+                if untried is None:
                     raise
+                dialect = untried
             else:
+                if is_about_schema:  # of one agent, which says nothing about the model
+                    dialect = dialect.with_levels_of(usual)
                 self._remember(model, dialect)
                 return answer
+
+    def _instructed(self, request: ChatRequest, dialect: _Dialect) -> ChatRequest:
+        """Put the schema into the prompt where the server may not obey `response_format`."""
+        response_format = request.response_format
+        if response_format is None:
+            return request
+        if self._client.is_openai and dialect.level_for(request) >= FormatLevel.JSON_SCHEMA:
+            return request
+        return replace(request, messages=with_instruction(request.messages, response_format))
 
     def _remember(self, model: str, dialect: _Dialect) -> None:
         if dialect == self._dialects.get(model, self._usual):
@@ -136,6 +174,8 @@ def _body(request: ChatRequest, model: str, dialect: _Dialect) -> bytes:
         body["tools"] = [_function(tool) for tool in request.tools]
         if not request.may_call_tools:
             body["tool_choice"] = "none"
+    if request.response_format and (level := dialect.level_for(request)):
+        body["response_format"] = format_field(request.response_format, level)
     if dialect.takes_stream_options:
         body["stream_options"] = {"include_usage": True}
     if request.options:

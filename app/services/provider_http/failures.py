@@ -26,7 +26,14 @@ _LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 _OPTIONAL_FIELDS = {
     field: re.compile(rb"\b%s\b" % field.encode())
     for field in ("stream_options", "max_tokens", "max_completion_tokens")
+} | {
+    "response_format": re.compile(
+        rb"\bresponse[ _.-]?(?:format|mime|schema)|\bjson[ _-](?:schema|object|mode)"
+        rb"|structured[ _-]?output|\bstrict\b",
+        re.IGNORECASE,
+    ),
 }
+_SCHEMA = re.compile(rb"invalid[ _](?:json[ _])?schema", re.IGNORECASE)
 _UNKNOWN_FIELD = re.compile(
     rb"(?:unknown|unrecognized|unrecognised|unexpected|unsupported|extra|additional)[ _]"
     rb"(?:\w+[ _]){0,2}(?:field|param|propert|argument|input|key)",
@@ -104,8 +111,13 @@ def failure_of_status(
 
 
 def _refused_fields(status: int, body: bytes) -> frozenset[str]:
-    """Return the optional fields that a refusal names, or all where it speaks of an unnamed one."""
+    """Return the optional fields that a refusal names, or all where it speaks of an unnamed one.
+
+    `schema` is among them where the schema of `response_format` is refused, and not the field.
+    """
     named = frozenset(field for field, name in _OPTIONAL_FIELDS.items() if name.search(body))
+    if "response_format" in named and _SCHEMA.search(body):
+        return named | {"schema"}
     is_of_form = status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
     if named or not (is_of_form and _UNKNOWN_FIELD.search(body)):
         return named

@@ -63,7 +63,7 @@ def check_schema(schema: object, *, what: str, is_object: bool = True) -> None:
     if not isinstance(schema, dict):
         raise SchemaNotSupported(f"`{what}` must be a JSON Schema: an object.")
     schema = cast("dict[str, Any]", schema)
-    if _levels(schema) > _MAX_JSON_LEVELS:
+    if levels(schema) > _MAX_JSON_LEVELS:
         raise SchemaNotSupported(f"`{what}` has more than {_MAX_JSON_LEVELS} levels.")
     if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
         raise SchemaNotSupported(f"`{what}` has more than {MAX_SCHEMA_BYTES // 1024} KB of JSON.")
@@ -270,7 +270,7 @@ def _nodes(value: object) -> int:
     return count
 
 
-def _levels(value: object) -> int:
+def levels(value: object) -> int:
     """Return how deep a JSON value is."""
     depth, level = 0, [value]
     while level:

@@ -7,6 +7,7 @@ from app.services.turns.events import AudioClip, TurnEvent
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.turn_observer import TurnObserver
 from app.services.turns.records import (
+    AnswerFormat,
     BusyPolicy,
     Outcome,
     Persona,
@@ -26,6 +27,7 @@ from app.services.turns.voice_port import (
 )
 
 __all__ = [
+    "AnswerFormat",
     "AudioClip",
     "AudioStore",
     "BusyPolicy",

@@ -127,6 +127,23 @@ class UnknownToolOutcome(AppError):
     code = "unknown-tool-outcome"
 
 
+class OutputInvalid(AppError):
+    """The model's answer does not match the schema of the answer.
+
+    It was asked for a second time, with what is wrong. The text of its last answer is kept.
+    """
+
+    kind = ErrorKind.UPSTREAM
+    code = "output-invalid"
+
+
+class SpeechNotNamed(AppError):
+    """Nothing says what is read aloud of an answer in JSON."""
+
+    kind = ErrorKind.INVALID
+    code = "speech-not-named"
+
+
 class ToolCallNotFound(AppError):
     """There is no such tool call."""
 

@@ -4,7 +4,6 @@ A value is written as JSON once, for storage and for every subscriber of the nat
 dialects read the values themselves. The classes describe the events in OpenAPI, too.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -74,7 +73,7 @@ class TurnQueued:
 
 @value_object(frozen=True, slots=True)
 class TurnInProgress:
-    """The turn runs. Above attempt 1 the answer begins anew."""
+    """The turn runs. Above attempt 1, and where it comes again, the answer begins anew."""
 
     type: ClassVar = EventType.IN_PROGRESS
     attempt: int
@@ -274,6 +273,8 @@ class TurnCompleted:
     """How often the model was asked."""
     stop_reason: str | None = None
     """`max_steps` or `max_calls`, where that ended the calls of tools."""
+    output: Any = None
+    """The value of an answer that was asked for as JSON."""
 
 
 @value_object(frozen=True, slots=True)
@@ -383,18 +384,3 @@ def _adapter(kind: EventType) -> Any:  # noqa: ANN401  # pydantic's generic clas
     from pydantic import TypeAdapter
 
     return TypeAdapter(EVENT_VALUES[kind])
-
-
-def pack(events: Iterable[TurnEvent]) -> bytes:
-    """Encode events for storage, one per line."""
-    return b"\n".join([b"%d %s %s" % (event.number, event.name, event.json) for event in events])
-
-
-def unpack(lines: bytes) -> Sequence[TurnEvent]:
-    """Decode the events that `pack` encoded."""
-    return [_unpack_line(line) for line in lines.split(b"\n") if line]
-
-
-def _unpack_line(line: bytes) -> TurnEvent:
-    number, kind, json = line.split(b" ", 2)
-    return TurnEvent(int(number), EventType(kind.decode()), None, json)

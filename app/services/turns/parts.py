@@ -108,9 +108,10 @@ def prompt_lines(stored: str, content: str) -> list[PromptLine]:
             if calls:
                 close_step()
             texts.append(part.text)
+    last_words = "" if calls else "".join(texts)
     close_step()
     before = PARAGRAPH.join(shown)
-    if not before:
+    if not before or content == last_words:  # of an answer in JSON, `content` has the JSON alone
         last_text = content
     elif content.startswith(before + PARAGRAPH):
         last_text = content[len(before + PARAGRAPH) :]

@@ -18,7 +18,7 @@ from app.services.ports import (
     UpstreamIncomplete,
 )
 from app.services.turns.context.prompt import context_window, estimate_tokens, most_tokens
-from app.services.turns.parts import shown_texts
+from app.services.turns.parts import PARAGRAPH, shown_texts
 from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
 from app.services.turns.steps import Step
 from app.services.usage import Account, BillableUsage, PriceTable, Reservation, budgets
@@ -57,17 +57,18 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     now: datetime,
     waiting: int,
     user_id: str | None = None,
+    schema_text: str = "",
 ) -> Reservation | None:
     """Return the reservation for a turn that is accepted `now`; `None` without budgets.
 
     `history` ends with the turn's user message; `waiting` turns before it are not answered yet.
-    `user_id` is the end user of the session.
+    `user_id` is the end user of the session, `schema_text` the schema that is shown to the model.
     """
     account = request.account
     if not account.budgets(user_id):
         return None
     window = context_window(persona, account.context_tokens)
-    texts = [persona.system_prompt, *[message.content for message in history]]
+    texts = [persona.system_prompt + schema_text, *[message.content for message in history]]
     prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
     if request.upload_seconds:
         prompt_tokens += int(request.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
@@ -157,7 +158,7 @@ def _used(progress: Progress, error: AppError | None) -> tuple[BillableUsage, bo
     prompt_tokens, cached_tokens, completion_tokens, estimated = _step_usage(
         progress, was_served=_was_served(progress, error)
     )
-    for step in progress.steps:
+    for step in _paid_answers(progress):
         if not step.is_billed:
             prompt_tokens += step.prompt_tokens
             cached_tokens += step.cached_tokens
@@ -240,6 +241,22 @@ def summary_reservation(
 
 def close_step(progress: Progress) -> Step:
     """Return the running step with its calls, and begin the next one in `progress`."""
+    step = _closed_step(progress)
+    progress.steps.append(step)
+    progress.step_text_start = len(progress.text)
+    return step
+
+
+def reject_answer(progress: Progress) -> None:
+    """Take back an answer that is asked for again; it is paid for."""
+    progress.rejected.append(_closed_step(progress))
+    del progress.text[progress.step_text_start :]
+    if progress.text and progress.text[-1] == PARAGRAPH:
+        progress.text.pop()
+        progress.step_text_start -= 1
+
+
+def _closed_step(progress: Progress) -> Step:
     prompt_tokens, cached_tokens, completion_tokens, estimated = _step_usage(
         progress, was_served=True
     )
@@ -254,8 +271,6 @@ def close_step(progress: Progress) -> Step:
         usage_estimated=estimated,
         calls=[progress.calls[place] for place in sorted(progress.calls)],
     )
-    progress.steps.append(step)
-    progress.step_text_start = len(progress.text)
     progress.reasoning, progress.calls = [], {}
     progress.usage, progress.prompt = Usage(), ()
     return step
@@ -270,7 +285,7 @@ def missing_reservation(
         return 0, 0
     prompt_tokens = most_tokens(list(shown_texts(prompt)))
     completion_tokens = context_window(persona, NO_LIMIT).output_tokens
-    for step in progress.steps:
+    for step in _paid_answers(progress):
         if not step.is_billed:
             prompt_tokens += step.prompt_tokens
             completion_tokens += step.completion_tokens
@@ -304,6 +319,11 @@ def spent_nanos(persona: Persona, steps: Sequence[Step], tariff: PriceTable) -> 
     calls = [call for step in steps for call in step.calls]
     called_nanos = sum(call.price_nanos * call.attempt for call in calls)
     return tariff.cost(used, utc_now().date()).budget_nanos + called_nanos
+
+
+def _paid_answers(progress: Progress) -> Sequence[Step]:
+    """Return the answers before the running one."""
+    return [*progress.steps, *progress.rejected] if progress.rejected else progress.steps
 
 
 def _was_served(progress: Progress, error: AppError | None) -> bool:

@@ -6,10 +6,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from app.core.errors import AppError
 from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
-from app.services.ports import ChatOptions, PromptLine, ToolDefinition
+from app.services.ports import ChatOptions, PromptLine, ResponseFormat, ToolDefinition
 from app.services.tool_ports import AgentTools
 from app.services.turns.parts import Part
 from app.services.turns.steps import Call, Step
@@ -49,6 +51,8 @@ class Persona:
     """As it is stored; `tools.policy` has the defaults filled in."""
     output_schema: Mapping[str, Any] | None = None
     """The JSON Schema of the agent's answers."""
+    output_speak: str | None = None
+    """A JSON Pointer to what is read aloud of such an answer."""
 
 
 @value_object(frozen=True, slots=True)
@@ -65,6 +69,30 @@ class Receipt:
     budget_tokens: int = 0
     """Tokens that the last attempt charges to the account's budgets."""
     budget_nanos: int = 0
+
+
+@value_object(frozen=True, slots=True)
+class AnswerFormat:
+    """The JSON that one turn's answer must be."""
+
+    format: ResponseFormat
+    speak: str | None = None
+    """A JSON Pointer to what is read aloud."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value to store; the schema as text, for JSONB forgets the order of names."""
+        return {
+            "name": self.format.name,
+            "schema": orjson.dumps(self.format.schema).decode(),
+            "is_strict": self.format.is_strict,
+            "speak": self.speak,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "AnswerFormat":
+        """Return what `to_json` wrote."""
+        schema = orjson.loads(stored["schema"])
+        return cls(ResponseFormat(stored["name"], schema, stored["is_strict"]), stored["speak"])
 
 
 @value_object(frozen=True, slots=True)
@@ -88,16 +116,24 @@ class TurnRequest:
     max_output_tokens: int | None = None
     """The lower one of it and the agent's counts."""
 
+    answer_format: "AnswerFormat | None" = None
+    """`None` for what the agent's version says."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the value of the column."""
         return {
-            "bucket_limits": {name: list(limits) for name, limits in self.bucket_limits.items()}
+            "bucket_limits": {name: list(limits) for name, limits in self.bucket_limits.items()},
+            **({"answer": self.answer_format.to_json()} if self.answer_format else {}),
         }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TurnRequest":
         """Return what `to_json` wrote."""
-        return cls(stored.get("bucket_limits", {}))
+        answer = stored.get("answer")
+        return cls(
+            stored.get("bucket_limits", {}),
+            answer_format=AnswerFormat.from_json(answer) if answer else None,
+        )
 
 
 @value_object(frozen=True, slots=True)
@@ -171,6 +207,8 @@ class TurnOptions:
     agent: UUID | str | None = None
     """Who answers an unstored turn: an id, a slug behind `crud.SLUG_PREFIX`, or a name."""
     request: TurnRequest = _NO_REQUEST
+    answer_format: AnswerFormat | None = None
+    """`None` for what the agent's version says."""
 
 
 @value_object(frozen=True, slots=True)
@@ -199,6 +237,12 @@ class Progress:
     """Of the running step, by their places, as the model writes them."""
     steps: list[Step] = field(default_factory=list[Step])
     """The steps before it; they have calls."""
+    rejected: list[Step] = field(default_factory=list[Step])
+    """Answers that broke the schema: they are paid for, and no part of the answer."""
+    output_text: str | None = None
+    """The last answer where a schema was asked for: valid, unless the turn failed."""
+    output: Any = None
+    """The value of `output_text`, if that is valid."""
     stop_reason: str | None = None
     summary: str | None = None
     """Of what the prompt leaves out; `None` before it was looked for."""
@@ -235,6 +279,8 @@ class Outcome:
     """`None` where the answer is plain text."""
     heard_content: str | None = None
     """What was heard of a spoken answer; `None` means all of it."""
+    output: Any = None
+    """The value of an answer that a schema was asked for."""
 
 
 @value_object(frozen=True, slots=True)
@@ -252,5 +298,6 @@ class Reply:
     modality: Modality
     created_at: datetime
     parts: list[dict[str, Any]] | None
+    output: Any
     usage: Usage
     timings: dict[str, float]

@@ -29,6 +29,11 @@ export interface Options {
   fetch?: typeof globalThis.fetch;
 }
 
+export interface TextOptions extends SendOptions {
+  /** The JSON that the answer must be; `output` of the reply is its value. */
+  responseFormat?: Schemas["ResponseFormatFields"];
+}
+
 export interface SendOptions {
   onBusy?: Schemas["BusyPolicy"];
   /** Of your own, to repeat a call after a restart of your own process. */
@@ -136,22 +141,22 @@ export class AgentPlatform {
   // messages
 
   /** Send a message and return the answer. Throws `TurnFailed`. */
-  sendText(sessionId: string, content: string, options: SendOptions = {}): Promise<Reply> {
+  sendText(sessionId: string, content: string, options: TextOptions = {}): Promise<Reply> {
     return this.streamText(sessionId, content, options).finalReply();
   }
 
   /** Send a message and return its events; nothing is sent before they are iterated over. */
-  streamText(sessionId: string, content: string, options: SendOptions = {}): TurnStream {
+  streamText(sessionId: string, content: string, options: TextOptions = {}): TurnStream {
     const headers = { ...keyHeader(options.idempotencyKey), ...EVENTS };
-    const json = { session_id: sessionId, content, on_busy: options.onBusy ?? "enqueue" };
+    const json = textBody(sessionId, content, options);
     const call = { method: "POST", path: "/messages/text", json, headers };
     return new TurnStream(this.#transport, call, options.signal);
   }
 
   /** Send a message whose turn runs in the background; `waitTurn` waits for its end. */
-  startText(sessionId: string, content: string, options: SendOptions = {}): Promise<Schemas["TurnWithMessage"]> {
+  startText(sessionId: string, content: string, options: TextOptions = {}): Promise<Schemas["TurnWithMessage"]> {
     const headers = { ...keyHeader(options.idempotencyKey), Prefer: "respond-async" };
-    const json = { session_id: sessionId, content, on_busy: options.onBusy ?? "enqueue" };
+    const json = textBody(sessionId, content, options);
     return this.request("POST", "/messages/text", { json, headers }, options.signal);
   }
 
@@ -249,6 +254,10 @@ export class AgentPlatform {
       call = next ? { method: "GET", path: next } : undefined;
     }
   }
+}
+
+function textBody(sessionId: string, content: string, { onBusy = "enqueue", responseFormat }: TextOptions): object {
+  return { session_id: sessionId, content, on_busy: onBusy, response_format: responseFormat };
 }
 
 function keyHeader(idempotencyKey: string | undefined): Record<string, string> {

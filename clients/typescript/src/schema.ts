@@ -1134,11 +1134,16 @@ export interface components {
             tool_policy?: components["schemas"]["ToolPolicyFields"] | null;
             /**
              * Output Schema
-             * @description A JSON Schema of the agent's answers.
+             * @description A JSON Schema of the agent's answers, an object at its top.
              */
             output_schema?: {
                 [key: string]: unknown;
             } | null;
+            /**
+             * Output Speak
+             * @description A JSON Pointer to what is read aloud of an answer by `output_schema`.
+             */
+            output_speak?: string | null;
         };
         /**
          * AgentRead
@@ -1168,6 +1173,8 @@ export interface components {
             output_schema: {
                 [key: string]: unknown;
             } | null;
+            /** Output Speak */
+            output_speak: string | null;
             /** Version */
             version: number;
             /**
@@ -1251,10 +1258,18 @@ export interface components {
             /** Tools */
             tools?: components["schemas"]["AgentToolRef"][];
             tool_policy?: components["schemas"]["ToolPolicyFields"] | null;
-            /** Output Schema */
+            /**
+             * Output Schema
+             * @description A JSON Schema of the agent's answers, an object at its top.
+             */
             output_schema?: {
                 [key: string]: unknown;
             } | null;
+            /**
+             * Output Speak
+             * @description A JSON Pointer to what is read aloud of an answer by `output_schema`.
+             */
+            output_speak?: string | null;
         } & {
             [key: string]: unknown;
         };
@@ -1286,6 +1301,8 @@ export interface components {
             output_schema: {
                 [key: string]: unknown;
             } | null;
+            /** Output Speak */
+            output_speak: string | null;
             /** Version */
             version: number;
             /**
@@ -1604,6 +1621,13 @@ export interface components {
             parts: {
                 [key: string]: unknown;
             }[] | null;
+            /**
+             * Output
+             * @description The value of an answer that was asked for as JSON; `content` is its text.
+             */
+            output: {
+                [key: string]: unknown;
+            } | null;
             /** Attempt */
             attempt: number | null;
             /** Model */
@@ -1964,6 +1988,13 @@ export interface components {
             parts: {
                 [key: string]: unknown;
             }[] | null;
+            /**
+             * Output
+             * @description The value of an answer that was asked for as JSON; `content` is its text.
+             */
+            output: {
+                [key: string]: unknown;
+            } | null;
         };
         /**
          * MessageStatus
@@ -2087,6 +2118,13 @@ export interface components {
             parts: {
                 [key: string]: unknown;
             }[] | null;
+            /**
+             * Output
+             * @description The value of an answer that was asked for as JSON; `content` is its text.
+             */
+            output: {
+                [key: string]: unknown;
+            } | null;
             usage: components["schemas"]["UsageRead"];
             /** Timings */
             timings: {
@@ -2196,6 +2234,39 @@ export interface components {
             prompt_cache_key?: string | null;
         } & {
             [key: string]: unknown;
+        };
+        /**
+         * ResponseFormatFields
+         * @description The JSON that the answer must be.
+         */
+        ResponseFormatFields: {
+            /**
+             * Type
+             * @constant
+             */
+            type: "json_schema";
+            /**
+             * Name
+             * @example order
+             */
+            name: string;
+            /**
+             * Schema
+             * @description A JSON Schema, an object at its top.
+             */
+            schema: {
+                [key: string]: unknown;
+            };
+            /**
+             * Strict
+             * @description Whether the provider is told to enforce the schema, which then has closed objects with required properties only; by default, if it is so. The answer is validated in any case.
+             */
+            strict?: boolean | null;
+            /**
+             * Speak
+             * @description A JSON Pointer to what is read aloud with `output: voice`.
+             */
+            speak?: string | null;
         };
         /**
          * Role
@@ -2580,6 +2651,8 @@ export interface components {
              * @default text
              */
             output?: components["schemas"]["Modality"];
+            /** @description The JSON that this answer must be; by default what the agent says. */
+            response_format?: components["schemas"]["ResponseFormatFields"] | null;
         };
         /**
          * TokenCreate
@@ -3534,6 +3607,13 @@ export interface components {
             parts: {
                 [key: string]: unknown;
             }[] | null;
+            /**
+             * Output
+             * @description The value of an answer that was asked for as JSON; `content` is its text.
+             */
+            output: {
+                [key: string]: unknown;
+            } | null;
             usage: components["schemas"]["UsageRead"];
             /** Timings */
             timings: {
@@ -3616,7 +3696,7 @@ export interface components {
         TurnQueuedEventData: Record<string, never>;
         /**
          * TurnInProgress
-         * @description The turn runs. Above attempt 1 the answer begins anew.
+         * @description The turn runs. Above attempt 1, and where it comes again, the answer begins anew.
          */
         TurnInProgressEventData: {
             /** Attempt */
@@ -3905,6 +3985,11 @@ export interface components {
              * @default null
              */
             stop_reason: string | null;
+            /**
+             * Output
+             * @default null
+             */
+            output: unknown;
         };
         /**
          * TurnProblem

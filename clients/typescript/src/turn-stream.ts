@@ -71,7 +71,8 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   async finalReply(): Promise<Reply> {
     for await (const _ of this);
     const data = this.outcome?.data as Partial<components["schemas"]["TurnCompletedEventData"]>;
-    return { parts: null, ...data.message, usage: data.usage ?? {}, timings: data.timings ?? {} } as Reply;
+    const { message, output = null, usage = {}, timings = {} } = data;
+    return { parts: null, output, ...message, usage, timings } as Reply;
   }
 
   /** Cancel the turn, if it is accepted already; the stream then ends by itself. */

@@ -57,14 +57,22 @@ def context_window(persona: Persona, default_context_tokens: int) -> ContextWind
     return ContextWindow(context_tokens, output_tokens)
 
 
-def require_room(persona: Persona, default_context_tokens: int, question: str) -> ContextWindow:
-    """Return the agent's window. Raises `MessageTooLong` where the question exceeds it."""
+def require_room(
+    persona: Persona, default_context_tokens: int, question: str, schema_text: str = ""
+) -> ContextWindow:
+    """Return the agent's window. Raises `MessageTooLong` where the question exceeds it.
+
+    `schema_text` is the schema of the answer that the model is shown.
+    """
     window = context_window(persona, default_context_tokens)
     needed = estimate_tokens(persona.system_prompt) + estimate_tokens(question)
+    if schema_text:
+        needed += estimate_tokens(schema_text)
     room = window.context_tokens - window.output_tokens
     if needed > room:
+        also = " with the schema of the answer" if schema_text else ""
         raise MessageTooLong(
-            f"The message and the agent's system prompt have about {needed} tokens, and the "
+            f"The message and the agent's system prompt have about {needed} tokens{also}, and the "
             f"agent's context of {window.context_tokens} tokens has room for {room} beside the "
             f"answer: send a shorter message, or set a larger `context_tokens`."
         )

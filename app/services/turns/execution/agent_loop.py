@@ -32,11 +32,13 @@ from app.services.turns.context.prompt import (
     context_window,
     require_room,
 )
+from app.services.turns.context.spoken_text import spoken_text
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.tool_execution import StepCalls
+from app.services.turns.execution.typed_answers import TypedAnswer, typed_answer
 from app.services.turns.parts import PARAGRAPH, step_lines
 from app.services.turns.records import TurnRequest, Usage
 from app.services.turns.steps import Call, Step
@@ -90,22 +92,54 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     """Stream the model's answer into `live`, and run the tools that it calls.
 
     `on_delta` is called with each piece of text. Raises `ActionsPending` where the turn waits for
-    somebody; `ProviderError`, `MessageTooLong`, `BudgetExhausted`, `UnknownToolOutcome`.
+    somebody; `ProviderError`, `MessageTooLong`, `BudgetExhausted`, `UnknownToolOutcome`,
+    `OutputInvalid`.
     """
-    agent_tools = live.record.persona.tools
+    agent_tools, typed = live.record.persona.tools, typed_answer(live)
     speech = _Speech(on_delta) if on_delta else None
-    if agent_tools is None:
+    if typed:  # an answer is spoken once it is known to be valid
+        await _answer_typed(live, runtime, agent_tools, typed)
+        if speech:
+            speech.say(spoken_text(live.record, live.progress.output_text or "") or "")
+    elif agent_tools:
+        await _answer_with_tools(live, runtime, agent_tools, speech)
+    else:
         await _ask(live, runtime, None, speech)
-        if live.progress.calls:
-            _check_callers_calls(live)
-        return
+    if live.progress.calls:
+        _check_callers_calls(live)
+
+
+async def _answer_typed(
+    live: LiveTurn, runtime: TurnRuntime, agent_tools: AgentTools | None, typed: TypedAnswer
+) -> None:
+    """Let the model answer with JSON that the schema allows. Raises `OutputInvalid`.
+
+    Calls of the caller's tools end the turn instead.
+    """
+    if agent_tools:
+        await _answer_with_tools(live, runtime, agent_tools, None, typed)
+    else:
+        await _ask(live, runtime, None, None, typed)
+    while not live.progress.calls and not typed.take():
+        typed.reject()
+        await _ask(live, runtime, agent_tools, None, typed)
+
+
+async def _answer_with_tools(
+    live: LiveTurn,
+    runtime: TurnRuntime,
+    agent_tools: AgentTools,
+    speech: _Speech | None,
+    typed: TypedAnswer | None = None,
+) -> None:
+    """Ask the model and run its calls until it answers without one."""
     progress = live.progress
 
     def missing() -> tuple[int, int]:
         if live.record.reservation is None:
             return 0, 0
         window = context_window(live.record.persona, runtime.chat_model.context_tokens)
-        return _missing(live, runtime, _prompt(live, runtime, window))
+        return _missing(live, runtime, _prompt(live, runtime, window, typed))
 
     calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner, missing)
     if progress.steps:
@@ -115,7 +149,7 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     while True:
         if progress.steps:
             live.log.emit(StepStarted(len(progress.steps) + 1))
-        await _ask(live, runtime, agent_tools, speech)
+        await _ask(live, runtime, agent_tools, speech, typed)
         if not progress.calls:
             return
         step = receipts.close_step(progress)
@@ -155,6 +189,7 @@ async def _ask(
     runtime: TurnRuntime,
     agent_tools: AgentTools | None,
     speech: _Speech | None,
+    typed: TypedAnswer | None = None,
 ) -> None:
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
@@ -163,12 +198,19 @@ async def _ask(
     if own:
         window = context_window(persona, chat_model.context_tokens)
     else:
-        window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
+        schema_text = typed.schema_text if typed else ""
+        window = require_room(
+            persona, chat_model.context_tokens, record.history[-1].content, schema_text
+        )
         if runtime.compaction and progress.summary is None:
-            progress.summary = await runtime.compaction.summary(live, window)
-    messages = _prompt(live, runtime, window)
-    may_call = agent_tools is not None and _may_call(live, runtime, agent_tools)
-    if progress.steps:
+            shown = typed.window_beside(window) if typed else window
+            progress.summary = await runtime.compaction.summary(live, shown)
+    messages = _prompt(live, runtime, window, typed)
+    is_correction = typed is not None and bool(typed.correction)
+    may_call = (
+        agent_tools is not None and not is_correction and _may_call(live, runtime, agent_tools)
+    )
+    if progress.steps or is_correction:
         await _reserve(live, runtime, messages)
     request = ChatRequest(
         messages=messages,
@@ -177,6 +219,7 @@ async def _ask(
         max_output_tokens=window.output_tokens,
         tools=agent_tools.definitions if agent_tools else (),
         may_call_tools=may_call,
+        response_format=typed.response_format if typed else None,
     )
     if own:
         request = _with_own(request, own)
@@ -189,9 +232,13 @@ async def _ask(
         raise UpstreamIncomplete("The AI provider's answer was empty.")
 
 
-def _prompt(live: LiveTurn, runtime: TurnRuntime, window: ContextWindow) -> Sequence[PromptLine]:
+def _prompt(
+    live: LiveTurn, runtime: TurnRuntime, window: ContextWindow, typed: TypedAnswer | None
+) -> Sequence[PromptLine]:
     """Return what the model is shown next: the conversation, and this turn's steps so far."""
     record, progress, system_prompt = live.record, live.progress, live.record.persona.system_prompt
+    if typed:
+        window = typed.window_beside(window)
     messages: Sequence[PromptLine]
     if record.request and not record.keeps_content:
         messages = build_given_prompt(system_prompt, record.request.prompt or ())
@@ -206,7 +253,10 @@ def _prompt(live: LiveTurn, runtime: TurnRuntime, window: ContextWindow) -> Sequ
             context_tokens=window.context_tokens,
             output_tokens=window.output_tokens,
         )
-    return [*messages, *_lines_of_steps(live)] if progress.steps else messages
+    correction = typed.correction if typed else ()
+    if not progress.steps and not correction:
+        return messages
+    return [*messages, *_lines_of_steps(live), *correction]
 
 
 async def _stream(

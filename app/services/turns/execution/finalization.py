@@ -18,12 +18,14 @@ from app.models import Message, TurnStatus, utc_now
 from app.services import crud
 from app.services.turns.errors import (
     InternalError,
+    OutputInvalid,
     TurnLost,
     TurnStateUnknown,
     error_of_code,
 )
 from app.services.turns.events import TurnEvent
 from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.execution.typed_answers import restore_faults
 from app.services.turns.parts import decode_parts
 from app.services.turns.records import Outcome, TurnRecord, Usage
 from app.services.turns.storage import event_store, settlement, unstored
@@ -61,9 +63,17 @@ async def read_outcome(database: Database, live: LiveTurn) -> Outcome | None:
     live.progress.timings = turn.timings or {}
     live.progress.ended_at = message.created_at
     error = error_of_code(turn.error_code, turn.error_detail or "") if turn.error_code else None
+    if isinstance(error, OutputInvalid):
+        restore_faults(live.record, error, message.content, turn.finish_reason)
     parts = decode_parts(message.parts) if message.parts else None
     return Outcome(
-        turn.status, message.status, message.content, error, parts, message.heard_content
+        turn.status,
+        message.status,
+        message.content,
+        error,
+        parts,
+        heard_content=message.heard_content,
+        output=message.output,
     )
 
 

@@ -202,8 +202,9 @@ class LiveTurn:
                     self._answer(outcome),
                     progress.usage,
                     progress.timings,
-                    len(progress.steps) + 1,
+                    len(progress.steps) + len(progress.rejected) + 1,
                     progress.stop_reason,
+                    outcome.output,
                 )
             case TurnStatus.REQUIRES_ACTION:
                 value = TurnRequiresAction(self.required_actions())
@@ -251,6 +252,12 @@ class LiveTurn:
         """The answer so far, without characters that databases cannot store."""
         return storable("".join(self.progress.text))
 
+    @property
+    def _content(self) -> str:
+        """The answer; where it is JSON, without the texts of steps before it."""
+        output_text = self.progress.output_text
+        return self.text if output_text is None else output_text
+
     def mark(self, name: str) -> None:
         """Record the time of the stage `name`, in milliseconds from acceptance; only the first."""
         elapsed_ms = (time.monotonic() - self.accepted_at) * 1000
@@ -277,13 +284,15 @@ class LiveTurn:
 
     def completed_outcome(self, speech_error: AppError | None = None) -> Outcome:
         """Create the outcome of a complete answer, whose speech synthesis may have failed."""
-        truncated = self.progress.finish_reason == "length"
+        # JSON that is whole is not cut off.
+        truncated = self.progress.finish_reason == "length" and self.progress.output_text is None
         return Outcome(
             TurnStatus.FAILED if speech_error else TurnStatus.COMPLETED,
             MessageStatus.TRUNCATED if truncated else MessageStatus.COMPLETED,
-            self.text,
+            self._content,
             speech_error,
             self._parts_with_calls() if self.progress.calls else self._parts(),
+            output=self.progress.output,
         )
 
     def waiting_outcome(self) -> Outcome:
@@ -303,7 +312,7 @@ class LiveTurn:
         unknown = close_calls(self.progress.steps)
         if unknown and not self.is_interrupted_by_shutdown:  # else another server decides
             error = unknown_outcome(unknown[0].id, unknown[0].name, error)
-        return Outcome(TurnStatus.FAILED, MessageStatus.FAILED, self.text, error, self._parts())
+        return Outcome(TurnStatus.FAILED, MessageStatus.FAILED, self._content, error, self._parts())
 
     def cancelled_outcome(self) -> Outcome:
         """Create the outcome of a cancelled turn, or of an unstored one at a shutdown."""
@@ -358,6 +367,7 @@ class LiveTurn:
             modality=record.output,
             created_at=self.progress.ended_at or record.created_at,
             parts=encode_parts(outcome.parts) if outcome.parts else None,
+            output=outcome.output,
             usage=self.progress.usage,
             timings=self.progress.timings,
         )

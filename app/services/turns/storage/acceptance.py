@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Dialect, Update, bindparam, text, update
 
 from app.core.database.statements import PreparedStatement, Rows
@@ -32,7 +33,7 @@ from app.services.turns.context.history_cache import (
 )
 from app.services.turns.context.persona_cache import PersonaCache, PersonaKey
 from app.services.turns.context.prompt import LOADED_MESSAGES, require_room
-from app.services.turns.errors import SessionQueueFull
+from app.services.turns.errors import SessionQueueFull, SpeechNotNamed
 from app.services.turns.records import (
     BusyPolicy,
     HistoryMessage,
@@ -117,7 +118,7 @@ def accept(
     a retryable error.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
-    `BudgetExhausted`.
+    `BudgetExhausted`, `SpeechNotNamed`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
@@ -156,7 +157,8 @@ def _accept_new(
     if waiting:
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
     newer = read_history(rows)
-    require_room(persona, message.account.context_tokens, message.content)
+    schema_text = _schema_text(persona, options, message.output)
+    require_room(persona, message.account.context_tokens, message.content, schema_text)
     history = (*(*cached, *newer)[-LOADED_MESSAGES:], _question(message, last_seq - 1))
     record = TurnRecord(
         workspace_id=message.workspace_id,
@@ -172,11 +174,13 @@ def _accept_new(
         persona=persona,
         history=() if waiting else history,
         was_queued=bool(waiting),
-        reservation=receipts.estimate_reservation(message, persona, history, now, waiting, user_id),
+        reservation=receipts.estimate_reservation(
+            message, persona, history, now, waiting, user_id, schema_text
+        ),
         agent_id=agent_id,
         key_id=message.account.key_id,
         user_id=message.account.user_id or user_id,
-        request=_turn_request(persona, message.account, user_id),
+        request=_turn_request(persona, options, message.account, user_id),
         output=message.output,
     )
     stored = _stored_turn(record) | {
@@ -233,11 +237,32 @@ def _question(message: NewMessage, seq: int) -> HistoryMessage:
     return HistoryMessage(seq, Role.USER.value, status.value, message.content)
 
 
-def _turn_request(persona: Persona, account: Account, user_id: str | None) -> TurnRequest | None:
-    """Return what later steps of the turn need; `None` for an agent without tools."""
-    if persona.tools is None:
+def _schema_text(persona: Persona, options: TurnOptions, output: Modality) -> str:
+    """Return the schema of the answer; empty for plain text.
+
+    Raises `SpeechNotNamed` where nothing says what of it is read aloud.
+    """
+    chosen = options.answer_format
+    schema = chosen.format.schema if chosen else persona.output_schema
+    if schema is None:
+        return ""
+    if output is Modality.VOICE and not (chosen.speak if chosen else persona.output_speak):
+        raise SpeechNotNamed(
+            "The answer is JSON, and nothing says what of it is read aloud: set "
+            "`response_format.speak` or the agent's `output_speak` to a JSON Pointer, or ask for "
+            "the answer as text."
+        )
+    return orjson.dumps(schema).decode()
+
+
+def _turn_request(
+    persona: Persona, options: TurnOptions, account: Account, user_id: str | None
+) -> TurnRequest | None:
+    """Return what later calls of the model need; `None` for an agent that needs one call only."""
+    if persona.tools is None and persona.output_schema is None and options.answer_format is None:
         return None
-    return TurnRequest(bucket_limits=reservations.stored_limits(account.budgets(user_id)))
+    limits = reservations.stored_limits(account.budgets(user_id))
+    return TurnRequest(limits, answer_format=options.answer_format)
 
 
 def _stored_turn(record: TurnRecord) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import StoredRecording, utc_now
 from app.services.ports import AudioFormat, Recording
 from app.services.turns.context.heard_text import heard_text
+from app.services.turns.context.spoken_text import spoken_text
 from app.services.turns.errors import turn_lost
 from app.services.turns.records import TurnRecord
 from app.services.turns.storage.tables import (
@@ -223,8 +224,17 @@ def truncate_to_heard(record: TurnRecord, played_ms: int) -> TransactionScript[N
     ]
     pieces = [SpokenPiece(*row) for row in piece_rows]
     if pieces:
-        heard_content = heard_text(content, pieces, played_ms)
-        yield [_UPDATE_HEARD(**_answer_key(record), heard_content=heard_content)]
+        yield [_heard_text_stmts(record, content, pieces, played_ms)]
+
+
+def _heard_text_stmts(
+    record: TurnRecord, content: str, pieces: Sequence[SpokenPiece], played_ms: int
+) -> Statement:
+    spoken_content = spoken_text(record, content)
+    heard_content: str | None = ""
+    if spoken_content is not None:
+        heard_content = heard_text(spoken_content, pieces, played_ms)
+    return _UPDATE_HEARD(**_answer_key(record), heard_content=heard_content)
 
 
 def _turn_key(record: TurnRecord) -> dict[str, UUID]:

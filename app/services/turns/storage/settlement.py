@@ -183,12 +183,13 @@ def settle(  # noqa: PLR0913, PLR0917  # one per stored value
 
 
 def _parts_stmts(record: TurnRecord, outcome: Outcome) -> Sequence[Statement]:
-    if outcome.parts is None:
+    if outcome.parts is None and outcome.output is None:
         return ()
     stored = turn_statements.SETTLE_PARTS(
         workspace_id_=record.workspace_id,
         message_id_=record.message_id,
-        parts=encode_parts(outcome.parts),
+        parts=None if outcome.parts is None else encode_parts(outcome.parts),
+        output=outcome.output,
     )
     return (stored,)
 

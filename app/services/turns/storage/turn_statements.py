@@ -274,8 +274,8 @@ def _settle_answer_stmt(_dialect: Dialect) -> Update:
 
 
 def _settle_parts_stmt(_dialect: Dialect) -> Update:
-    """Update the answer with its parts, beside what `SETTLE_ANSWER` stores."""
-    return update(messages).where(is_message()).values(**same_named_parameters("parts"))
+    """Update the answer with its parts and its value, beside what `SETTLE_ANSWER` stores."""
+    return update(messages).where(is_message()).values(**same_named_parameters("parts", "output"))
 
 
 def _hold_turn_stmt(_dialect: Dialect) -> Update:

@@ -228,11 +228,19 @@ class AsyncAgentPlatform:
         content: str,
         *,
         on_busy: types.BusyPolicy = "enqueue",
+        response_format: types.ResponseFormatFields | None = None,
         idempotency_key: str | None = None,
     ) -> types.ReplyRead:
-        """Send a message and return the answer. Raises `TurnFailed`."""
+        """Send a message and return the answer. Raises `TurnFailed`.
+
+        With `response_format` the answer is JSON by a schema, and `reply["output"]` its value.
+        """
         stream = self.stream_text(
-            session_id, content, on_busy=on_busy, idempotency_key=idempotency_key
+            session_id,
+            content,
+            on_busy=on_busy,
+            response_format=response_format,
+            idempotency_key=idempotency_key,
         )
         return await stream.final_reply()
 
@@ -242,10 +250,16 @@ class AsyncAgentPlatform:
         content: str,
         *,
         on_busy: types.BusyPolicy = "enqueue",
+        response_format: types.ResponseFormatFields | None = None,
         idempotency_key: str | None = None,
     ) -> "AsyncTurnStream":
         """Send a message and return its events; nothing is sent before they are iterated over."""
-        body = {"session_id": session_id, "content": content, "on_busy": on_busy}
+        body = without_none(
+            session_id=session_id,
+            content=content,
+            on_busy=on_busy,
+            response_format=response_format,
+        )
         headers = key_header(idempotency_key) | _EVENTS
         call = Call("POST", "/messages/text", json=body, headers=headers)
         return AsyncTurnStream(self._transport, TurnProgress(call))
@@ -256,10 +270,16 @@ class AsyncAgentPlatform:
         content: str,
         *,
         on_busy: types.BusyPolicy = "enqueue",
+        response_format: types.ResponseFormatFields | None = None,
         idempotency_key: str | None = None,
     ) -> types.TurnWithMessage:
         """Send a message whose turn runs in the background; `wait_turn` waits for its end."""
-        body = {"session_id": session_id, "content": content, "on_busy": on_busy}
+        body = without_none(
+            session_id=session_id,
+            content=content,
+            on_busy=on_busy,
+            response_format=response_format,
+        )
         headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
         return await self._json("POST", "/messages/text", body, headers)
 

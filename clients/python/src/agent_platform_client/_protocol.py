@@ -241,7 +241,7 @@ class TurnProgress:
         data = cast("TurnCompletedEventData", self.outcome["data"] if self.outcome else {})
         message: AnswerMessage = data["message"]
         usage = data.get("usage") or {}
-        reply = {"parts": None, **message, "usage": usage}
+        reply = {"parts": None, "output": data.get("output"), **message, "usage": usage}
         return cast("ReplyRead", reply | {"timings": data.get("timings") or {}})
 
 

@@ -230,6 +230,14 @@ class ResponseCreate(TypedDict, total=False):
     prompt_cache_key: str | None
 
 
+class ResponseFormatFields(TypedDict, total=False):
+    type: Required[Literal['json_schema']]
+    name: Required[str]
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+    speak: str | None
+
+
 Role: TypeAlias = Literal['system', 'user', 'assistant']
 
 
@@ -345,6 +353,7 @@ class TextMessageCreate(TypedDict, total=False):
     on_busy: BusyPolicy
     on_disconnect: DisconnectPolicy
     output: Modality
+    response_format: ResponseFormatFields | None
 
 
 class TokenCreate(TypedDict, total=False):
@@ -609,6 +618,7 @@ class VoiceReplyRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     usage: Required[UsageRead]
     timings: Required[dict[str, float]]
     transcription: Required[str]
@@ -767,6 +777,7 @@ class TurnCompletedEventData(TypedDict, total=False):
     timings: Required[dict[str, float]]
     steps: Required[int]
     stop_reason: Required[str | None]
+    output: Required[Any]
 
 
 class TurnProblem(TypedDict, total=False):
@@ -934,6 +945,7 @@ class AgentCreate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    output_speak: str | None
 
 
 class AgentRead(TypedDict, total=False):
@@ -948,6 +960,7 @@ class AgentRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    output_speak: Required[str | None]
     version: Required[int]
     created_at: Required[str]
     id: Required[str]
@@ -967,6 +980,7 @@ class AgentUpdate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    output_speak: str | None
 
 
 class AgentVersionRead(TypedDict, total=False):
@@ -981,6 +995,7 @@ class AgentVersionRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    output_speak: Required[str | None]
     version: Required[int]
     created_at: Required[str]
     agent_id: Required[str]
@@ -1033,6 +1048,7 @@ class HistoryMessageRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     attempt: Required[int | None]
     model: Required[str | None]
     usage: Required[TurnUsageRead | None]
@@ -1123,6 +1139,7 @@ class MessageRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
 
 
 class ReplyRead(TypedDict, total=False):
@@ -1137,6 +1154,7 @@ class ReplyRead(TypedDict, total=False):
     modality: Required[Modality]
     created_at: Required[str]
     parts: Required[list[dict[str, Any]] | None]
+    output: Required[dict[str, Any] | None]
     usage: Required[UsageRead]
     timings: Required[dict[str, float]]
 
