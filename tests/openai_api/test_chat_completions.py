@@ -30,7 +30,8 @@ from app.services.ports import (
 from app.state import State
 from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import Gate, unsettled, wait_until_settled
+from tests.support.turns import Gate, wait_until_settled
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("agent_id")]
 
@@ -50,6 +51,12 @@ def frames(response: httpx2.Response) -> list[Any]:
     *data, done, rest = response.text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     return [orjson.loads(each.removeprefix("data: ")) for each in data]
+
+
+def clients(state: State) -> list[int]:
+    """Return how many clients wait for each turn that runs."""
+    running = state["turns"]._turns.values()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return [live.client_count for live in running]
 
 
 async def count(database: Database, table: type[Any]) -> int | None:
@@ -484,6 +491,7 @@ async def test_client_that_leaves_cancels_the_turn(
 
 async def test_equal_requests_with_one_key_are_one_turn_while_it_runs(
     client: httpx2.AsyncClient,
+    state: State,
     database: Database,
     chat_model: FakeChatModel,
 ) -> None:
@@ -499,10 +507,7 @@ async def test_equal_requests_with_one_key_are_one_turn_while_it_runs(
         group.start_soon(send)
         await gate.arrived.wait()
         group.start_soon(send)
-        with anyio.fail_after(60):
-            while await unsettled(database) != 1:
-                await anyio.lowlevel.checkpoint()
-        await anyio.wait_all_tasks_blocked()
+        await until(lambda: clients(state) == [2])
         gate.opened.set()
     late = await client.post(PATH, json=body, headers=headers)
     other = await client.post(PATH, json=body | {"seed": 1}, headers=headers)
