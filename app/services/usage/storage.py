@@ -29,6 +29,7 @@ from app.models import (
     ApiKey,
     AuditEntry,
     IdempotencyKey,
+    KeptToolUsage,
     KeptUsage,
     Message,
     Session,
@@ -54,9 +55,9 @@ ROW_BYTES = 300
 TURN_BYTES = 5 * ROW_BYTES
 """A turn, its two messages, its events and the key of its request."""
 COUNTED: tuple[type[Base], ...] = (
-    Agent, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey, KeptUsage, Message, Session,
-    StoredClip, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion, Turn, TurnEventBatch,
-    TurnStep,
+    Agent, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey, KeptToolUsage, KeptUsage,
+    Message, Session, StoredClip, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion,
+    Turn, TurnEventBatch, TurnStep,
 )  # fmt: skip
 """Every row that a client can make any number of, and that stays."""
 _LONG_TEXT = 200
