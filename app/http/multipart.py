@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from app.http.problems import MalformedBody
 
-FILE_PARTS = (b"audio",)
+FILE_PARTS = (b"audio", b"file")
 """The names of the parts that are files, whatever else they say."""
 
 

@@ -91,6 +91,8 @@ class PersonaColumns:
     tool_policy: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
     output_schema: Mapped[dict[str, Any] | None] = mapped_column(JsonText())
     """The JSON Schema of the agent's answers."""
+    vision: Mapped[bool | None]
+    """Whether the agent's model sees images; `None` for what the server's settings say."""
 
 
 PERSONA_FIELDS = tuple(PersonaColumns.__annotations__)

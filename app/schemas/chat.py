@@ -16,6 +16,7 @@ from pydantic import (
 
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus, utc_now
 from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Response, Text, storable
+from app.schemas.files import ExportedFile, MessageContent
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
@@ -58,6 +59,7 @@ class AgentCreate(Request):
     output_schema: JsonObject | None = Field(
         default=None, description="A JSON Schema of the agent's answers."
     )
+    vision: bool | None = Field(default=None, description="Whether its model sees images.")
 
 
 class AgentUpdate(Changes):
@@ -74,6 +76,7 @@ class AgentUpdate(Changes):
     tools: AgentToolRefs = Field(default_factory=list[Any])
     tool_policy: ToolPolicyFields | None = None
     output_schema: JsonObject | None = None
+    vision: bool | None = None
 
 
 def _none_as_empty(tools: object) -> object:
@@ -94,6 +97,7 @@ class PersonaRead(Response):
     tools: Annotated[list[AgentToolRead], BeforeValidator(_none_as_empty)]
     tool_policy: ToolPolicyRead | None
     output_schema: dict[str, Any] | None
+    vision: bool | None
     version: int
     created_at: datetime
 
@@ -206,8 +210,8 @@ class MessageRead(Response):
     modality: Modality
     created_at: datetime
     parts: list[dict[str, Any]] | None = Field(
-        description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; "
-        "`null` for plain text, which `content` has."
+        description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in "
+        "their order; `null` for plain text, which `content` has."
     )
 
 
@@ -222,8 +226,9 @@ class TextMessageCreate(Request):
     """A message to the session's agent."""
 
     session_id: UUID
-    content: Annotated[NonBlank, StringConstraints(max_length=200_000)] = Field(
-        examples=["What is the capital of France?"]
+    content: MessageContent = Field(
+        description="Text, or parts in their order: texts, images and documents.",
+        examples=["What is the capital of France?"],
     )
     on_busy: BusyPolicy = Field(
         default=BusyPolicy.ENQUEUE,
@@ -380,6 +385,7 @@ class SessionExport(Response):
     messages: list[MessageRead]
     turns: list[TurnRead]
     audio: list[TurnAudio]
+    files: list[ExportedFile]
 
 
 class DeletedUserRead(Response):
@@ -390,5 +396,6 @@ class DeletedUserRead(Response):
     messages: int
     recordings: int
     audio_clips: int
+    files: int
     usage_records: int
     kept_as: str

@@ -166,6 +166,23 @@ class PromptResult(NamedTuple):
     call_id: str
 
 
+class PromptImage(NamedTuple):
+    """An image of a message."""
+
+    media_type: str
+    """One of `image/png`, `image/jpeg`, `image/webp`, `image/gif`."""
+    data: bytes
+
+
+class PromptContent(NamedTuple):
+    """A message with images between its texts."""
+
+    role: str
+    content: str
+    """The texts of `pieces`, for who takes no images."""
+    pieces: tuple[str | PromptImage, ...]
+
+
 TOOL_ROLE = "tool"
 
 
@@ -194,9 +211,9 @@ class ChatRequest:
     """False where the model must answer without calling one of `tools`."""
 
     @property
-    def has_calls(self) -> bool:
-        """True if an earlier answer in the prompt called tools."""
-        return any(isinstance(line, PromptResult) for line in self.messages)
+    def has_text_only(self) -> bool:
+        """True if no line of the prompt has calls of tools, their results, or images."""
+        return not any(isinstance(line, (PromptResult, PromptContent)) for line in self.messages)
 
 
 @value_object(frozen=True, slots=True)

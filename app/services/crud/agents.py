@@ -41,6 +41,7 @@ class PersonaChanges(TypedDict, total=False):
     """Pins; `None` for no tools."""
     tool_policy: dict[str, Any] | None
     output_schema: dict[str, Any] | None
+    vision: bool | None
 
 
 async def create_agent(

@@ -22,6 +22,7 @@ from app.services import crud
 from app.services.ports import ChatModel
 from app.services.tool_ports import ToolRunner
 from app.services.turns import receipts
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.errors import (
     InternalError,
     ServerBusy,
@@ -74,22 +75,22 @@ class TurnEngine:
         *,
         storage: StorageMeter | None = None,
         tool_runner: ToolRunner | None = None,
+        files: PromptFiles | None = None,
         drain_seconds: float = DRAIN_SECONDS,
         observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
         """`voices` creates the stages of voice turns that are restarted from their recording."""
         self._database = database
-        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, accounts.tariff)
+        tariff = accounts.tariff
+        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, tariff, files)
         self._audio = audio
         self._accounts = accounts
         self._observer = observer
         self._storage = storage
-        self._owner_id = new_id()
-        self.cache = TurnCache()
+        self._owner_id, self.cache = new_id(), TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
-        self._remote_turns = RemoteTurnWatcher(database)
-        watcher = self._remote_turns
+        self._remote_turns = watcher = RemoteTurnWatcher(database)
         self._remote_outcomes = RemoteOutcomes(database, watcher, self.runs_here, self._end)
         self._table_statistics = TableStatistics(database)
         self._tasks = TurnTasks(self._turns, self._release, drain_seconds)
@@ -172,11 +173,10 @@ class TurnEngine:
         """Insert the user message and the turn, and start or queue it; return the live turn.
 
         The turn is then stored and will be settled, even if this server stops; with a recording,
-        `content` is empty. A used idempotency key returns its turn. Raises
-        `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`,
-        `IdempotencyKeyReused`, `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`,
-        `StorageFull`, `ServerBusy`, `ServerDraining`, `StorageUnavailable`, and
-        `CommitOutcomeUnknown` if nobody can tell whether the message is stored.
+        `content` is empty. A used idempotency key returns its turn. Raises `SessionNotFound`,
+        `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`, `IdempotencyKeyReused`,
+        `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`, `StorageFull`, `ServerBusy`,
+        `ServerDraining`, `FileNotFound`, `StorageUnavailable`, and `CommitOutcomeUnknown`.
         """
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None

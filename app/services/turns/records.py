@@ -11,7 +11,7 @@ from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
 from app.services.ports import PromptLine
 from app.services.tool_ports import AgentTools
-from app.services.turns.parts import Part
+from app.services.turns.parts import InputPart, Part
 from app.services.turns.steps import Call, Step
 from app.services.usage import Reservation
 
@@ -28,7 +28,8 @@ class HistoryMessage(NamedTuple):
     modality: str = Modality.TEXT.value
     """One of `Modality`."""
     parts: str | None = None
-    """The JSON of the parts of an answer with tool calls; `None` for plain text."""
+    """The JSON of the parts of an answer with tool calls, or of a message with files; `None` for
+    plain text."""
 
 
 @value_object(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Persona:
     """As it is stored; `tools.policy` has the defaults filled in."""
     output_schema: Mapping[str, Any] | None = None
     """The JSON Schema of the agent's answers."""
+    vision: bool | None = None
+    """Whether the model sees images; `None` for what the server's settings say."""
 
 
 @value_object(frozen=True, slots=True)
@@ -146,6 +149,8 @@ class TurnOptions:
 
     on_busy: BusyPolicy = BusyPolicy.ENQUEUE
     key: RequestKey | None = None
+    parts: Sequence[InputPart] = ()
+    """The message with its images and documents, in order; empty for plain text."""
 
 
 @value_object(frozen=True, slots=True)

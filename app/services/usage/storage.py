@@ -1,4 +1,4 @@
-"""Limit the bytes that a workspace stores: messages, prompts, metadata, events and sound."""
+"""Limit the bytes that a workspace stores: messages, prompts, metadata, events, sound and files."""
 
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from app.models import (
     Message,
     Session,
     StoredClip,
+    StoredFile,
     StoredRecording,
     TurnEventBatch,
 )
@@ -119,6 +120,10 @@ async def _size(db: AsyncSession, workspace_id: UUID) -> int:
         (StoredRecording, stored_bytes(StoredRecording.data, dialect)),
         (StoredClip, stored_bytes(StoredClip.mp3, dialect)),
         (AgentVersion, stored_bytes(AgentVersion.system_prompt, dialect)),
+        (
+            StoredFile,
+            StoredFile.size_bytes + func.coalesce(stored_bytes(StoredFile.text, dialect), 0),
+        ),
         (TurnEventBatch, stored_bytes(TurnEventBatch.events, dialect)),
         (Session, metadata),
     )

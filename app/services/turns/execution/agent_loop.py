@@ -20,6 +20,7 @@ from app.services.ports import (
 )
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.context.prompt import build_prompt, require_room
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.event_log import storable
@@ -47,6 +48,7 @@ class TurnRuntime:
     """Creates the stages of a voice turn that another server or process accepted."""
     tool_runner: ToolRunner | None
     tariff: PriceTable
+    files: PromptFiles | None = None
 
 
 OnDelta = Callable[[str], None]
@@ -63,7 +65,7 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
         await _ask(live, runtime, None, on_delta)
         return
     progress = live.progress
-    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner)
+    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner, runtime.files)
     if progress.steps:
         if on_delta and progress.text:
             on_delta(live.text)
@@ -88,7 +90,7 @@ async def _ask(
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
-    window = require_room(persona, chat_model.context_tokens, record.history[-1].content)
+    window = require_room(persona, chat_model.context_tokens, record.history[-1])
     messages: Sequence[PromptLine] = build_prompt(
         persona.system_prompt,
         record.history,
@@ -98,6 +100,9 @@ async def _ask(
     may_call = agent_tools is not None and _may_call(live, agent_tools)
     if progress.steps:
         messages = [*messages, *_lines_of_steps(live)]
+    if runtime.files:
+        messages = await runtime.files.load(record.workspace_id, persona, messages)
+    if progress.steps:
         await _reserve(live, runtime, messages)
     request = ChatRequest(
         messages=messages,
@@ -171,7 +176,7 @@ def _lines_of_steps(live: LiveTurn) -> list[PromptLine]:
     return [
         line
         for step in live.progress.steps
-        for line in step_lines(step.content, [call.part() for call in step.calls])
+        for line in step_lines(step.content, [call.part() for call in step.calls], step.images)
     ]
 
 

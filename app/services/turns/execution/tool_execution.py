@@ -21,6 +21,7 @@ from app.services.tool_ports import (
     ToolResult,
     ToolRunner,
 )
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.errors import UnknownToolOutcome
 from app.services.turns.events import (
     ActionRequested,
@@ -32,6 +33,7 @@ from app.services.turns.events import (
     ToolCallStarted,
 )
 from app.services.turns.execution.live_turn import LiveTurn, required_action
+from app.services.turns.execution.result_images import store_images
 from app.services.turns.parts import ToolCallPart, decode_parts, has_calls
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
@@ -59,8 +61,14 @@ class StepCalls:
     """Runs the calls of the newest step of one turn."""
 
     def __init__(
-        self, live: LiveTurn, agent_tools: AgentTools, database: Database, runner: ToolRunner | None
+        self,
+        live: LiveTurn,
+        agent_tools: AgentTools,
+        database: Database,
+        runner: ToolRunner | None,
+        files: PromptFiles | None = None,
     ) -> None:
+        self._files = files
         self._live = live
         self._agent_tools = agent_tools
         self._database = database
@@ -274,6 +282,10 @@ class StepCalls:
             )
         )
         self._take_result(call, result)
+        if self._files and result.files:
+            call.images = await store_images(self._files, record, call.name, result.files)
+            if not call.images:
+                call.result = f"{call.result}\n[The image could not be stored.]"
         await self._store_call(step, call)
 
     def _begin(self, call: Call) -> None:
@@ -312,7 +324,10 @@ class StepCalls:
                 elapsed = call.ended_at - call.started_at
                 duration_ms = round(elapsed.total_seconds() * 1000, 1)
             preview = (call.result or "").encode()[:_PREVIEW_BYTES].decode(errors="ignore")
-            self._live.log.emit(ToolCallCompleted(call.id, call.status.value, preview, duration_ms))
+            files = [image.file_id for image in call.images]
+            self._live.log.emit(
+                ToolCallCompleted(call.id, call.status.value, preview, duration_ms, files)
+            )
         else:
             problem = ToolCallProblem(call.error_code or "tool-failed", call.error_detail or "")
             self._live.log.emit(ToolCallFailed(call.id, call.status.value, problem))

@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Dialect, Update, bindparam, text, update
 
 from app.core.database.statements import PreparedStatement, Rows
@@ -33,6 +34,7 @@ from app.services.turns.context.history_cache import (
 from app.services.turns.context.persona_cache import PersonaCache, PersonaKey
 from app.services.turns.context.prompt import LOADED_MESSAGES, require_room
 from app.services.turns.errors import SessionQueueFull
+from app.services.turns.parts import InputPart, encode_parts
 from app.services.turns.records import (
     BusyPolicy,
     HistoryMessage,
@@ -41,10 +43,7 @@ from app.services.turns.records import (
     TurnRecord,
     TurnRequest,
 )
-from app.services.turns.storage import (
-    idempotency_keys,
-    turn_statements,
-)
+from app.services.turns.storage import file_uses, idempotency_keys, turn_statements
 from app.services.turns.storage.repetition import UNSETTLED_IDS, run_again_or_find
 from app.services.turns.storage.tables import (
     LEASE,
@@ -117,7 +116,7 @@ def accept(
     a retryable error.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
-    `BudgetExhausted`.
+    `BudgetExhausted`, `FileNotFound`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
@@ -156,8 +155,9 @@ def _accept_new(
     if waiting:
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
     newer = read_history(rows)
-    require_room(persona, message.account.context_tokens, message.content)
-    history = (*(*cached, *newer)[-LOADED_MESSAGES:], _question(message, last_seq - 1))
+    question = _question(message, last_seq - 1, options.parts)
+    require_room(persona, message.account.context_tokens, question)
+    history = (*(*cached, *newer)[-LOADED_MESSAGES:], question)
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=message.turn_id,
@@ -196,6 +196,8 @@ def _accept_new(
     yield from budgets.reserve(
         message.account, record.reservation, [inserted_turn, inserted_messages]
     )
+    if options.parts:
+        yield from file_uses.use_in_message(record, options.parts)
     settled = immutable_prefix(cached, newer)
     return AcceptedTurn(
         record,
@@ -226,10 +228,13 @@ def _load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[
     return persona
 
 
-def _question(message: NewMessage, seq: int) -> HistoryMessage:
+def _question(message: NewMessage, seq: int, parts: Sequence[InputPart]) -> HistoryMessage:
     is_text = message.modality is Modality.TEXT
     status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
-    return HistoryMessage(seq, Role.USER.value, status.value, message.content)
+    question = HistoryMessage(seq, Role.USER.value, status.value, message.content)
+    if parts:
+        question = question._replace(parts=orjson.dumps(encode_parts(parts)).decode())
+    return question
 
 
 def _turn_request(persona: Persona, account: Account, user_id: str | None) -> TurnRequest | None:
