@@ -230,18 +230,8 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _refuse_invalid_secrets_key(self) -> Self:
-        _ = self.secrets_keys
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_invalid_database_url(self) -> Self:
-        _ = self.parsed_database_url
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_invalid_prices(self) -> Self:
-        _ = self.price_list
+    def _refuse_what_cannot_be_parsed(self) -> Self:
+        _ = self.secrets_keys, self.parsed_database_url, self.price_list
         return self
 
     @property

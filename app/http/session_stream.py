@@ -44,9 +44,9 @@ def export_response(  # noqa: PLR0913  # what is exported, and with what
     caller: Caller,
     session: Session,
     agent: AgentRead,
-    library: FileLibrary | None,
     *,
     with_audio: bool,
+    library: FileLibrary | None = None,
 ) -> StreamingResponse:
     """Return the response of `GET /sessions/{id}/export`, a `SessionExport`.
 
@@ -54,7 +54,7 @@ def export_response(  # noqa: PLR0913  # what is exported, and with what
     """
     disposition = f'attachment; filename="session-{session.id}.json"'
     return StreamingResponse(
-        _export(database, caller, session, agent, library, with_audio=with_audio),
+        _export(database, caller, session, agent, with_audio=with_audio, library=library),
         media_type=_JSON,
         headers={"Content-Disposition": disposition},
     )
@@ -70,7 +70,7 @@ def bulk_export_response(
 
     async def lines() -> AsyncGenerator[bytes]:
         for session, agent in sessions:
-            async for chunk in _export(database, caller, session, agent, None, with_audio=False):
+            async for chunk in _export(database, caller, session, agent, with_audio=False):
                 yield chunk
             yield b"\n"
 
@@ -82,9 +82,9 @@ async def _export(  # noqa: PLR0913  # as `export_response`
     caller: Caller,
     session: Session,
     agent: AgentRead,
-    library: FileLibrary | None,
     *,
     with_audio: bool,
+    library: FileLibrary | None = None,
 ) -> AsyncGenerator[bytes]:
     head = _json(SessionRead.model_validate(session))
     yield b'{"session":' + head + b',"agent":' + _json(agent) + b',"messages":['

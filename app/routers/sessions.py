@@ -33,7 +33,6 @@ from app.schemas.chat import (
     MessageOrder,
     SearchMatchRead,
     SessionCreate,
-    SessionExport,
     SessionFork,
     SessionHistory,
     SessionListed,
@@ -41,6 +40,7 @@ from app.schemas.chat import (
     SessionUpdate,
     UserId,
 )
+from app.schemas.exports import SessionExport
 from app.services import crud
 from app.services.identity import audit
 
@@ -374,6 +374,6 @@ async def export_session(  # noqa: PLR0913  # what an endpoint can ask for
         caller,
         session,
         AgentRead.model_validate(agent),
-        library if files else None,
         with_audio=audio,
+        library=library if files else None,
     )

@@ -63,9 +63,9 @@ async def resolve_tool_call(
     """Approve or deny a call, or send the output of the caller's own tool.
 
     Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
-    (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
-    The same action again changes nothing; another one is refused. An approval whose `approval_by`
-    is `operator` needs the scope `approvals:write`.
+    (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
+    on: `GET /turns/{turn_id}/events`. The same action again changes nothing; another one is
+    refused. An approval whose `approval_by` is `operator` needs the scope `approvals:write`.
     """
     async with data.reading() as db:
         call = await crud.find_tool_call(db, caller, call_id)

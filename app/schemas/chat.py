@@ -16,7 +16,7 @@ from pydantic import (
 
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus, utc_now
 from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Response, Text, storable
-from app.schemas.files import ExportedFile, MessageContent
+from app.schemas.files import MessageContent
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
@@ -347,55 +347,3 @@ class TurnWithMessage(TurnRead):
     required_actions: list[RequiredActionRead] = Field(
         description="What `requires_action` waits for: `POST /tool-calls/{call_id}/resolution`."
     )
-
-
-class RecordingRead(Response):
-    """The recording that the user uploaded; `data` is base64."""
-
-    format: str
-    duration_seconds: float
-    data: str
-
-
-class ClipRead(Response):
-    """The speech of one piece of an answer: its time in the audio and its offset in the text."""
-
-    index: int
-    text: str
-    start_ms: int
-    duration_ms: int
-    content_start: int
-    content_end: int
-
-
-class TurnAudio(Response):
-    """The stored audio of a turn; `mp3` is the whole answer as base64, `null` if not stored."""
-
-    turn_id: UUID
-    recording: RecordingRead | None
-    mp3: str | None
-    clips: list[ClipRead]
-
-
-class SessionExport(Response):
-    """All stored data of a conversation."""
-
-    session: SessionRead
-    agent: AgentRead
-    messages: list[MessageRead]
-    turns: list[TurnRead]
-    audio: list[TurnAudio]
-    files: list[ExportedFile]
-
-
-class DeletedUserRead(Response):
-    """What was deleted of an end user, and the name under which `GET /usage` has their sums."""
-
-    sessions: int
-    turns: int
-    messages: int
-    recordings: int
-    audio_clips: int
-    files: int
-    usage_records: int
-    kept_as: str

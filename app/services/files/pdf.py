@@ -1,11 +1,14 @@
 """The text of a PDF, page by page, by pypdf."""
 
+import logging
 from io import BytesIO
 
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
 from app.services.files.document_errors import DocumentRefused, TextCollector
+
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what is in a file
 
 _MOST_PAGES = 2_000
 
