@@ -106,9 +106,15 @@ class FileLibrary:
     """One instance serves the whole process."""
 
     def __init__(
-        self, database: Database, store: FileStore, sandbox: Sandbox, storage: StorageMeter
+        self,
+        database: Database,
+        store: FileStore,
+        sandbox: Sandbox,
+        storage: StorageMeter,
+        reader: str = _READ_DOCUMENT,
     ) -> None:
-        """`sandbox` reads documents; it was given `WARM_UP`."""
+        """`sandbox` runs `reader` on documents; it was given `WARM_UP`."""
+        self._reader = reader
         self._database = database
         self._store = store
         self._sandbox = sandbox
@@ -128,7 +134,7 @@ class FileLibrary:
         fields = {"extension": extension[:20], "limit_bytes": TEXT_BYTES}
         key = str(caller.workspace_id), caller.actor
         try:
-            output = await self._sandbox.run(_READ_DOCUMENT, fields, data, key)
+            output = await self._sandbox.run(self._reader, fields, data, key)
         except JobCrashed as crash:
             logger.warning("a document could not be read: %s", crash.reason)
             raise FileUnreadable("The document is broken, or takes too much to read.") from None
