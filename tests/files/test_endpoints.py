@@ -260,6 +260,7 @@ class FailingStore(FolderFileStore):
 
     async def delete(self, workspace_id: UUID, file_id: UUID) -> None:
         """Fulfil `FileStore.delete` not at all."""
+        del workspace_id, file_id
         raise FileStoreUnavailable("The disk is away.")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
+import orjson
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import delete, select
@@ -145,7 +146,7 @@ async def test_parts_of_text_alone_are_plain_text(
     ],
 )
 async def test_wrong_content_is_told_where(
-    client: httpx2.AsyncClient, session_id: str, content: Any, status: int, field: Any
+    client: httpx2.AsyncClient, session_id: str, content: object, status: int, field: object
 ) -> None:
     body = {"session_id": session_id, "content": content}
     response = await client.post("/messages/text", json=body)
@@ -193,9 +194,7 @@ async def test_image_of_twenty_megabytes_comes_inline(
     assert shown(chat_model) == [data]
 
 
-async def test_large_body_of_many_values_is_refused_unread(
-    client: httpx2.AsyncClient, session_id: str
-) -> None:
+async def test_large_body_of_many_values_is_refused_unread(client: httpx2.AsyncClient) -> None:
     content = b'{"session_id":"x","content":[' + b"[]," * 1_500_000 + b"[]]}"
     response = await client.post(
         "/messages/text", content=content, headers={"Content-Type": "application/json"}
@@ -313,7 +312,7 @@ async def test_streamed_and_spoken_answers_take_parts(
     body = {"session_id": session_id, "content": [TEXT, inline(made.png())]}
     stream = {"Accept": "text/event-stream"}
     streamed = await client.post("/messages/text", json=body, headers=stream)
-    assert [event.type for event in parse(streamed.text)][-1] == "turn.completed"
+    assert [event.type for event in parse(streamed.text.split("\n"))][-1] == "turn.completed"
     spoken = await client.post("/messages/text", json=body | {"output": "voice"})
     assert spoken.headers["content-type"] == "audio/mpeg"
     assert shown(chat_model) == ["Look", made.png()]
@@ -439,17 +438,13 @@ async def test_budget_reserves_images_and_documents(
     database: Database,
     chat_model: FakeChatModel,
 ) -> None:
-    page = await upload("b.txt", b"word " * 3000)
+    page = await upload("b.txt", b"word " * 2000)
     reserved: list[int] = []
 
     async def note() -> None:
         async with database.reading() as db:
-            reserved.append(
-                int(
-                    await db.scalar(select(Turn.reserved_tokens).order_by(Turn.id.desc()).limit(1))
-                    or 0
-                )
-            )
+            newest = select(Turn.reserved_tokens).order_by(Turn.id.desc()).limit(1)
+            reserved.append(await db.scalar(newest) or 0)
 
     chat_model.while_thinking = note
     await client.post("/messages/text", json={"session_id": session_id, "content": "Look"})
@@ -483,8 +478,6 @@ async def test_document_that_exceeds_the_window_is_refused(
 def history_of(count: int, size_bytes: int, *, images: int = 1) -> list[HistoryMessage]:
     """Questions with images, each with its answer, and a last question."""
     part = ImagePart(str(uuid4()), "image/png", 3, 2, size_bytes)
-    import orjson
-
     parts = orjson.dumps(encode_parts([TextPart("Look"), *[part] * images])).decode()
     lines: list[HistoryMessage] = []
     for number in range(count):
@@ -513,8 +506,8 @@ def test_window_counts_images_and_moves_seldom(size_bytes: int, context_tokens: 
     assert len(set(starts)) < 40
 
 
-async def test_plain_turn_takes_no_further_statement(
-    client: httpx2.AsyncClient, session_id: str, database: Database, state: State
+async def test_plain_turn_asks_for_no_files(
+    client: httpx2.AsyncClient, session_id: str, state: State
 ) -> None:
     engine: Any = state["turns"]
     plain = {"session_id": session_id, "content": "Hi"}
