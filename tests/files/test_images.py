@@ -1,18 +1,21 @@
 """What an image says of itself in its header; nothing is decoded."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
 from app.services.files.errors import FileTooLarge, FileUnreadable
 from app.services.files.images import image_of
 from tests.files import made
 
-IMAGES = {
+IMAGES: dict[str, tuple[str, Callable[[int, int], bytes]]] = {
     "png": ("image/png", made.png),
     "gif": ("image/gif", made.gif),
     "jpeg": ("image/jpeg", made.jpeg),
-    "webp VP8X": ("image/webp", lambda width, height: made.webp(width, height, "VP8X")),
-    "webp VP8L": ("image/webp", lambda width, height: made.webp(width, height, "VP8L")),
-    "webp VP8": ("image/webp", lambda width, height: made.webp(width, height, "VP8")),
+    "webp VP8X": ("image/webp", partial(made.webp, kind="VP8X")),
+    "webp VP8L": ("image/webp", partial(made.webp, kind="VP8L")),
+    "webp VP8": ("image/webp", partial(made.webp, kind="VP8")),
 }
 
 

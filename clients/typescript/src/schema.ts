@@ -334,6 +334,78 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Files
+         * @description List files, newest first; end users see those that they uploaded or have in a session.
+         */
+        get: operations["list_files"];
+        put?: never;
+        /**
+         * Upload File
+         * @description Upload an image or a document, to be used in messages.
+         *
+         *     What it is, its bytes say. A document is read now: the text of at most 50,000 tokens is what
+         *     models are shown. A file that no message uses is deleted after 24 hours; others are deleted with
+         *     the last session that uses them.
+         */
+        post: operations["upload_file"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/files/{file_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get File
+         * @description Get what is known of a file.
+         */
+        get: operations["get_file"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete File
+         * @description Delete a file that no message uses.
+         */
+        delete: operations["delete_file"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/files/{file_id}/content": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get File Content
+         * @description Get the bytes of a file, as they were uploaded.
+         */
+        get: operations["get_file_content"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/turns": {
         parameters: {
             query?: never;
@@ -493,9 +565,10 @@ export interface paths {
          * Resolve Tool Call
          * @description Approve or deny a call, or send the output of the caller's own tool.
          *
-         *     After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
-         *     The same action again changes nothing; another one is refused. An approval whose `approval_by`
-         *     is `operator` needs the scope `approvals:write`.
+         *     Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
+         *     (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
+         *     on: `GET /turns/{turn_id}/events`. The same action again changes nothing; another one is
+         *     refused. An approval whose `approval_by` is `operator` needs the scope `approvals:write`.
          */
         post: operations["resolve_tool_call"];
         delete?: never;
@@ -1051,6 +1124,11 @@ export interface components {
             output_schema?: {
                 [key: string]: unknown;
             } | null;
+            /**
+             * Vision
+             * @description Whether its model sees images.
+             */
+            vision?: boolean | null;
         };
         /**
          * AgentRead
@@ -1080,6 +1158,8 @@ export interface components {
             output_schema: {
                 [key: string]: unknown;
             } | null;
+            /** Vision */
+            vision: boolean | null;
             /** Version */
             version: number;
             /**
@@ -1167,6 +1247,8 @@ export interface components {
             output_schema?: {
                 [key: string]: unknown;
             } | null;
+            /** Vision */
+            vision?: boolean | null;
         } & {
             [key: string]: unknown;
         };
@@ -1198,6 +1280,8 @@ export interface components {
             output_schema: {
                 [key: string]: unknown;
             } | null;
+            /** Vision */
+            vision: boolean | null;
             /** Version */
             version: number;
             /**
@@ -1382,6 +1466,8 @@ export interface components {
             recordings: number;
             /** Audio Clips */
             audio_clips: number;
+            /** Files */
+            files: number;
             /** Usage Records */
             usage_records: number;
             /** Kept As */
@@ -1394,6 +1480,52 @@ export interface components {
          */
         DisconnectPolicy: "continue" | "cancel";
         /**
+         * ExportedFile
+         * @description A file of an export; `data` is base64, `null` where the bytes are not stored any more.
+         */
+        ExportedFile: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Media Type
+             * @description What the bytes are, whatever the upload said.
+             */
+            media_type: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /** Sha256 */
+            sha256: string;
+            /**
+             * Width
+             * @description Of an image, in pixels.
+             */
+            width: number | null;
+            /** Height */
+            height: number | null;
+            /**
+             * Text Tokens
+             * @description About how many tokens the text of a document adds to a prompt.
+             */
+            text_tokens: number | null;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * @description When it is deleted unless a message uses it; `null` while a session does.
+             */
+            expires_at: string | null;
+            /** Data */
+            data: string | null;
+        };
+        /**
          * FieldProblem
          * @description The error of one field; the input is never echoed.
          */
@@ -1404,6 +1536,66 @@ export interface components {
             msg: string;
             /** Type */
             type: string;
+        };
+        /**
+         * FileInput
+         * @description A document of a message: the model is shown its text.
+         */
+        FileInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "file";
+            /**
+             * File Id
+             * Format: uuid
+             */
+            file_id: string;
+        };
+        /**
+         * FileRead
+         * @description An image or a document.
+         */
+        FileRead: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Media Type
+             * @description What the bytes are, whatever the upload said.
+             */
+            media_type: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /** Sha256 */
+            sha256: string;
+            /**
+             * Width
+             * @description Of an image, in pixels.
+             */
+            width: number | null;
+            /** Height */
+            height: number | null;
+            /**
+             * Text Tokens
+             * @description About how many tokens the text of a document adds to a prompt.
+             */
+            text_tokens: number | null;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * @description When it is deleted unless a message uses it; `null` while a session does.
+             */
+            expires_at: string | null;
         };
         /**
          * Health
@@ -1453,7 +1645,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -1538,6 +1730,24 @@ export interface components {
             } | null;
             /** Select */
             select: string | null;
+        };
+        /**
+         * ImageInput
+         * @description An image of a message: one that was uploaded, or its bytes.
+         */
+        ImageInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "image";
+            /** File Id */
+            file_id?: string | null;
+            /**
+             * Data
+             * @description PNG, JPEG, WebP or GIF as base64, with or without `data:image/png;base64,` before it.
+             */
+            data?: string | null;
         };
         /**
          * ImportedTool
@@ -1811,7 +2021,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -1834,7 +2044,7 @@ export interface components {
          * @description The scopes that a key can have; each endpoint requires one.
          * @enum {string}
          */
-        Permission: "agents:read" | "agents:write" | "sessions:read" | "sessions:write" | "turns:read" | "turns:write" | "approvals:write" | "usage:read" | "usage:write" | "keys:read" | "keys:write" | "tools:read" | "tools:write" | "metrics:read";
+        Permission: "agents:read" | "agents:write" | "sessions:read" | "sessions:write" | "turns:read" | "turns:write" | "approvals:write" | "usage:read" | "usage:write" | "keys:read" | "keys:write" | "tools:read" | "tools:write" | "files:read" | "files:write" | "metrics:read";
         /**
          * Problem
          * @description An error as `application/problem+json`; every `code` is stable and documented.
@@ -1926,7 +2136,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -2103,6 +2313,8 @@ export interface components {
             turns: components["schemas"]["TurnRead"][];
             /** Audio */
             audio: components["schemas"]["TurnAudio"][];
+            /** Files */
+            files: components["schemas"]["ExportedFile"][];
         };
         /**
          * SessionFork
@@ -2325,6 +2537,19 @@ export interface components {
             limits: components["schemas"]["SystemLimits"];
         };
         /**
+         * TextInput
+         * @description A text of a message.
+         */
+        TextInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "text";
+            /** Text */
+            text: string;
+        };
+        /**
          * TextMessageCreate
          * @description A message to the session's agent.
          */
@@ -2336,9 +2561,10 @@ export interface components {
             session_id: string;
             /**
              * Content
+             * @description Text, or parts in their order: texts, images and documents.
              * @example What is the capital of France?
              */
-            content: string;
+            content: string | (components["schemas"]["TextInput"] | components["schemas"]["ImageInput"] | components["schemas"]["FileInput"])[];
             /**
              * @description What to do while another turn of the session is live: wait for its end (`enqueue`), refuse this message (`reject`), or cancel that turn (`interrupt`).
              * @default enqueue
@@ -2438,6 +2664,13 @@ export interface components {
              * @description What the model is shown.
              */
             result: string | null;
+            /**
+             * Files
+             * @description The images of the result, as parts of a message; `null` without any.
+             */
+            files: {
+                [key: string]: unknown;
+            }[] | null;
             error: components["schemas"]["ToolCallError"] | null;
             /** Approval By */
             approval_by: string | null;
@@ -2523,6 +2756,13 @@ export interface components {
              * @description What the model is shown.
              */
             result: string | null;
+            /**
+             * Files
+             * @description The images of the result, as parts of a message; `null` without any.
+             */
+            files: {
+                [key: string]: unknown;
+            }[] | null;
             error: components["schemas"]["ToolCallError"] | null;
             /** Approval By */
             approval_by: string | null;
@@ -3290,7 +3530,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -3475,6 +3715,8 @@ export interface components {
             preview: string;
             /** Duration Ms */
             duration_ms: number | null;
+            /** Files */
+            files: string[];
         };
         /**
          * ToolCallProblem
@@ -3833,6 +4075,14 @@ export interface components {
              * @default voice
              */
             output?: components["schemas"]["Modality"];
+        };
+        /** FileUpload */
+        FileUpload: {
+            /**
+             * File
+             * @description PNG, JPEG, WebP, GIF, PDF, DOCX, HTML, Markdown or text, up to 20 MB.
+             */
+            file: string;
         };
     };
     responses: never;
@@ -5746,6 +5996,8 @@ export interface operations {
             query?: {
                 /** @description Whether to include the audio of voice turns, as base64. */
                 audio?: boolean;
+                /** @description Whether to include the bytes of files, as base64. */
+                files?: boolean;
             };
             header?: never;
             path: {
@@ -6322,6 +6574,513 @@ export interface operations {
             /** @description Gateway Timeout */
             504: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_files: {
+        parameters: {
+            query?: {
+                /** @description The most items in one page. */
+                limit?: number;
+                /** @description The cursor from the `Link` header of the previous page. */
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    /** @description The next page, if there is one: `<...>; rel="next"` (RFC 8288). */
+                    Link?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileRead"][];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    upload_file: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description 1 to 255 visible ASCII characters. The same key with the same body is answered as the first time; keys are kept for 24 hours. */
+                "Idempotency-Key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": components["schemas"]["FileUpload"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileRead"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_file_content: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The bytes, with the media type of the file */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
                     [name: string]: unknown;
                 };
                 content: {

@@ -83,6 +83,7 @@ class DeletedUserRead(TypedDict, total=False):
     messages: Required[int]
     recordings: Required[int]
     audio_clips: Required[int]
+    files: Required[int]
     usage_records: Required[int]
     kept_as: Required[str]
 
@@ -90,10 +91,42 @@ class DeletedUserRead(TypedDict, total=False):
 DisconnectPolicy: TypeAlias = Literal['continue', 'cancel']
 
 
+class ExportedFile(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    media_type: Required[str]
+    size_bytes: Required[int]
+    sha256: Required[str]
+    width: Required[int | None]
+    height: Required[int | None]
+    text_tokens: Required[int | None]
+    created_at: Required[str]
+    expires_at: Required[str | None]
+    data: Required[str | None]
+
+
 class FieldProblem(TypedDict, total=False):
     loc: Required[list[str | int]]
     msg: Required[str]
     type: Required[str]
+
+
+class FileInput(TypedDict, total=False):
+    type: Required[Literal['file']]
+    file_id: Required[str]
+
+
+class FileRead(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    media_type: Required[str]
+    size_bytes: Required[int]
+    sha256: Required[str]
+    width: Required[int | None]
+    height: Required[int | None]
+    text_tokens: Required[int | None]
+    created_at: Required[str]
+    expires_at: Required[str | None]
 
 
 class Health(TypedDict, total=False):
@@ -116,6 +149,12 @@ class HttpRead(TypedDict, total=False):
     query: Required[dict[str, str]]
     body: Required[dict[str, Any] | None]
     select: Required[str | None]
+
+
+class ImageInput(TypedDict, total=False):
+    type: Required[Literal['image']]
+    file_id: str | None
+    data: str | None
 
 
 JsonValue: TypeAlias = Any
@@ -156,7 +195,7 @@ MessageStatus: TypeAlias = Literal['in_progress', 'completed', 'truncated', 'fai
 Modality: TypeAlias = Literal['text', 'voice']
 
 
-Permission: TypeAlias = Literal['agents:read', 'agents:write', 'sessions:read', 'sessions:write', 'turns:read', 'turns:write', 'approvals:write', 'usage:read', 'usage:write', 'keys:read', 'keys:write', 'tools:read', 'tools:write', 'metrics:read']
+Permission: TypeAlias = Literal['agents:read', 'agents:write', 'sessions:read', 'sessions:write', 'turns:read', 'turns:write', 'approvals:write', 'usage:read', 'usage:write', 'keys:read', 'keys:write', 'tools:read', 'tools:write', 'files:read', 'files:write', 'metrics:read']
 
 
 class Problem(TypedDict, total=False):
@@ -305,9 +344,17 @@ class SystemRead(TypedDict, total=False):
     limits: Required[SystemLimits]
 
 
+class TextInput(TypedDict, total=False):
+    type: Required[Literal['text']]
+    text: Required[str]
+
+
+Content: TypeAlias = TextInput | ImageInput | FileInput
+
+
 class TextMessageCreate(TypedDict, total=False):
     session_id: Required[str]
-    content: Required[str]
+    content: Required[str | list[Content]]
     on_busy: BusyPolicy
     on_disconnect: DisconnectPolicy
     output: Modality
@@ -345,6 +392,7 @@ class ToolCallRead(TypedDict, total=False):
     status: Required[CallStatus]
     attempt: Required[int]
     result: Required[str | None]
+    files: Required[list[dict[str, Any]] | None]
     error: Required[ToolCallError | None]
     approval_by: Required[str | None]
     created_at: Required[str]
@@ -646,6 +694,7 @@ class ToolCallCompletedEventData(TypedDict, total=False):
     status: Required[str]
     preview: Required[str]
     duration_ms: Required[float | None]
+    files: Required[list[str]]
 
 
 class ToolCallProblem(TypedDict, total=False):
@@ -871,6 +920,10 @@ class VoiceMessageCreate(TypedDict, total=False):
     output: Modality
 
 
+class FileUpload(TypedDict, total=False):
+    file: Required[str]
+
+
 class AgentCreate(TypedDict, total=False):
     name: Required[str]
     system_prompt: str
@@ -883,6 +936,7 @@ class AgentCreate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    vision: bool | None
 
 
 class AgentRead(TypedDict, total=False):
@@ -897,6 +951,7 @@ class AgentRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    vision: Required[bool | None]
     version: Required[int]
     created_at: Required[str]
     id: Required[str]
@@ -916,6 +971,7 @@ class AgentUpdate(TypedDict, total=False):
     tools: list[AgentToolRef]
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
+    vision: bool | None
 
 
 class AgentVersionRead(TypedDict, total=False):
@@ -930,6 +986,7 @@ class AgentVersionRead(TypedDict, total=False):
     tools: Required[list[AgentToolRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
+    vision: Required[bool | None]
     version: Required[int]
     created_at: Required[str]
     agent_id: Required[str]
@@ -1099,6 +1156,7 @@ class ToolCallDetail(TypedDict, total=False):
     status: Required[CallStatus]
     attempt: Required[int]
     result: Required[str | None]
+    files: Required[list[dict[str, Any]] | None]
     error: Required[ToolCallError | None]
     approval_by: Required[str | None]
     created_at: Required[str]
@@ -1160,6 +1218,7 @@ class SessionExport(TypedDict, total=False):
     messages: Required[list[MessageRead]]
     turns: Required[list[TurnRead]]
     audio: Required[list[TurnAudio]]
+    files: Required[list[ExportedFile]]
 
 
 class TurnCreated(TypedDict):
