@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from app.core.errors import AppError
 from app.core.security import Caller
-from app.services.files.limits import TOOL_IMAGES
+from app.services.files.limits import TOOL_IMAGE_BYTES, TOOL_IMAGES
 from app.services.tool_ports import ToolFile
 from app.services.turns.context.attachments import PromptFiles, image_part
 from app.services.turns.parts import ImagePart
@@ -25,7 +25,8 @@ async def store_images(
         drafts = [
             draft
             for image in images[:TOOL_IMAGES]
-            if (draft := await files.library.check_image(owner, name, image.data))
+            if len(image.data) <= TOOL_IMAGE_BYTES
+            and (draft := await files.library.check_image(owner, name, image.data))
         ]
         await files.library.store_in_session(drafts)
     except AppError as error:  # such as a workspace that may store no more
