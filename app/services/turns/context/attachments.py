@@ -34,7 +34,7 @@ class PromptFiles:
         self, workspace_id: UUID, persona: Persona, lines: Sequence[PromptLine]
     ) -> Sequence[PromptLine]:
         """Return the lines of a prompt with their files."""
-        if not [line for line in lines if type(line) is AttachedLine]:
+        if AttachedLine not in map(type, lines):
             return lines
         sees_images = self.sees_images(persona.vision)
         ids = attached_ids(lines, sees_images=sees_images)
