@@ -63,6 +63,9 @@ def upgrade() -> None:
         ["workspace_id", "user_id", "id"],
         schema=schema,
     )
+    op.create_index(
+        "ix_files_workspace_id_session_id", "files", ["workspace_id", "session_id"], schema=schema
+    )
     op.create_index("ix_files_expires_at", "files", ["expires_at"], schema=schema)
     op.create_table(
         "session_files",

@@ -21,6 +21,7 @@ class StoredFile(Record):
     __table_args__ = (
         ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),
         Index(None, "workspace_id", "user_id", "id"),
+        Index(None, "workspace_id", "session_id"),
         Index(None, "expires_at"),
     )
 

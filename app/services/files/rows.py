@@ -18,9 +18,9 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    or_,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -31,7 +31,7 @@ from app.models import Session, SessionFile, StoredFile, utc_now
 from app.services.files.errors import FileInUse, file_not_found
 
 UNUSED_KEPT = timedelta(hours=24)
-_EXPIRED_AT_ONCE = 100
+_EXPIRED_AT_ONCE, _IDS_AT_ONCE = 100, 10_000
 
 
 class ExpiredFile(NamedTuple):
@@ -55,18 +55,20 @@ def _visible(caller: Caller) -> ColumnElement[bool]:
     of_workspace = and_(StoredFile.workspace_id == caller.workspace_id, StoredFile.is_stored)
     if caller.sees_all_sessions:
         return of_workspace
-    own: list[ColumnElement[bool]] = []
-    session = [
-        Session.workspace_id == SessionFile.workspace_id,
-        Session.id == SessionFile.session_id,
-    ]
+    own = [StoredFile.workspace_id == caller.workspace_id]
+    in_session = [SessionFile.workspace_id == caller.workspace_id]
     if caller.user_id is not None:
         own.append(StoredFile.user_id == caller.user_id)
-        session.append(Session.user_id == caller.user_id)
+        in_session.append(Session.user_id == caller.user_id)
     if caller.session_id is not None:
         own.append(StoredFile.session_id == caller.session_id)
-        session.append(Session.id == caller.session_id)
-    return and_(of_workspace, or_(and_(*own), _link(exists().where(*session))))
+        in_session.append(SessionFile.session_id == caller.session_id)
+    of_link = and_(
+        Session.workspace_id == SessionFile.workspace_id, Session.id == SessionFile.session_id
+    )
+    # Two lists of what is the caller's: an OR would read all files of the workspace.
+    used = select(SessionFile.file_id).join(Session, of_link).where(*in_session)
+    return and_(of_workspace, StoredFile.id.in_(union_all(select(StoredFile.id).where(*own), used)))
 
 
 async def list_files(
@@ -132,21 +134,14 @@ async def expire_file(db: AsyncSession, caller: Caller, file_id: UUID) -> None:
 
 async def files_of_session(db: AsyncSession, workspace_id: UUID, session_id: UUID) -> list[UUID]:
     """Return and lock the files that a session uses, before it is deleted."""
-    ids = list(
-        await db.scalars(
-            select(SessionFile.file_id).where(
-                SessionFile.workspace_id == workspace_id, SessionFile.session_id == session_id
-            )
-        )
+    used = select(SessionFile.file_id).where(
+        SessionFile.workspace_id == workspace_id, SessionFile.session_id == session_id
     )
-    if ids:  # another session that uses one of them may be deleted at the same time
-        await db.execute(
-            select(StoredFile.id)
-            .where(StoredFile.workspace_id == workspace_id, StoredFile.id.in_(ids))
-            .order_by(StoredFile.id)
-            .with_for_update()
-        )
-    return ids
+    # Locked, for another session that uses one of them may be deleted at the same time.
+    query = select(StoredFile.id).where(
+        StoredFile.workspace_id == workspace_id, StoredFile.id.in_(used)
+    )
+    return list(await db.scalars(query.order_by(StoredFile.id).with_for_update()))
 
 
 async def share_files(
@@ -167,9 +162,11 @@ async def expire_unused(
 
     Bytes in the database are deleted at once.
     """
-    of_session = or_(StoredFile.id.in_(used_ids), StoredFile.session_id == session_id)
-    unused = and_(StoredFile.workspace_id == workspace_id, of_session, ~_link())
-    await expire(db, unused)
+    unused = and_(StoredFile.workspace_id == workspace_id, ~_link())
+    await expire(db, and_(unused, StoredFile.session_id == session_id))
+    for start in range(0, len(used_ids), _IDS_AT_ONCE):
+        ids = used_ids[start : start + _IDS_AT_ONCE]
+        await expire(db, and_(unused, StoredFile.id.in_(ids)))
 
 
 async def expire(db: AsyncSession, condition: ColumnElement[bool]) -> None:
