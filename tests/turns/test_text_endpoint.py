@@ -188,7 +188,7 @@ async def test_body_that_announces_less_than_it_sends_is_bounded(
     state: State, session_id: str
 ) -> None:
     pieces: list[Message] = [
-        {"type": "http.request", "body": b" " * 1_000_000, "more_body": True} for _ in range(4)
+        {"type": "http.request", "body": b" " * 1_000_000, "more_body": True} for _ in range(30)
     ]
     headers = [(b"content-type", b"application/json"), (b"content-length", b"10")]
 
