@@ -26,6 +26,9 @@ from app.http.readiness import Readiness
 from app.http.system_report import SystemReport
 from app.models import utc_now
 from app.providers import ANNOUNCED_ENDS, Providers, open_providers, outbound_of
+from app.services.files.folder_store import FolderFileStore
+from app.services.files.library import WARM_UP as DOCUMENTS_WARM_UP
+from app.services.files.library import FileLibrary
 from app.services.identity import CallerLookup, OpenStreamRegistry
 from app.services.outbound_port import Outbound
 from app.services.resilience import (
@@ -35,6 +38,7 @@ from app.services.resilience import (
     RetryingSpeaker,
     RetryingTranscriber,
 )
+from app.services.sandbox.limits import JobLimits
 from app.services.sandbox.sandbox import Sandbox
 from app.services.tool_ports import ToolRunner
 from app.services.tools.http_runner import HttpToolRunner
@@ -43,6 +47,8 @@ from app.services.tools.secret_store import SecretStore
 from app.services.tools.secrets import used_key_ids
 from app.services.tools.tester import ToolTester
 from app.services.turns import AudioStore, TurnEngine
+from app.services.turns.context.attachments import PromptFiles
+from app.services.turns.execution.message_input import MessageInput
 from app.services.usage import AccountDirectory, PriceTable, RequestLimiter, StorageMeter
 from app.services.usage.storage import MEGABYTE
 from app.services.voice import VoiceService, VoiceTurns
@@ -61,6 +67,7 @@ logger = logging.getLogger(__name__)
 _ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 
 ADMIN_KEY_FILE = "admin.key"
+_DOCUMENT_LIMITS = JobLimits(cpu_seconds=20, output_bytes=1 << 20, wall_seconds=60)
 
 
 class State(TypedDict):
@@ -81,6 +88,8 @@ class State(TypedDict):
     request_limiter: RequestLimiter
     open_streams: OpenStreamRegistry
     turns: TurnEngine
+    files: FileLibrary
+    message_input: MessageInput
     voice: VoiceService
     system: SystemReport
 
@@ -174,6 +183,14 @@ async def _build_state(
     storage = StorageMeter(database, settings.limit_stored_mb_per_workspace * MEGABYTE)
     secret_keys, outbound = KeyRing.from_settings(settings), outbound_of(settings)
     tool_runner = HttpToolRunner(outbound, SecretStore(database, secret_keys))
+    documents = Sandbox([DOCUMENTS_WARM_UP], _DOCUMENT_LIMITS)
+    store = FolderFileStore(settings.files_dir or settings.data_dir / "files")
+    files = FileLibrary(database, store, documents, storage)
+    prompt_files = PromptFiles(
+        files,
+        has_vision=settings.has_vision,
+        may_have_vision=Capability.CHAT not in settings.embedded_capabilities,
+    )
     turns = TurnEngine(
         database,
         chat_model,
@@ -185,6 +202,7 @@ async def _build_state(
         tool_runner=tool_runner,
         result_days=settings.tool_result_retention_days,
         compacts_context=settings.context_compaction,
+        files=prompt_files,
     )
     sandbox = Sandbox([WARM_UP])
     voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
@@ -202,10 +220,13 @@ async def _build_state(
         breakers=breakers,
         engine=providers.get("engine"),
         sandbox=sandbox,
+        documents=documents,
     )
     async with (
         sandbox,
+        documents,
         outbound,
+        files.pruning(),
         turns.running(),
         open_streams.watching(),
         telemetry.watching(),
@@ -235,6 +256,8 @@ async def _build_state(
             tool_tester=ToolTester(tool_runner),
             request_limiter=request_limiter,
             turns=turns,
+            files=files,
+            message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )

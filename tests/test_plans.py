@@ -87,6 +87,7 @@ def conditions(filled: Filled) -> dict[str, Any]:
         "after_": 0,
         "tool_id_": filled.turn_id,
         "call_id_": filled.turn_id,
+        "file_id_": filled.file_id,
         "tool_version_": 1,
         "name_": "SHOP_KEY",
         "slug_": "ada",

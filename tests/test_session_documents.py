@@ -13,7 +13,8 @@ from app.core.database import Database
 from app.core.security import ADMIN
 from app.http.session_stream import export_response, history_response
 from app.models import Message, MessageStatus, Modality, Role, Session, new_id
-from app.schemas.chat import AgentRead, MessageRead, SessionExport, SessionHistory
+from app.schemas.chat import AgentRead, MessageRead, SessionHistory
+from app.schemas.exports import SessionExport
 from app.services import crud
 from app.state import Providers, build_state
 from tests.conftest import client_of

@@ -109,6 +109,11 @@ _REALTIME_MODEL = "gpt-realtime-2.1-mini"
 _COMPATIBLE_SPEECH_MODEL = "tts-1"
 
 
+def _is_openai(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")
+
+
 class Settings(BaseSettings):
     """All settings: each field is read from the environment variable of its name in capitals.
 
@@ -157,11 +162,13 @@ class Settings(BaseSettings):
     chat_model: ModelName = "gpt-6-luna"
     chat_context_tokens: int = Field(default=128_000, ge=512)
     context_compaction: bool = False
+    chat_model_vision: bool | None = None
     chat_first_byte_seconds: int = Field(default=120, ge=1, le=3600)
     stt_model: ModelName = "gpt-transcribe"
     tts_model: ModelName | None = None
     tts_voice: str = Field(default="alloy", min_length=1, max_length=64)
 
+    files_dir: Path | None = None
     audio_retention_days: int = Field(default=7, ge=0, le=36_500)
     tool_result_retention_days: int = Field(default=30, ge=0, le=36_500)
 
@@ -225,18 +232,8 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _refuse_invalid_secrets_key(self) -> Self:
-        _ = self.secrets_keys
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_invalid_database_url(self) -> Self:
-        _ = self.parsed_database_url
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_invalid_prices(self) -> Self:
-        _ = self.price_list
+    def _refuse_what_cannot_be_parsed(self) -> Self:
+        _ = self.secrets_keys, self.parsed_database_url, self.price_list
         return self
 
     @property
@@ -336,9 +333,14 @@ class Settings(BaseSettings):
         """`TTS_MODEL`, or the default of the server that speaks: few others have Realtime."""
         if self.tts_model:
             return self.tts_model
-        host = urlsplit(self.tts_base_url or self.openai_base_url).hostname or ""
-        is_openai = host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")
+        is_openai = _is_openai(self.tts_base_url or self.openai_base_url)
         return _REALTIME_MODEL if is_openai else _COMPATIBLE_SPEECH_MODEL
+
+    @property
+    def has_vision(self) -> bool:
+        """`CHAT_MODEL_VISION`; without it, whether OpenAI serves, whose models see images."""
+        is_openai = _is_openai(self.openai_base_url)
+        return is_openai if self.chat_model_vision is None else self.chat_model_vision
 
     @property
     def embedded_capabilities(self) -> frozenset[Capability]:

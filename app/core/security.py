@@ -59,6 +59,8 @@ class Permission(StrEnum):
     TOOLS_READ = "tools:read"
     TOOLS_WRITE = "tools:write"
     """Tools and the secrets that they send."""
+    FILES_READ = "files:read"
+    FILES_WRITE = "files:write"
     METRICS_READ = "metrics:read"
     """Figures of the whole server, of every workspace."""
 

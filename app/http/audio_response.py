@@ -19,7 +19,7 @@ from app.http.problems import RangeNotSatisfiable
 from app.http.protocol import ABORT_CONNECTION
 from app.http.voice_headers import voice_headers
 from app.models import Turn
-from app.schemas.chat import ClipRead, RecordingRead, TurnAudio
+from app.schemas.exports import ClipRead, RecordingRead, TurnAudio
 from app.services.turns.storage import audio_store
 from app.services.voice import VoiceAnswer
 

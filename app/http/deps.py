@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.database import Database, get_database, get_db, get_reading_db
 from app.core.security import Caller as CallerIdentity
+from app.services.files.library import FileLibrary
 from app.services.outbound_port import Outbound
 from app.services.tools.key_ring import KeyRing
 from app.services.tools.tester import ToolTester
@@ -54,6 +55,11 @@ async def _get_tool_tester(connection: HTTPConnection) -> ToolTester:
     return tester
 
 
+async def _get_files(connection: HTTPConnection) -> FileLibrary:
+    files: FileLibrary = connection.state.files
+    return files
+
+
 async def _get_storage(connection: HTTPConnection) -> StorageMeter:
     storage: StorageMeter = connection.state.storage
     return storage
@@ -69,5 +75,6 @@ Caller = Annotated[CallerIdentity, Depends(_get_caller)]
 SecretKeys = Annotated[KeyRing, Depends(_get_secret_keys)]
 OutboundDep = Annotated[Outbound, Depends(_get_outbound)]
 ToolTesterDep = Annotated[ToolTester, Depends(_get_tool_tester)]
+Files = Annotated[FileLibrary, Depends(_get_files)]
 Turns = Annotated[TurnEngine, Depends(_get_turns)]
 Voice = Annotated[VoiceService, Depends(_get_voice)]

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from app.http.problems import MalformedBody, RequestInvalid, invalid_request
 
-FILE_PARTS = (b"audio",)
+FILE_PARTS = (b"audio", b"file")
 """The names of the parts that are files, whatever else they say."""
 
 

@@ -26,6 +26,8 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("delete", "/tools/{tool_id}"): (409,),
     ("post", "/sessions"): (409,),
     ("post", "/sessions/{session_id}/fork"): (409,),
+    ("delete", "/files/{file_id}"): (409,),
+    ("post", "/files"): (409,),
     ("post", "/messages/text"): (*_TURN, 410),
     ("post", "/messages/voice"): (*_TURN, 410),
     ("post", "/v1/chat/completions"): _TURN,
@@ -63,7 +65,10 @@ _RETRY_AFTER = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _TEMPORARY = (429, 503)
-_FORM_NAMES = {"Body_send_voice_message": "VoiceMessageCreate"}
+_FORM_NAMES = {
+    "Body_send_voice_message": "VoiceMessageCreate",
+    "Body_upload_file": "FileUpload",
+}
 """FastAPI names the schema of a form after its operation."""
 _PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}}
 _OPENAI_PREFIX = "/v1/"

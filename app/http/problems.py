@@ -16,6 +16,7 @@ from starlette.routing import Match
 from app.core.errors import AppError, ErrorKind
 from app.core.limits import Quota
 from app.core.request_context import current_context
+from app.schemas.base import UNION_TAGS
 from app.schemas.problems import Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -224,7 +225,9 @@ def _sentence(field: dict[str, Any]) -> str:
 def _field(fault: Any, known: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401  # a dict of pydantic
     # Unknown names come from the client, so they are truncated; values are never included.
     location = [
-        part if isinstance(part, int) else str(part)[:_LONGEST_KEY] for part in fault["loc"]
+        part if isinstance(part, int) else str(part)[:_LONGEST_KEY]
+        for part in fault["loc"]
+        if part not in UNION_TAGS
     ]
     message = fault["msg"].removeprefix("Value error, ").removesuffix(".")
     match fault["type"]:

@@ -24,6 +24,10 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 JSON_BYTES = 12 * 200_000 + 64 * 1024
 """The longest message with every character written as two `\\uXXXX` escapes, and other fields."""
+MESSAGE_BYTES = 28_000_000
+"""A message with one of the largest images in it."""
+_MOST_VALUES = 250_000
+"""Of a body that is larger than JSON is elsewhere; a message has a few, and its longest text."""
 FORM_BYTES = UPLOAD_BYTES_LIMIT + 64 * 1024
 """An upload with its other fields and the lines between them."""
 JSON_TYPE = "application/json"
@@ -75,6 +79,12 @@ def bounded_receive(limit_bytes: int, receive: Receive) -> Receive:
         return message
 
     return receive_counting
+
+
+def require_few_values(body: bytes) -> None:
+    """Raise `BodyTooLarge` for a large body of many values, which would take long to be parsed."""
+    if len(body) > JSON_BYTES and sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise BodyTooLarge("The body has too many values.")
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:

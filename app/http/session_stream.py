@@ -1,10 +1,12 @@
 """A session as one JSON document, streamed from the database in pages: its size is not bounded."""
 
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import StreamingResponse
 
 from app.core.database import Database
@@ -13,7 +15,12 @@ from app.http.audio_response import export_audio
 from app.http.turn_shape import history_message, turn_shape
 from app.models import Message, Modality, Session, Turn
 from app.schemas.chat import AgentRead, MessageRead, SessionRead
+from app.schemas.files import ExportedFile, FileRead
 from app.services import crud
+from app.services.file_port import FileStoreUnavailable
+from app.services.files import rows
+from app.services.files.errors import FileNotFound
+from app.services.files.library import FileLibrary
 
 PAGE_MESSAGES = 16
 """A message has 200,000 characters at most, and an answer more: a page takes some megabytes."""
@@ -33,13 +40,22 @@ def history_response(database: Database, caller: Caller, session: Session) -> St
     return StreamingResponse(chunks(), media_type=_JSON)
 
 
-def export_response(
-    database: Database, caller: Caller, session: Session, agent: AgentRead, *, with_audio: bool
+def export_response(  # noqa: PLR0913  # what is exported, and with what
+    database: Database,
+    caller: Caller,
+    session: Session,
+    agent: AgentRead,
+    *,
+    with_audio: bool,
+    library: FileLibrary | None = None,
 ) -> StreamingResponse:
-    """Return the response of `GET /sessions/{id}/export`, a `SessionExport`."""
+    """Return the response of `GET /sessions/{id}/export`, a `SessionExport`.
+
+    With `library` it has the bytes of files.
+    """
     disposition = f'attachment; filename="session-{session.id}.json"'
     return StreamingResponse(
-        _export(database, caller, session, agent, with_audio=with_audio),
+        _export(database, caller, session, agent, with_audio=with_audio, library=library),
         media_type=_JSON,
         headers={"Content-Disposition": disposition},
     )
@@ -62,8 +78,14 @@ def bulk_export_response(
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
 
 
-async def _export(
-    database: Database, caller: Caller, session: Session, agent: AgentRead, *, with_audio: bool
+async def _export(  # noqa: PLR0913  # as `export_response`
+    database: Database,
+    caller: Caller,
+    session: Session,
+    agent: AgentRead,
+    *,
+    with_audio: bool,
+    library: FileLibrary | None = None,
 ) -> AsyncGenerator[bytes]:
     head = _json(SessionRead.model_validate(session))
     yield b'{"session":' + head + b',"summary":' + orjson.dumps(session.summary)
@@ -83,6 +105,16 @@ async def _export(
         async with database.reading_page(caller.identity) as db:
             audio = await export_audio(db, turn)
         yield _joined([audio], is_first=not number)
+    yield b'],"files":['
+    async with database.reading_page(caller.identity) as db:
+        used = await rows.list_of_session(db, session.workspace_id, session.id)
+    for number, file in enumerate(used):
+        data = None
+        if library:
+            async with database.reading_page(caller.identity) as db:
+                data = await _file_data(db, caller, file.id, library)
+        shape = FileRead.model_validate(file).model_dump()
+        yield _joined([ExportedFile(**shape, data=data)], is_first=not number)
     yield b"]}"
 
 
@@ -128,6 +160,17 @@ async def _turns(
             return
         yield page
         last_seq = page[-1].user_seq
+
+
+async def _file_data(
+    db: AsyncSession, caller: Caller, file_id: UUID, library: FileLibrary
+) -> str | None:
+    """Return the bytes of a file as base64; `None` where they are not stored any more."""
+    try:
+        file = await rows.get_file(db, caller, file_id, with_data=True)
+        return b64encode(await library.read(file)).decode()
+    except (FileNotFound, FileStoreUnavailable):
+        return None
 
 
 def _joined(items: Iterable[BaseModel], *, is_first: bool) -> bytes:

@@ -39,6 +39,7 @@ def _session(record: dict[str, Any], agent_id: str | None, report: ImportReport)
         for each in map(values.as_object, values.as_list(record.get("messages")))
     ]
     report.skip("audio", "of voice turns", len(values.as_list(record.get("audio"))))
+    report.skip("files", "of messages", len(values.as_list(record.get("files"))))
     source_id = values.short_text(session.get("id"))
     if source_id is None:
         content = orjson.dumps(record.get("messages"), option=orjson.OPT_SORT_KEYS)

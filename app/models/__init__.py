@@ -18,6 +18,7 @@ from app.models.chat import (
     Turn,
     TurnStatus,
 )
+from app.models.files import SessionFile, StoredFile
 from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
 from app.models.steps import (
     LONG_RESULTS,
@@ -60,8 +61,10 @@ __all__ = [
     "RequestWindow",
     "Role",
     "Session",
+    "SessionFile",
     "SessionToken",
     "StoredClip",
+    "StoredFile",
     "StoredRecording",
     "StoredSecret",
     "Tool",

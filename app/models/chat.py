@@ -93,6 +93,8 @@ class PersonaColumns:
     """The JSON Schema of the agent's answers."""
     output_speak: Mapped[str | None] = mapped_column(String(300))
     """A JSON Pointer to what is read aloud of such an answer."""
+    vision: Mapped[bool | None]
+    """Whether the agent's model sees images; `None` for what the server's settings say."""
 
 
 PERSONA_FIELDS = tuple(PersonaColumns.__annotations__)

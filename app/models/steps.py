@@ -108,6 +108,8 @@ class ToolCall(Record):
     """What the model is shown."""
     stored_result: Mapped[str | None]
     """The longer result, where that is not all of it."""
+    files: Mapped[list[dict[str, Any]] | None] = mapped_column(Json())
+    """The images of the result, as parts of a message; `None` without any."""
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None]
     approval_by: Mapped[str | None] = mapped_column(String(16))

@@ -25,22 +25,25 @@ from app.http.disconnection import cancel_on_disconnect, unless_disconnected
 from app.http.endpoint_route import EndpointRoute
 from app.http.event_stream import EventStream
 from app.http.idempotency import REPLAYED, KeyHeader, request_key
+from app.http.message_parts import given_parts
 from app.http.openapi import EVENT_STREAM_CONTENT, MP3_CONTENT
 from app.http.permissions import endpoint_policy
 from app.http.problems import problem_response
 from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
-    JSON_BYTES,
     JSON_TYPE,
+    MESSAGE_BYTES,
     parse_json_body,
     read_body,
     require_announced_length,
+    require_few_values,
     require_media_type,
 )
 from app.http.voice_answer import AnswerRequest, voice_answer_response
 from app.models import Modality
 from app.schemas.chat import ReplyRead, TextMessageCreate
 from app.services.turns import LiveTurn, TurnEngine, TurnOptions
+from app.services.turns.execution.message_input import MessageInput
 from app.services.voice import VoiceService
 
 METHOD, PATH = "POST", "/messages/text"
@@ -64,14 +67,20 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
     require_known_parameters(scope.get("query_string", b"").decode("latin-1"), ())
     headers: dict[bytes, bytes] = dict(scope["headers"])
     require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
-    require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), JSON_BYTES)
-    content = await read_body(scope, receive, JSON_BYTES)
-    body = parse_json_body(content, TextMessageCreate)
-    key = request_key(caller, headers.get(b"idempotency-key"), PATH, content)
-    options = TurnOptions(body.on_busy, key, answer_format=answer_format_of(body.response_format))
+    require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), MESSAGE_BYTES)
+    data = await read_body(scope, receive, MESSAGE_BYTES)
+    require_few_values(data)
+    body = parse_json_body(data, TextMessageCreate)
+    key = request_key(caller, headers.get(b"idempotency-key"), PATH, data)
+    answer_format = answer_format_of(body.response_format)
+    content, options = body.content, TurnOptions(body.on_busy, key, answer_format=answer_format)
+    if not isinstance(content, str):
+        given = await given_parts(content)
+        message_input: MessageInput = state["message_input"]
+        content, options = await message_input.prepare(caller, body.session_id, given, options)
     if body.output is Modality.VOICE:
-        return await _spoken_response(scope, receive, body, options)
-    live = await turns.start(caller, body.session_id, body.content, None, options)
+        return await _spoken_response(scope, receive, body, content, options)
+    live = await turns.start(caller, body.session_id, content, None, options)
     if prefers_async(headers.get(b"prefer")):
         return await accepted_response(state["database"], caller, live)
     on_disconnect = cancel_on_disconnect(turns, caller, live, body.on_disconnect)
@@ -93,15 +102,17 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
 
 
 async def _spoken_response(
-    scope: Scope, receive: Receive, body: TextMessageCreate, options: TurnOptions
+    scope: Scope,
+    receive: Receive,
+    body: TextMessageCreate,
+    content: str,
+    options: TurnOptions,
 ) -> Response:
     """Answer with speech, as the voice endpoint does."""
     state: dict[str, Any] = scope["state"]
     voice: VoiceService = state["voice"]
     caller, streams = state["caller"], prefers_event_stream(scope["headers"])
-    answer = await voice.speak_reply(
-        caller, body.session_id, body.content, options, with_clips=streams
-    )
+    answer = await voice.speak_reply(caller, body.session_id, content, options, with_clips=streams)
     answer_request = AnswerRequest(
         caller,
         state["turns"],

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, StringConstraints
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
-from app.http.deps import Caller, DatabaseDep, Db, ReadingDb, Storage, Turns
+from app.http.deps import Caller, DatabaseDep, Db, Files, ReadingDb, Storage, Turns
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import Key, idempotent
 from app.http.pagination import Cursor, Limit, cursor_id, cursor_moment, cursor_number, link_next
@@ -33,7 +33,6 @@ from app.schemas.chat import (
     MessageOrder,
     SearchMatchRead,
     SessionCreate,
-    SessionExport,
     SessionFork,
     SessionHistory,
     SessionListed,
@@ -41,6 +40,7 @@ from app.schemas.chat import (
     SessionUpdate,
     UserId,
 )
+from app.schemas.exports import SessionExport
 from app.services import crud
 from app.services.identity import audit
 from app.services.usage.storage import ROW_BYTES, size_of
@@ -360,7 +360,7 @@ async def fork_session(  # noqa: PLR0913, PLR0917  # what an endpoint can ask fo
 
 
 @router.get("/{session_id}/export", response_model=SessionExport)
-async def export_session(
+async def export_session(  # noqa: PLR0913  # what an endpoint can ask for
     session_id: UUID,
     data: DatabaseDep,
     db: Db,
@@ -369,9 +369,20 @@ async def export_session(
     audio: Annotated[
         bool, Query(description="Whether to include the audio of voice turns, as base64.")
     ] = False,
+    files: Annotated[
+        bool, Query(description="Whether to include the bytes of files, as base64.")
+    ] = False,
+    library: Files,
 ) -> Response:
     """Export all stored data of a conversation as one JSON document."""
     session = await crud.get_session(db, caller, session_id)
     agent = await crud.get_agent(db, caller.workspace_id, session.agent_id)
     audit.record(db, caller, audit.Action.SESSION_EXPORTED, session_id)
-    return export_response(data, caller, session, AgentRead.model_validate(agent), with_audio=audio)
+    return export_response(
+        data,
+        caller,
+        session,
+        AgentRead.model_validate(agent),
+        with_audio=audio,
+        library=library if files else None,
+    )

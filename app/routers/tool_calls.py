@@ -4,20 +4,23 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.core.security import Forbidden, Permission
 from app.http.deps import Caller, DatabaseDep, ReadingDb, Storage, Turns
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_id, link_next
+from app.http.tool_output import image_references, images_of_output, text_of_output
 from app.http.turn_shape import tool_call_detail, tool_call_shape
 from app.models import CallStatus
 from app.schemas.tool_calls import ToolCallDetail, ToolCallRead, ToolCallResolve
 from app.services import crud
+from app.services.files.errors import file_not_found
+from app.services.files.rows import find_files
 from app.services.identity import audit
 from app.services.tools.outputs import require_valid_output
 from app.services.turns import Resolution, tool_call_not_found
+from app.services.turns.parts import ImagePart
 
 router = APIRouter(prefix="/tool-calls", tags=["tool calls"], route_class=EndpointRoute)
 
@@ -64,9 +67,10 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
 ) -> ToolCallDetail:
     """Approve or deny a call, or send the output of the caller's own tool.
 
-    After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
-    The same action again changes nothing; another one is refused. An approval whose `approval_by`
-    is `operator` needs the scope `approvals:write`.
+    Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
+    (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
+    on: `GET /turns/{turn_id}/events`. The same action again changes nothing; another one is
+    refused. An approval whose `approval_by` is `operator` needs the scope `approvals:write`.
     """
     async with data.reading() as db:
         call = await crud.find_tool_call(db, caller, call_id)
@@ -77,7 +81,8 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
         raise tool_call_not_found()
     if body.decision and call.approval_by != "user":
         _require_operator(caller)
-    action = _resolution(body, caller.actor)
+    images = await _images(data, caller, body)
+    action = _resolution(body, caller.actor, images)
     if action.decision == "output":
         size_bytes = len((action.text or "").encode())
         await storage.require_room(caller.workspace_id, size_bytes)
@@ -104,11 +109,21 @@ def _require_operator(caller: Caller) -> None:
         raise Forbidden(f"This approval needs the scope `{Permission.APPROVALS_WRITE}`.")
 
 
-def _resolution(body: ToolCallResolve, by: str) -> Resolution:
+async def _images(data: DatabaseDep, caller: Caller, body: ToolCallResolve) -> Sequence[ImagePart]:
+    """Return the images of an output. Raises `FileNotFound` and `FileUnreadable`."""
+    references = image_references(body.output)
+    if not references:
+        return ()
+    async with data.reading() as db:
+        found = await find_files(db, caller, references)
+    if found.keys() != set(references):
+        raise file_not_found()
+    return images_of_output([found[file_id] for file_id in references])
+
+
+def _resolution(body: ToolCallResolve, by: str, images: Sequence[ImagePart]) -> Resolution:
     if body.decision:
         return Resolution(body.decision, by, body.reason if body.decision == "deny" else None)
     if body.error is not None:
         return Resolution("error", by, body.error)
-    output = body.output
-    text = output if isinstance(output, str) else orjson.dumps(output).decode()
-    return Resolution("output", by, text)
+    return Resolution("output", by, text_of_output(body.output), images)

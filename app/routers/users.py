@@ -9,7 +9,8 @@ from fastapi import APIRouter
 
 from app.http.deps import Caller, DatabaseDep, Turns
 from app.http.endpoint_route import EndpointRoute
-from app.schemas.chat import DeletedUserRead, UserId
+from app.schemas.chat import UserId
+from app.schemas.exports import DeletedUserRead
 from app.services import crud
 from app.services.identity import audit
 

@@ -75,6 +75,10 @@ def storable(moment: datetime) -> datetime:
     return moment
 
 
+UNION_TAGS = frozenset(("(text)", "(parts)"))
+"""Names of the shapes of a field that has several; they are no part of a fault's place."""
+
+
 Text = Annotated[str, AfterValidator(_refuse_nul)]
 NonBlank = Annotated[Text, AfterValidator(_refuse_blank)]
 Name = Annotated[NonBlank, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]

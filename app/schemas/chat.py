@@ -17,6 +17,7 @@ from pydantic import (
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus, utc_now
 from app.schemas.answers import AnswerFormatField, AnswerValue, OutputSchema, OutputSpeak
 from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Response, Text, storable
+from app.schemas.files import MessageContent
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
@@ -57,6 +58,7 @@ class AgentCreate(Request):
     tool_policy: ToolPolicyFields | None = None
     output_schema: OutputSchema = None
     output_speak: OutputSpeak = None
+    vision: bool | None = Field(default=None, description="Whether its model sees images.")
 
 
 class AgentUpdate(Changes):
@@ -74,6 +76,7 @@ class AgentUpdate(Changes):
     tool_policy: ToolPolicyFields | None = None
     output_schema: OutputSchema = None
     output_speak: OutputSpeak = None
+    vision: bool | None = None
 
 
 def _none_as_empty(tools: object) -> object:
@@ -95,6 +98,7 @@ class PersonaRead(Response):
     tool_policy: ToolPolicyRead | None
     output_schema: dict[str, Any] | None
     output_speak: str | None
+    vision: bool | None
     version: int
     created_at: datetime
 
@@ -207,8 +211,8 @@ class MessageRead(Response):
     modality: Modality
     created_at: datetime
     parts: list[dict[str, Any]] | None = Field(
-        description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; "
-        "`null` for plain text, which `content` has."
+        description="Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in "
+        "their order; `null` for plain text, which `content` has."
     )
     output: AnswerValue
 
@@ -224,8 +228,9 @@ class TextMessageCreate(Request):
     """A message to the session's agent."""
 
     session_id: UUID
-    content: Annotated[NonBlank, StringConstraints(max_length=200_000)] = Field(
-        examples=["What is the capital of France?"]
+    content: MessageContent = Field(
+        description="Text, or parts in their order: texts, images and documents.",
+        examples=["What is the capital of France?"],
     )
     on_busy: BusyPolicy = Field(
         default=BusyPolicy.ENQUEUE,
@@ -347,54 +352,3 @@ class TurnWithMessage(TurnRead):
     required_actions: list[RequiredActionRead] = Field(
         description="What `requires_action` waits for: `POST /tool-calls/{call_id}/resolution`."
     )
-
-
-class RecordingRead(Response):
-    """The recording that the user uploaded; `data` is base64."""
-
-    format: str
-    duration_seconds: float
-    data: str
-
-
-class ClipRead(Response):
-    """The speech of one piece of an answer: its time in the audio and its offset in the text."""
-
-    index: int
-    text: str
-    start_ms: int
-    duration_ms: int
-    content_start: int
-    content_end: int
-
-
-class TurnAudio(Response):
-    """The stored audio of a turn; `mp3` is the whole answer as base64, `null` if not stored."""
-
-    turn_id: UUID
-    recording: RecordingRead | None
-    mp3: str | None
-    clips: list[ClipRead]
-
-
-class SessionExport(Response):
-    """All stored data of a conversation; `summary` is of what no longer fits into prompts."""
-
-    session: SessionRead
-    summary: str | None
-    agent: AgentRead
-    messages: list[MessageRead]
-    turns: list[TurnRead]
-    audio: list[TurnAudio]
-
-
-class DeletedUserRead(Response):
-    """What was deleted of an end user, and the name under which `GET /usage` has their sums."""
-
-    sessions: int
-    turns: int
-    messages: int
-    recordings: int
-    audio_clips: int
-    usage_records: int
-    kept_as: str

@@ -45,6 +45,9 @@ class ToolCallRead(Response):
     status: CallStatus
     attempt: int
     result: str | None = Field(description="What the model is shown.")
+    files: list[dict[str, Any]] | None = Field(
+        description="The images of the result, as parts of a message; `null` without any."
+    )
     error: ToolCallError | None
     approval_by: str | None
     created_at: datetime

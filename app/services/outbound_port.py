@@ -20,6 +20,8 @@ class OutboundRequest:
     timeout_seconds: float = 30
     max_bytes: int = 1 << 20
     """Of the answer's body."""
+    max_image_bytes: int | None = None
+    """Of the body of an answer that says that it is an image; `None`: `max_bytes`."""
     reuses_connections: bool = True
     """False for requests that must not be lost on a connection that the other side just closed."""
 
@@ -33,7 +35,7 @@ class OutboundResponse:
     """The header's value; empty without one."""
     body: bytes = field(repr=False)
     is_truncated: bool = False
-    """True where the body was longer than `max_bytes`; the rest was not read."""
+    """True where the body was longer than the limit; the rest was not read."""
 
 
 class OutboundFailure(StrEnum):

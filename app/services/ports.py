@@ -168,6 +168,23 @@ class PromptResult(NamedTuple):
     call_id: str
 
 
+class PromptImage(NamedTuple):
+    """An image of a message."""
+
+    media_type: str
+    """One of `image/png`, `image/jpeg`, `image/webp`, `image/gif`."""
+    data: bytes
+
+
+class PromptContent(NamedTuple):
+    """A message with images between its texts."""
+
+    role: str
+    content: str
+    """The texts of `pieces`, for who takes no images."""
+    pieces: tuple[str | PromptImage, ...]
+
+
 TOOL_ROLE = "tool"
 
 
@@ -222,6 +239,9 @@ class ResponseFormat:
         )
 
 
+_WITH_MORE_THAN_TEXT = frozenset((PromptResult, PromptContent))
+
+
 @value_object(frozen=True, slots=True)
 class ChatRequest:
     """A prompt with its generation parameters. `None` means the provider's default."""
@@ -240,9 +260,9 @@ class ChatRequest:
     options: ChatOptions | None = None
 
     @property
-    def has_calls(self) -> bool:
-        """True if an earlier answer in the prompt called tools."""
-        return any(isinstance(line, PromptResult) for line in self.messages)
+    def has_text_only(self) -> bool:
+        """True if no line of the prompt has calls of tools, their results, or images."""
+        return _WITH_MORE_THAN_TEXT.isdisjoint(map(type, self.messages))  # the fastest way
 
 
 @value_object(frozen=True, slots=True)

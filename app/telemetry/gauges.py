@@ -65,6 +65,7 @@ def add_gauges(  # noqa: PLR0913  # a part each
     breakers: Mapping[Capability, CircuitBreakers],
     engine: EmbeddedEngine | None,
     sandbox: ForeignBytesWorker,
+    documents: ForeignBytesWorker,
 ) -> None:
     """Let the metrics tell of each part of a running server."""
     metrics.add_build_info(REVISION)
@@ -117,14 +118,16 @@ def add_gauges(  # noqa: PLR0913  # a part each
         (),
         lambda: {(): database.queue_length},
     )
-    add_worker_gauges(metrics, engine, sandbox)
+    add_worker_gauges(metrics, engine, {"uploads": sandbox, "documents": documents})
 
 
 def add_worker_gauges(
-    metrics: Metrics, engine: EmbeddedEngine | None, sandbox: ForeignBytesWorker
+    metrics: Metrics,
+    engine: EmbeddedEngine | None,
+    sandboxes: Mapping[str, ForeignBytesWorker],
 ) -> None:
     """Let the metrics tell of the helper processes."""
-    workers = {"uploads": sandbox, **({"embedded": engine} if engine else {})}
+    workers = {**sandboxes, **({"embedded": engine} if engine else {})}
 
     def states() -> dict[Labels, float]:
         found: dict[Labels, float] = {}
@@ -143,15 +146,19 @@ def add_worker_gauges(
         "worker_process_restarts",
         "How often a helper process was started again.",
         ("process",),
-        lambda: {("uploads",): sandbox.restarts},
+        lambda: {(name,): sandbox.restarts for name, sandbox in sandboxes.items()},
     )
     metrics.add_gauge(
         "worker_jobs",
         "Uploads that a helper process has in hand, and that wait for it.",
         ("process", "state"),
         lambda: {
-            ("uploads", "running"): sandbox.running_count,
-            ("uploads", "waiting"): sandbox.waiting_count,
+            (name, state): count
+            for name, sandbox in sandboxes.items()
+            for state, count in (
+                ("running", sandbox.running_count),
+                ("waiting", sandbox.waiting_count),
+            )
         },
     )
 

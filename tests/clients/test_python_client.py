@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 from agent_platform_client import (
     AgentPlatform,
+    ApiError,
     AsyncAgentPlatform,
     AuthenticationFailed,
     ConnectionLost,
@@ -59,6 +60,19 @@ def numbers_rise(events: list[TurnEvent]) -> bool:
 
 def deltas(events: list[TurnEvent]) -> str:
     return "".join(e["data"]["delta"] for e in events if e["type"] == "output_text.delta")
+
+
+def test_document_is_uploaded_sent_and_deleted(client: AgentPlatform) -> None:
+    session_id = client.create_session(agent_id=client.create_agent(name="Ada")["id"])["id"]
+    used, unused = client.upload_file(b"Some words", "a.txt"), client.upload_file(b"More", "b.md")
+
+    reply = client.send_text(session_id, [{"type": "file", "file_id": used["id"]}])
+    client.delete_file(unused["id"])
+
+    assert reply["content"] == WORDS
+    assert (used["name"], used["media_type"]) == ("a.txt", "text/plain")
+    with pytest.raises(ApiError, match="uses the file"):
+        client.delete_file(used["id"])
 
 
 def test_conversation_with_pages_changes_and_usage(client: AgentPlatform) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 TABLES = (
     "agents", "agent_versions", "sessions", "messages", "turns", "api_keys", "session_tokens",
     "idempotency_keys", "workspaces", "tools", "tool_versions", "agent_tools", "secrets",
-    "turn_steps", "tool_calls",
+    "turn_steps", "tool_calls", "files", "session_files",
 )  # fmt: skip
 NAMING = [name for name, row in ROWS.items() if "{" in name or row.names_something]
 
@@ -43,6 +43,7 @@ def random_things() -> Things:
         str(uuid4()),
         uuid4().hex[:8],
         "K_none",
+        str(uuid4()),
         str(uuid4()),
         str(uuid4()),
     )

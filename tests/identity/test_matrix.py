@@ -16,6 +16,7 @@ from app.http.console_files import PREFIX as CONSOLE_PREFIX
 from app.http.endpoint_route import EndpointRoute
 from app.http.permissions import ENDPOINT_POLICIES, OPEN_TO_EVERY_CALLER, PUBLIC_PATHS
 from app.main import create_app
+from tests.files.made import png
 from tests.identity.world import Things, World
 from tests.support.application import IsolatedSettings
 
@@ -118,6 +119,13 @@ ROWS: dict[str, Row] = {
     ),
     "GET /secrets": Row("tools:read"),
     "DELETE /secrets/{name}": Row("tools:write", status=204),
+    "POST /files": Row("files:write", users=True, tokens=True, form={}, status=201),
+    "GET /files": Row("files:read", users=True, tokens=True),
+    "GET /files/{file_id}": Row("files:read", users=True, tokens=True),
+    "GET /files/{file_id}/content": Row("files:read", users=True, tokens=True),
+    "DELETE /files/{file_id}": Row(  # of a file that a message uses
+        "files:write", users=True, tokens=True, status=409
+    ),
     "GET /usage": Row("usage:read", users=True),
     "GET /usage/budgets": Row("usage:read", users=True),
     "GET /me": Row("any", users=True, tokens=True),
@@ -213,7 +221,9 @@ async def ask(
     if row.json is not None:
         content["json"] = fill(row.json)
     if row.form is not None:
-        content = {"data": fill(row.form), "files": {"audio": ("x.wav", speech)}}
+        is_file = path == "/files"
+        upload = {"file": ("x.png", png())} if is_file else {"audio": ("x.wav", speech)}
+        content = {"data": fill(row.form), "files": upload}
     return await world.client.request(method, path.format(**known), headers=headers, **content)
 
 

@@ -10,13 +10,13 @@ import httpx2
 from sqlalchemy import select, update
 
 from app.core.database import Database
-from app.models import ApiKey, CallStatus, ToolCall, Turn
+from app.models import ApiKey, CallStatus, SessionFile, StoredFile, ToolCall, Turn
 from app.services.identity.credentials import CredentialKind, new_credential
 from tests.identity.issuer import Issuer
 from tests.support.planted_secrets import ADMIN_KEY
 
-SCOPES = [f"{what}:{how}" for what in ("agents", "sessions", "turns", "usage", "keys", "tools")
-          for how in ("read", "write")] + [
+NOUNS = ("agents", "sessions", "turns", "usage", "keys", "tools", "files")
+SCOPES = [f"{what}:{how}" for what in NOUNS for how in ("read", "write")] + [
     "metrics:read", "approvals:write",
 ]  # fmt: skip
 READ_SCOPES = [scope for scope in SCOPES if scope.endswith(":read")]
@@ -40,6 +40,7 @@ class Things:
     secret_name: str
     tool_id: str
     call_id: str
+    file_id: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,34 @@ class World:
         tool_id = (await self._make("/tools", tool, headers))["id"]
         turn_id = reply["turn_id"]
         call_id = await self._call(session["id"], turn_id)
-        return Things(agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id)
+        file_id = await self._file(session["id"], turn_id)
+        return Things(
+            agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id, file_id
+        )
+
+    async def _file(self, session_id: str, turn_id: str) -> str:
+        """Store an image that a message of the session uses."""
+        async with self.database.transaction() as db:
+            turn = await db.scalar(select(Turn).where(Turn.id == UUID(turn_id)))
+            assert turn is not None
+            file = StoredFile(
+                workspace_id=turn.workspace_id,
+                name="a.png",
+                media_type="image/png",
+                size_bytes=1,
+                sha256="0" * 64,
+                width=1,
+                height=1,
+                is_stored=True,
+                in_store=False,
+                data=b"1",
+            )
+            db.add(file)
+            await db.flush()
+            link = {"workspace_id": turn.workspace_id, "session_id": UUID(session_id)}
+            db.add(SessionFile(**link, file_id=file.id))
+            await db.flush()
+            return str(file.id)
 
     async def _call(self, session_id: str, turn_id: str) -> str:
         """Store a tool call of a turn, which has ended."""

@@ -60,7 +60,7 @@ async def run(
 async def gauge_of(sandbox: Sandbox, name: str) -> dict[str, float]:
     """Return the samples of a gauge of the worker, as `GET /metrics` has them."""
     metrics = Metrics()
-    add_worker_gauges(metrics, None, sandbox)
+    add_worker_gauges(metrics, None, {"uploads": sandbox})
     gauge = next(each for each in metrics.gauges if each.name == f"agent_platform_{name}")
     return {" ".join(labels): value for labels, value in gauge.read().items()}
 

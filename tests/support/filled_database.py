@@ -19,7 +19,9 @@ from app.models import (
     Message,
     RequestWindow,
     Session,
+    SessionFile,
     StoredClip,
+    StoredFile,
     StoredRecording,
     StoredSecret,
     Tool,
@@ -52,6 +54,7 @@ class Filled:
     owner_id: UUID
     """Who runs the live ones, each of which is the last of its session."""
     live_turn_id: UUID
+    file_id: UUID
 
 
 async def fill(database: Database) -> Filled:
@@ -86,7 +89,7 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
     rows.update(_tools(mine))
     for model in (
         Session, Turn, Message, TurnEventBatch, IdempotencyKey, StoredRecording, StoredClip,
-        Budget, RequestWindow, TurnStep, ToolCall,
+        Budget, RequestWindow, TurnStep, ToolCall, StoredFile, SessionFile,
     ):  # fmt: skip
         rows[model] = []
     found: Filled | None = None
@@ -101,6 +104,14 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
         used = {"tokens": 1, "nanos": 1, "upload_ms": 0, "live_turns": 0}
         rows[Budget].append({**bucket, **used, "day": now.date()})
         rows[RequestWindow].append({**bucket, "minute": 29_000_000, "taken": 1})
+        file_id = new_id()
+        rows[StoredFile].append({
+            **mine, "id": file_id, "name": "a.png", "media_type": "image/png", "size_bytes": 1,
+            "sha256": "0" * 64, "width": 1, "height": 1, "user_id": f"user-{number}",
+            "is_stored": True, "in_store": False, "data": b"1",
+        })  # fmt: skip
+        link = {"workspace_id": DEFAULT_WORKSPACE_ID, "session_id": session_id}
+        rows[SessionFile].append({**link, "file_id": file_id})
         for place in range(TURNS_EACH):
             is_live = place == TURNS_EACH - 1 and number % LIVE_EACH == 0
             turn_id, asked_id, message_id = new_id(), new_id(), new_id()
@@ -136,7 +147,7 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
             if number == SESSIONS // 2 + 1:  # none of the live ones
                 found = Filled(
                     DEFAULT_WORKSPACE_ID, agent_id, session_id, turn_id, message_id, owner_id,
-                    live_turn_id,
+                    live_turn_id, file_id,
                 )  # fmt: skip
     assert found
     return found

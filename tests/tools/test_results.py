@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from app.services.tools.html_text import html_to_text
+from app.services.files.html_text import html_to_text
 from app.services.tools.redaction import Redactor
 from app.services.tools.results import compact_json, cut
 

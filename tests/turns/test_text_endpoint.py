@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message
 
 from app.core.security import ADMIN
-from app.http.request_body import JSON_BYTES
+from app.http.request_body import MESSAGE_BYTES
 from app.main import app
 from app.routers.messages_text import send_text_message
 from app.schemas.chat import ReplyRead
@@ -116,7 +116,7 @@ async def test_bad_bodies_are_refused(
     client: httpx2.AsyncClient, session_id: str, body: bytes, status: int, code: str
 ) -> None:
     body = body.replace(b"SESSION", session_id.encode()).replace(b"UNKNOWN", str(uuid4()).encode())
-    body = body.replace(b"LONG", b"x" * 200_001).replace(b"TOO LARGE", b"x" * JSON_BYTES)
+    body = body.replace(b"LONG", b"x" * 200_001).replace(b"TOO LARGE", b"x" * MESSAGE_BYTES)
     response = await client.post("/messages/text", content=body, headers=JSON)
 
     assert (response.status_code, response.json()["code"]) == (status, code)
@@ -188,7 +188,7 @@ async def test_body_that_announces_less_than_it_sends_is_bounded(
     state: State, session_id: str
 ) -> None:
     pieces: list[Message] = [
-        {"type": "http.request", "body": b" " * 1_000_000, "more_body": True} for _ in range(4)
+        {"type": "http.request", "body": b" " * 1_000_000, "more_body": True} for _ in range(30)
     ]
     headers = [(b"content-type", b"application/json"), (b"content-length", b"10")]
 

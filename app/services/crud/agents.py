@@ -46,6 +46,7 @@ class PersonaChanges(TypedDict, total=False):
     tool_policy: dict[str, Any] | None
     output_schema: dict[str, Any] | None
     output_speak: str | None
+    vision: bool | None
 
 
 async def create_agent(

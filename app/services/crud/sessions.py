@@ -32,6 +32,7 @@ from app.services.crud.errors import (
     SessionBusy,
     session_not_found,
 )
+from app.services.files import rows
 from app.services.usage.budgets import release_waiting
 from app.services.usage.reports import keep_usage_of_session
 from app.services.usage.storage import row_bytes
@@ -120,7 +121,7 @@ async def import_messages(
         raise Forbidden("End users cannot import messages: let your backend do it with a key.")
     session.last_seq = len(messages)
     await db.flush()
-    rows = [
+    imported = [
         {
             "workspace_id": session.workspace_id,
             "session_id": session.id,
@@ -134,7 +135,7 @@ async def import_messages(
         }
         for seq, message in enumerate(messages, start=1)
     ]
-    await db.execute(insert(Message), rows)
+    await db.execute(insert(Message), imported)
 
 
 async def get_session(
@@ -202,7 +203,9 @@ async def delete_session(db: AsyncSession, caller: Caller, session_id: UUID) -> 
     )
     await release_waiting(db, caller.workspace_id, session_id)
     await keep_usage_of_session(db, caller.workspace_id, session_id)
+    used_files = await rows.files_of_session(db, caller.workspace_id, session_id)
     await db.execute(delete(Session).where(visible_sessions(caller), Session.id == session_id))
+    await rows.expire_unused(db, caller.workspace_id, session_id, used_files)
     response_start = f'{{"id":"{session_id}"'.encode()
     await db.execute(
         delete(IdempotencyKey).where(
@@ -256,7 +259,7 @@ async def fork_session(
         page = select(*(getattr(Message, name) for name in _COPIED)).where(
             of_original, Message.seq > start, Message.seq <= start + page_size
         )
-        rows = [
+        copies = [
             {
                 **row,
                 "workspace_id": caller.workspace_id,
@@ -265,8 +268,9 @@ async def fork_session(
             }
             for row in (await db.execute(page.order_by(Message.seq))).mappings()
         ]
-        if rows:
-            await db.execute(insert(Message), rows)
+        if copies:
+            await db.execute(insert(Message), copies)
+    await rows.share_files(db, caller.workspace_id, session_id, fork.id)
     return fork
 
 

@@ -23,6 +23,7 @@ from app.models import (
 )
 from app.services.crud.errors import UserNotFound
 from app.services.crud.sessions import delete_session
+from app.services.files import rows
 from app.services.usage.accounts import USER_PREFIX
 
 
@@ -35,6 +36,7 @@ class DeletedUser:
     messages: int
     recordings: int
     audio_clips: int
+    files: int
     usage_records: int
     kept_as: str
     """A random name: `GET /usage` has the sums under it."""
@@ -86,9 +88,12 @@ async def delete_user(
         )
         for table in (StoredRecording, StoredClip)
     ]
+    files = await rows.count_files(db, workspace_id, user_id)
     for session_id in session_ids:
         await delete_session(db, caller, session_id)
     kept_as = f"deleted-{new_id()}"
+    await rows.forget_user(db, workspace_id, user_id, kept_as)
+    files -= await rows.count_files(db, workspace_id, kept_as)
     renamed = 0
     for table in (KeptUsage, KeptToolUsage, Turn):
         result = await db.execute(
@@ -104,9 +109,9 @@ async def delete_user(
                 table.workspace_id == workspace_id, table.bucket == USER_PREFIX + user_id
             )
         )
-    if not session_ids and not renamed:
+    if not session_ids and not renamed and not files:
         raise UserNotFound("No session and no usage of this end user exists in this workspace.")
     numbers = [count or 0 for count in counts]
     return DeletedUser(
-        len(session_ids), *numbers, usage_records=renamed, kept_as=kept_as
+        len(session_ids), *numbers, files=files, usage_records=renamed, kept_as=kept_as
     ), session_ids

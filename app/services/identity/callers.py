@@ -26,7 +26,13 @@ from app.services.identity.errors import WorkspaceNotFound
 from app.services.identity.ttl_cache import TtlCache
 
 TOKEN_PERMISSIONS = frozenset(
-    (Permission.SESSIONS_READ, Permission.TURNS_READ, Permission.TURNS_WRITE)
+    (
+        Permission.SESSIONS_READ,
+        Permission.TURNS_READ,
+        Permission.TURNS_WRITE,
+        Permission.FILES_READ,
+        Permission.FILES_WRITE,
+    )
 )
 
 

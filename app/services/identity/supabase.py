@@ -33,6 +33,8 @@ USER_PERMISSIONS = frozenset(
         Permission.SESSIONS_WRITE,
         Permission.TURNS_READ,
         Permission.TURNS_WRITE,
+        Permission.FILES_READ,
+        Permission.FILES_WRITE,
         Permission.USAGE_READ,
     )
 )

@@ -1,5 +1,6 @@
 """Chat: `POST /chat/completions`, streamed."""
 
+from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
@@ -19,6 +20,8 @@ from app.services.ports import (
     ChatOptions,
     ChatRequest,
     PromptAnswer,
+    PromptContent,
+    PromptImage,
     PromptLine,
     PromptResult,
     ProviderError,
@@ -168,7 +171,7 @@ def _body(request: ChatRequest, model: str, dialect: _Dialect) -> bytes:
         "messages": [{"role": line.role, "content": line.content} for line in request.messages],
         "stream": True,
     }
-    if request.tools or request.has_calls:
+    if request.tools or not request.has_text_only:
         body["messages"] = [_message(line) for line in request.messages]
     if request.tools:
         body["tools"] = [_function(tool) for tool in request.tools]
@@ -213,7 +216,9 @@ def _options(options: ChatOptions) -> dict[str, Any]:
 def _message(line: PromptLine) -> dict[str, Any]:
     """Return a line of the prompt; what cannot be written as JSON is replaced."""
     message: dict[str, Any] = {"role": line.role, "content": clean(line.content)}
-    if isinstance(line, PromptResult):
+    if isinstance(line, PromptContent):
+        message["content"] = [_content_part(piece) for piece in line.pieces]
+    elif isinstance(line, PromptResult):
         message["tool_call_id"] = line.call_id
     elif isinstance(line, PromptAnswer) and line.calls:
         message["content"] = message["content"] or None
@@ -226,6 +231,13 @@ def _message(line: PromptLine) -> dict[str, Any]:
             for call in line.calls
         ]
     return message
+
+
+def _content_part(piece: str | PromptImage) -> dict[str, Any]:
+    if isinstance(piece, str):
+        return {"type": "text", "text": clean(piece)}
+    url = f"data:{piece.media_type};base64,{b64encode(piece.data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _function(tool: ToolDefinition) -> dict[str, Any]:

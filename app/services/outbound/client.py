@@ -115,10 +115,12 @@ class GuardedClient:
                 raise OutboundError(
                     OutboundFailure.COMPRESSED, "The answer is compressed.", was_sent=True
                 )
-            body, is_truncated = await _read(response, request.max_bytes)
-            return OutboundResponse(
-                response.status, response.headers.get("Content-Type", ""), body, is_truncated
-            )
+            content_type = response.headers.get("Content-Type", "")
+            max_bytes = request.max_bytes
+            if request.max_image_bytes and content_type.lower().startswith("image/"):
+                max_bytes = request.max_image_bytes
+            body, is_truncated = await _read(response, max_bytes)
+            return OutboundResponse(response.status, content_type, body, is_truncated)
 
 
 def _translated(error: Exception, attempt: _Attempt) -> OutboundError:

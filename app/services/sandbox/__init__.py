@@ -1,4 +1,4 @@
-"""A worker process for everything that parses foreign bytes: sound today, documents later.
+"""Worker processes for everything that parses foreign bytes: sound and documents.
 
 `sandbox.py` is the server's side: a fair queue, and a process that is kept alive. `worker.py` is
 that process: it runs jobs in children of its own, without secrets, files, network or much memory.

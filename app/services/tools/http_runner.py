@@ -13,6 +13,7 @@ import orjson
 from app.core.errors import AppError
 from app.core.sealed_errors import SealBroken, SecretsKeyMissing
 from app.core.value_objects import value_object
+from app.services.files.images import image_of
 from app.services.outbound_port import (
     Outbound,
     OutboundError,
@@ -20,7 +21,14 @@ from app.services.outbound_port import (
     OutboundRequest,
     OutboundResponse,
 )
-from app.services.tool_ports import Effect, PinnedTool, ToolCallRequest, ToolOutcome, ToolResult
+from app.services.tool_ports import (
+    Effect,
+    PinnedTool,
+    ToolCallRequest,
+    ToolFile,
+    ToolOutcome,
+    ToolResult,
+)
 from app.services.tools.definitions import url_without_arguments
 from app.services.tools.errors import SecretHostMismatch, SecretNotFound
 from app.services.tools.http_request import HttpRequest, build_request
@@ -40,7 +48,7 @@ from app.services.tools.templates import ArgumentUnusable
 
 logger = logging.getLogger(__name__)
 
-_MAX_RESULT_BYTES = 1 << 20
+_MAX_RESULT_BYTES, _MAX_IMAGE_BYTES = 1 << 20, 4 << 20
 _MAX_ARGUMENT_BYTES = 256 * 1024
 _MAX_VALIDATORS = 500
 _CALL_CODES = {
@@ -136,6 +144,7 @@ class HttpToolRunner:
                     request.body,
                     timeout_seconds=tool.timeout_seconds,
                     max_bytes=_MAX_RESULT_BYTES,
+                    max_image_bytes=_MAX_IMAGE_BYTES,
                     reuses_connections=tool.effect is not Effect.ONCE,
                 )
             )
@@ -167,11 +176,15 @@ def host_of_tool(tool: PinnedTool) -> str | None:
 def _answered(tool: PinnedTool, response: OutboundResponse, redactor: Redactor) -> ToolResult:
     if response.status // 100 != 2:  # noqa: PLR2004  # 2xx
         return _refused(response, redactor)
+    is_image = response.content_type.lower().startswith("image/")
     if response.is_truncated:
+        limit_bytes = _MAX_IMAGE_BYTES if is_image else _MAX_RESULT_BYTES
         return _failed(
             "tool-result-too-large",
-            f"The call was made, and its result has more than {_MAX_RESULT_BYTES >> 20} MB.",
+            f"The call was made, and its result has more than {limit_bytes >> 20} MB.",
         )
+    if is_image and (image := _image(response.body)):
+        return image
     try:
         text = text_of(response.body, response.content_type)
         if tool.http and tool.http.select:
@@ -182,6 +195,19 @@ def _answered(tool: PinnedTool, response: OutboundResponse, redactor: Redactor) 
     return ToolResult(
         ToolOutcome.COMPLETED, cut(text, tool.max_result_bytes), cut(text, STORED_BYTES)
     )
+
+
+def _image(body: bytes) -> ToolResult | None:
+    """Return the result of an answer that is an image; `None` for one of an unknown kind."""
+    try:
+        image = image_of(body)
+    except AppError as error:
+        return _failed("tool-failed", f"The call was made, but: {error.detail}")
+    if image is None:
+        return None
+    text = f"[an image: {image.media_type}, {image.width} x {image.height} pixels]"
+    file = ToolFile(image.media_type, body, image.width, image.height)
+    return ToolResult(ToolOutcome.COMPLETED, text, text, files=(file,))
 
 
 def _refused(response: OutboundResponse, redactor: Redactor) -> ToolResult:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import orjson
 
-from app.services.tools.html_text import html_to_text
+from app.services.files.html_text import html_to_text
 
 STORED_BYTES = 256 * 1024
 FAILURE_BYTES = 2048

@@ -22,6 +22,7 @@ from app.services import crud
 from app.services.ports import ChatModel
 from app.services.tool_ports import ToolRunner
 from app.services.turns import receipts
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.errors import (
     InternalError,
     ServerBusy,
@@ -74,6 +75,7 @@ class TurnEngine:
         *,
         storage: StorageMeter | None = None,
         tool_runner: ToolRunner | None = None,
+        files: PromptFiles | None = None,
         result_days: int = 30,
         compacts_context: bool = False,
         drain_seconds: float = DRAIN_SECONDS,
@@ -83,11 +85,12 @@ class TurnEngine:
         self._database = database
         tariff = accounts.tariff
         compaction = Compaction(database, chat_model, tariff) if compacts_context else None
-        self._runtime = TurnRuntime(database, chat_model, voices, tool_runner, tariff, compaction)
+        self._runtime = TurnRuntime(
+            database, chat_model, voices, tool_runner, tariff, compaction, files
+        )
         self._audio, self._accounts = audio, accounts
         self._observer, self._storage, self._result_days = observer, storage, result_days
-        self._owner_id = new_id()
-        self.cache = TurnCache()
+        self._owner_id, self.cache = new_id(), TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
         watcher = self._remote_turns = RemoteTurnWatcher(database)
@@ -177,7 +180,7 @@ class TurnEngine:
         without `keeps_content`. A used key returns its turn. Raises `SessionNotFound`,
         `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`, `IdempotencyKeyReused`,
         `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`, `StorageFull`, `ServerBusy`,
-        `ServerDraining`, `StorageUnavailable`, and `CommitOutcomeUnknown`.
+        `ServerDraining`, `FileNotFound`, `StorageUnavailable`, and `CommitOutcomeUnknown`.
         """
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None

@@ -163,6 +163,7 @@ class ToolCallCompleted:
     status: str
     preview: str
     duration_ms: float | None
+    files: list[str] = field(default_factory=list[str])
 
 
 @value_object(frozen=True, slots=True)
@@ -348,10 +349,9 @@ class TurnEvent:
     @property
     def value(self) -> EventValue:
         """The value; one that was read from the database is parsed at its first use."""
-        value = self._value
-        if value is None:
-            value = self._value = cast("EventValue", _adapter(self.type).validate_json(self._json))
-        return value
+        if self._value is None:
+            self._value = cast("EventValue", _adapter(self.type).validate_json(self._json))
+        return self._value
 
     @property
     def json(self) -> bytes:

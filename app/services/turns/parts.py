@@ -5,14 +5,26 @@ A message of plain text has no parts: its words are its `content`.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import orjson
+from typing_extensions import TypeIs
 
 from app.core.value_objects import value_object
-from app.services.ports import TOOL_ROLE, PromptAnswer, PromptCall, PromptLine, PromptResult
+from app.services.files.limits import IMAGE_TOKENS
+from app.services.ports import (
+    TOOL_ROLE,
+    PromptAnswer,
+    PromptCall,
+    PromptContent,
+    PromptImage,
+    PromptLine,
+    PromptMessage,
+    PromptResult,
+)
 
-ASSISTANT = "assistant"
+ASSISTANT, USER = "assistant", "user"
+_IMAGES_OF_RESULTS = "The images of the results above, in their order:"
 PARAGRAPH = "\n\n"
 """Between the texts of two steps."""
 
@@ -54,7 +66,33 @@ class RefusalPart:
     text: str
 
 
-Part: TypeAlias = TextPart | ReasoningPart | ToolCallPart | RefusalPart
+@value_object(frozen=True, slots=True)
+class ImagePart:
+    """An image of a message, or of the results of the tool calls before it."""
+
+    type: ClassVar = "image"
+    file_id: str
+    media_type: str
+    width: int
+    """In pixels."""
+    height: int
+    size_bytes: int
+
+
+@value_object(frozen=True, slots=True)
+class FilePart:
+    """A document of a message, whose text the model is shown."""
+
+    type: ClassVar = "file"
+    file_id: str
+    name: str
+    text_tokens: int
+    """Estimated."""
+
+
+AttachedPart: TypeAlias = ImagePart | FilePart
+InputPart: TypeAlias = TextPart | ImagePart | FilePart
+Part: TypeAlias = TextPart | ReasoningPart | ToolCallPart | RefusalPart | ImagePart | FilePart
 _PARTS: dict[str, type[Part]] = {
     part.type: part for part in cast("tuple[type[Part], ...]", Part.__args__)
 }
@@ -77,9 +115,61 @@ def decode_parts(stored: Iterable[dict[str, Any]]) -> list[Part]:
     ]
 
 
+def is_image(part: Part) -> TypeIs[ImagePart]:
+    """Tell whether a part is an image."""
+    return isinstance(part, ImagePart)
+
+
 def has_calls(stored: str | None) -> bool:
     """Tell whether a message's parts, as stored, hold a tool call."""
     return stored is not None and f'"{ToolCallPart.type}"' in stored
+
+
+def has_files(stored: str | None) -> bool:
+    """Tell whether a message's parts, as stored, hold an image or a document."""
+    return stored is not None and '"file_id"' in stored
+
+
+def attached_parts(stored: str) -> list[AttachedPart]:
+    """Return the images and documents of a message's parts, as stored."""
+    parts = decode_parts(orjson.loads(stored))
+    return [part for part in parts if isinstance(part, (ImagePart, FilePart))]
+
+
+def attached_tokens(parts: Iterable[Part]) -> int:
+    """Estimate the tokens of images and documents."""
+    return sum(
+        part.text_tokens if isinstance(part, FilePart) else IMAGE_TOKENS
+        for part in parts
+        if isinstance(part, (ImagePart, FilePart))
+    )
+
+
+class AttachedLine(NamedTuple):
+    """A line of a prompt with images or documents that are not loaded yet."""
+
+    role: str
+    content: str
+    """The texts alone."""
+    parts: tuple[InputPart, ...]
+
+
+def user_line(stored: str, content: str) -> AttachedLine:
+    """Return a user's message with images or documents as a line of a prompt."""
+    parts = decode_parts(orjson.loads(stored))
+    shown = [part for part in parts if isinstance(part, (TextPart, ImagePart, FilePart))]
+    return AttachedLine(USER, content, tuple(shown))
+
+
+def joined_lines(first: PromptLine, second: PromptLine) -> PromptLine:
+    """Return two lines of one role as one."""
+    content = PARAGRAPH.join(filter(None, (first.content, second.content)))
+    if not isinstance(first, AttachedLine) and not isinstance(second, AttachedLine):
+        return PromptMessage(first.role, content)
+    parts: list[InputPart] = []
+    for line in (first, second):
+        parts += line.parts if isinstance(line, AttachedLine) else (TextPart(line.content),)
+    return AttachedLine(first.role, content, tuple(parts))
 
 
 def prompt_lines(stored: str, content: str) -> list[PromptLine]:
@@ -93,18 +183,22 @@ def prompt_lines(stored: str, content: str) -> list[PromptLine]:
     shown: list[str] = []
     texts: list[str] = []
     calls: list[ToolCallPart] = []
+    images: list[ImagePart] = []
 
     def close_step() -> None:
         if calls:
-            lines.extend(step_lines("".join(texts), calls))
+            lines.extend(step_lines("".join(texts), calls, images))
             shown.extend(texts)
         texts.clear()
         calls.clear()
+        images.clear()
 
     for part in decode_parts(orjson.loads(stored)):
         if isinstance(part, ToolCallPart):
             calls.append(part)
-        elif not isinstance(part, ReasoningPart):
+        elif isinstance(part, ImagePart):
+            images.append(part)
+        elif isinstance(part, (TextPart, RefusalPart)):
             if calls:
                 close_step()
             texts.append(part.text)
@@ -120,11 +214,21 @@ def prompt_lines(stored: str, content: str) -> list[PromptLine]:
     return [*lines, PromptAnswer(ASSISTANT, last_text, ())] if last_text else lines
 
 
-def step_lines(text: str, calls: Sequence[ToolCallPart]) -> list[PromptLine]:
-    """Return one step as a model is shown it: its answer with the calls, then their results."""
+def step_lines(
+    text: str, calls: Sequence[ToolCallPart], images: Sequence[ImagePart] = ()
+) -> list[PromptLine]:
+    """Return one step as a model is shown it: its answer with the calls, then their results.
+
+    Images of the results follow in a message of the user, for many providers take text alone of
+    tools.
+    """
     made = tuple(PromptCall(call.call_id, call.name, call.arguments) for call in calls)
     results = [PromptResult(TOOL_ROLE, call.result, call.call_id) for call in calls]
-    return [PromptAnswer(ASSISTANT, text, made), *results]
+    lines: list[PromptLine] = [PromptAnswer(ASSISTANT, text, made), *results]
+    if images:
+        parts = (TextPart(_IMAGES_OF_RESULTS), *images)
+        lines.append(AttachedLine(USER, _IMAGES_OF_RESULTS, parts))
+    return lines
 
 
 def shown_texts(lines: Iterable[PromptLine]) -> Iterator[str]:
@@ -135,3 +239,13 @@ def shown_texts(lines: Iterable[PromptLine]) -> Iterator[str]:
             for call in line.calls:
                 yield call.name
                 yield call.arguments
+
+
+def image_count(lines: Iterable[PromptLine]) -> int:
+    """Return how many images lines of a prompt show."""
+    return sum(
+        isinstance(piece, PromptImage)
+        for line in lines
+        if isinstance(line, PromptContent)
+        for piece in line.pieces
+    )

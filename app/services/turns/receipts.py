@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from app.core.database.statements import Statement
 from app.core.errors import AppError
 from app.models import Modality, utc_now
+from app.services.files.limits import IMAGE_TOKENS
 from app.services.ports import (
     ChatFinished,
     ChatRequest,
@@ -17,8 +18,13 @@ from app.services.ports import (
     ProviderTimeout,
     UpstreamIncomplete,
 )
-from app.services.turns.context.prompt import context_window, estimate_tokens, most_tokens
-from app.services.turns.parts import PARAGRAPH, shown_texts
+from app.services.turns.context.prompt import (
+    context_window,
+    estimate_tokens,
+    line_attached_tokens,
+    most_tokens,
+)
+from app.services.turns.parts import PARAGRAPH, image_count, shown_texts
 from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
 from app.services.turns.steps import Step
 from app.services.usage import Account, BillableUsage, PriceTable, Reservation, budgets
@@ -70,6 +76,13 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     window = context_window(persona, account.context_tokens)
     texts = [persona.system_prompt + schema_text, *[message.content for message in history]]
     prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
+    prompt_tokens += sum(
+        [
+            line_attached_tokens(line)
+            for line in history
+            if isinstance(line, HistoryMessage) and line.parts
+        ]
+    )
     if request.upload_seconds:
         prompt_tokens += int(request.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
     used = BillableUsage(
@@ -192,6 +205,7 @@ def _step_usage(progress: Progress, *, was_served: bool) -> tuple[int, int, int,
         estimated = True
         if prompt_tokens is None:
             prompt_tokens = sum(estimate_tokens(text) for text in shown_texts(progress.prompt))
+            prompt_tokens += IMAGE_TOKENS * image_count(progress.prompt)
         if completion_tokens is None:
             texts = progress.text[progress.step_text_start :]
             arguments = [call.arguments for call in progress.calls.values()]
@@ -283,7 +297,7 @@ def missing_reservation(
     reservation, persona = record.reservation, record.persona
     if reservation is None:
         return 0, 0
-    prompt_tokens = most_tokens(list(shown_texts(prompt)))
+    prompt_tokens = most_tokens(list(shown_texts(prompt))) + IMAGE_TOKENS * image_count(prompt)
     completion_tokens = context_window(persona, NO_LIMIT).output_tokens
     for step in _paid_answers(progress):
         if not step.is_billed:

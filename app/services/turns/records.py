@@ -13,7 +13,7 @@ from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
 from app.services.ports import ChatOptions, PromptLine, ResponseFormat, ToolDefinition
 from app.services.tool_ports import AgentTools
-from app.services.turns.parts import Part
+from app.services.turns.parts import InputPart, Part
 from app.services.turns.steps import Call, Step
 from app.services.usage import Reservation
 
@@ -30,7 +30,8 @@ class HistoryMessage(NamedTuple):
     modality: str = Modality.TEXT.value
     """One of `Modality`."""
     parts: str | None = None
-    """The JSON of the parts of an answer with tool calls; `None` for plain text."""
+    """The JSON of the parts of an answer with tool calls, or of a message with files; `None` for
+    plain text."""
 
 
 @value_object(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Persona:
     """The JSON Schema of the agent's answers."""
     output_speak: str | None = None
     """A JSON Pointer to what is read aloud of such an answer."""
+    vision: bool | None = None
+    """Whether the model sees images; `None` for what the server's settings say."""
 
 
 @value_object(frozen=True, slots=True)
@@ -209,6 +212,8 @@ class TurnOptions:
     request: TurnRequest = _NO_REQUEST
     answer_format: AnswerFormat | None = None
     """`None` for what the agent's version says."""
+    parts: Sequence[InputPart] = ()
+    """The message with its images and documents, in order; empty for plain text."""
 
 
 @value_object(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.models import WAITING_STATUSES, CallStatus, new_id, utc_now
 from app.services.tool_ports import Effect, PinnedTool
-from app.services.turns.parts import Part, ReasoningPart, TextPart, ToolCallPart
+from app.services.turns.parts import ImagePart, Part, ReasoningPart, TextPart, ToolCallPart
 from app.services.usage.pricing import NANOS
 
 FINAL = frozenset(
@@ -42,6 +42,8 @@ class Call:
     attempt: int = 0
     result: str | None = None
     stored_result: str | None = None
+    images: Sequence[ImagePart] = ()
+    """Of the result; they are stored."""
     error_code: str | None = None
     error_detail: str | None = None
     approval_by: str | None = None
@@ -128,6 +130,11 @@ class Step:
         return not all(call.is_final for call in self.calls)
 
     @property
+    def images(self) -> list[ImagePart]:
+        """The images of all results, in the order of the calls."""
+        return [image for call in self.calls for image in call.images]
+
+    @property
     def stored_bytes(self) -> int:
         """About how much the step takes in the ledger, in the answer's parts and in events."""
         texts = (self.content, self.reasoning)
@@ -145,6 +152,7 @@ class Step:
             yield TextPart(self.content)
         for call in self.calls:
             yield call.part()
+        yield from self.images
 
 
 def parts_of(steps: Sequence[Step], reasoning: str, text: str) -> list[Part] | None:

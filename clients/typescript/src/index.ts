@@ -44,7 +44,10 @@ export interface SendOptions {
 
 export interface VoiceReply {
   turnId: string;
-  /** What was understood of the recording. */
+  /** Text, or parts: texts, images and documents. */
+export type MessageContent = Schemas["TextMessageCreate"]["content"];
+
+/** What was understood of the recording. */
   transcript: string;
   reply: Reply;
   mp3: Uint8Array;
@@ -138,15 +141,33 @@ export class AgentPlatform {
     return this.request("POST", `/sessions/${sessionId}/tokens`, { json, isRepeatable: false });
   }
 
+  // files
+
+  /** Upload an image or a document for messages. */
+  uploadFile(data: Blob | Uint8Array, name = "file", idempotencyKey?: string): Promise<Schemas["FileRead"]> {
+    const blob = data instanceof Blob ? data : new Blob([data as BlobPart]);
+    const form = () => {
+      const fields = new FormData();
+      fields.set("file", blob, name);
+      return fields;
+    };
+    return this.request("POST", "/files", { form, headers: keyHeader(idempotencyKey) });
+  }
+
+  /** Delete a file that no message uses. */
+  deleteFile(fileId: string): Promise<void> {
+    return this.request("DELETE", `/files/${fileId}`);
+  }
+
   // messages
 
   /** Send a message and return the answer. Throws `TurnFailed`. */
-  sendText(sessionId: string, content: string, options: TextOptions = {}): Promise<Reply> {
+  sendText(sessionId: string, content: MessageContent, options: TextOptions = {}): Promise<Reply> {
     return this.streamText(sessionId, content, options).finalReply();
   }
 
   /** Send a message and return its events; nothing is sent before they are iterated over. */
-  streamText(sessionId: string, content: string, options: TextOptions = {}): TurnStream {
+  streamText(sessionId: string, content: MessageContent, options: TextOptions = {}): TurnStream {
     const headers = { ...keyHeader(options.idempotencyKey), ...EVENTS };
     const json = textBody(sessionId, content, options);
     const call = { method: "POST", path: "/messages/text", json, headers };
@@ -154,7 +175,7 @@ export class AgentPlatform {
   }
 
   /** Send a message whose turn runs in the background; `waitTurn` waits for its end. */
-  startText(sessionId: string, content: string, options: TextOptions = {}): Promise<Schemas["TurnWithMessage"]> {
+  startText(sessionId: string, content: MessageContent, options: TextOptions = {}): Promise<Schemas["TurnWithMessage"]> {
     const headers = { ...keyHeader(options.idempotencyKey), Prefer: "respond-async" };
     const json = textBody(sessionId, content, options);
     return this.request("POST", "/messages/text", { json, headers }, options.signal);
@@ -256,7 +277,7 @@ export class AgentPlatform {
   }
 }
 
-function textBody(sessionId: string, content: string, { onBusy = "enqueue", responseFormat }: TextOptions): object {
+function textBody(sessionId: string, content: MessageContent, { onBusy = "enqueue", responseFormat }: TextOptions): object {
   return { session_id: sessionId, content, on_busy: onBusy, response_format: responseFormat };
 }
 

@@ -580,9 +580,10 @@ export interface paths {
          * Resolve Tool Call
          * @description Approve or deny a call, or send the output of the caller's own tool.
          *
-         *     After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
-         *     The same action again changes nothing; another one is refused. An approval whose `approval_by`
-         *     is `operator` needs the scope `approvals:write`.
+         *     Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
+         *     (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
+         *     on: `GET /turns/{turn_id}/events`. The same action again changes nothing; another one is
+         *     refused. An approval whose `approval_by` is `operator` needs the scope `approvals:write`.
          */
         post: operations["resolve_tool_call"];
         delete?: never;
@@ -1545,6 +1546,8 @@ export interface components {
             recordings: number;
             /** Audio Clips */
             audio_clips: number;
+            /** Files */
+            files: number;
             /** Usage Records */
             usage_records: number;
             /** Kept As */
@@ -1557,6 +1560,52 @@ export interface components {
          */
         DisconnectPolicy: "continue" | "cancel";
         /**
+         * ExportedFile
+         * @description A file of an export; `data` is base64, `null` where the bytes are not stored any more.
+         */
+        ExportedFile: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Media Type
+             * @description What the bytes are, whatever the upload said.
+             */
+            media_type: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /** Sha256 */
+            sha256: string;
+            /**
+             * Width
+             * @description Of an image, in pixels.
+             */
+            width: number | null;
+            /** Height */
+            height: number | null;
+            /**
+             * Text Tokens
+             * @description About how many tokens the text of a document adds to a prompt.
+             */
+            text_tokens: number | null;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * @description When it is deleted unless a message uses it; `null` while a session does.
+             */
+            expires_at: string | null;
+            /** Data */
+            data: string | null;
+        };
+        /**
          * FieldProblem
          * @description The error of one field; the input is never echoed.
          */
@@ -1567,6 +1616,66 @@ export interface components {
             msg: string;
             /** Type */
             type: string;
+        };
+        /**
+         * FileInput
+         * @description A document of a message: the model is shown its text.
+         */
+        FileInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "file";
+            /**
+             * File Id
+             * Format: uuid
+             */
+            file_id: string;
+        };
+        /**
+         * FileRead
+         * @description An image or a document.
+         */
+        FileRead: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Media Type
+             * @description What the bytes are, whatever the upload said.
+             */
+            media_type: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /** Sha256 */
+            sha256: string;
+            /**
+             * Width
+             * @description Of an image, in pixels.
+             */
+            width: number | null;
+            /** Height */
+            height: number | null;
+            /**
+             * Text Tokens
+             * @description About how many tokens the text of a document adds to a prompt.
+             */
+            text_tokens: number | null;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * @description When it is deleted unless a message uses it; `null` while a session does.
+             */
+            expires_at: string | null;
         };
         /**
          * Health
@@ -1616,7 +1725,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -1708,6 +1817,24 @@ export interface components {
             } | null;
             /** Select */
             select: string | null;
+        };
+        /**
+         * ImageInput
+         * @description An image of a message: one that was uploaded, or its bytes.
+         */
+        ImageInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "image";
+            /** File Id */
+            file_id?: string | null;
+            /**
+             * Data
+             * @description PNG, JPEG, WebP or GIF as base64, with or without `data:image/png;base64,` before it.
+             */
+            data?: string | null;
         };
         /**
          * ImportedTool
@@ -1983,7 +2110,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -2013,7 +2140,7 @@ export interface components {
          * @description The scopes that a key can have; each endpoint requires one.
          * @enum {string}
          */
-        Permission: "agents:read" | "agents:write" | "sessions:read" | "sessions:write" | "turns:read" | "turns:write" | "approvals:write" | "usage:read" | "usage:write" | "keys:read" | "keys:write" | "tools:read" | "tools:write" | "metrics:read";
+        Permission: "agents:read" | "agents:write" | "sessions:read" | "sessions:write" | "turns:read" | "turns:write" | "approvals:write" | "usage:read" | "usage:write" | "keys:read" | "keys:write" | "tools:read" | "tools:write" | "files:read" | "files:write" | "metrics:read";
         /**
          * Problem
          * @description An error as `application/problem+json`; every `code` is stable and documented.
@@ -2113,7 +2240,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -2392,6 +2519,8 @@ export interface components {
             turns: components["schemas"]["TurnRead"][];
             /** Audio */
             audio: components["schemas"]["TurnAudio"][];
+            /** Files */
+            files: components["schemas"]["ExportedFile"][];
         };
         /**
          * SessionFork
@@ -2622,6 +2751,19 @@ export interface components {
             limits: components["schemas"]["SystemLimits"];
         };
         /**
+         * TextInput
+         * @description A text of a message.
+         */
+        TextInput: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "text";
+            /** Text */
+            text: string;
+        };
+        /**
          * TextMessageCreate
          * @description A message to the session's agent.
          */
@@ -2633,9 +2775,10 @@ export interface components {
             session_id: string;
             /**
              * Content
+             * @description Text, or parts in their order: texts, images and documents.
              * @example What is the capital of France?
              */
-            content: string;
+            content: string | (components["schemas"]["TextInput"] | components["schemas"]["ImageInput"] | components["schemas"]["FileInput"])[];
             /**
              * @description What to do while another turn of the session is live: wait for its end (`enqueue`), refuse this message (`reject`), or cancel that turn (`interrupt`).
              * @default enqueue
@@ -2737,6 +2880,13 @@ export interface components {
              * @description What the model is shown.
              */
             result: string | null;
+            /**
+             * Files
+             * @description The images of the result, as parts of a message; `null` without any.
+             */
+            files: {
+                [key: string]: unknown;
+            }[] | null;
             error: components["schemas"]["ToolCallError"] | null;
             /** Approval By */
             approval_by: string | null;
@@ -2822,6 +2972,13 @@ export interface components {
              * @description What the model is shown.
              */
             result: string | null;
+            /**
+             * Files
+             * @description The images of the result, as parts of a message; `null` without any.
+             */
+            files: {
+                [key: string]: unknown;
+            }[] | null;
             error: components["schemas"]["ToolCallError"] | null;
             /** Approval By */
             approval_by: string | null;
@@ -3602,7 +3759,7 @@ export interface components {
             created_at: string;
             /**
              * Parts
-             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`) in their order; `null` for plain text, which `content` has.
+             * @description Typed parts (`text`, `reasoning`, `tool_call`, `refusal`, `image`, `file`) in their order; `null` for plain text, which `content` has.
              */
             parts: {
                 [key: string]: unknown;
@@ -3806,6 +3963,8 @@ export interface components {
             preview: string;
             /** Duration Ms */
             duration_ms: number | null;
+            /** Files */
+            files: string[];
         };
         /**
          * ToolCallProblem
@@ -4171,6 +4330,14 @@ export interface components {
              * @default voice
              */
             output?: components["schemas"]["Modality"];
+        };
+        /** FileUpload */
+        FileUpload: {
+            /**
+             * File
+             * @description PNG, JPEG, WebP, GIF, PDF, DOCX, HTML, Markdown or text, up to 20 MB.
+             */
+            file: string;
         };
     };
     responses: never;
@@ -6084,6 +6251,8 @@ export interface operations {
             query?: {
                 /** @description Whether to include the audio of voice turns, as base64. */
                 audio?: boolean;
+                /** @description Whether to include the bytes of files, as base64. */
+                files?: boolean;
             };
             header?: never;
             path: {

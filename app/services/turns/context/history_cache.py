@@ -70,7 +70,8 @@ class HistoryCache:
         self.discard(session)
         if settled:
             words = sum(map(len, map(_CONTENT, settled)))
-            size_bytes = words + _MESSAGE_BYTES * len(settled)
+            parts = sum([len(line.parts) for line in settled if line.parts])
+            size_bytes = words + parts + _MESSAGE_BYTES * len(settled)
             self._entries[session] = _Entry(settled, size_bytes, time.monotonic())
             self._size_bytes += size_bytes
         while self._size_bytes > _MOST_BYTES:

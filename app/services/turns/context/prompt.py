@@ -1,14 +1,25 @@
 """Build the prompt: the system prompt and the newest messages that fit the context window."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from app.core.value_objects import value_object
 from app.models import MessageStatus, Role
+from app.services.files.limits import PROMPT_IMAGE_BYTES
 from app.services.ports import PromptLine, PromptMessage
 from app.services.turns.errors import MessageTooLong
-from app.services.turns.parts import has_calls, prompt_lines, shown_texts
+from app.services.turns.parts import (
+    ImagePart,
+    attached_parts,
+    attached_tokens,
+    has_calls,
+    has_files,
+    joined_lines,
+    prompt_lines,
+    shown_texts,
+    user_line,
+)
 from app.services.turns.records import HistoryMessage, Persona
 
 LOADED_MESSAGES = 200
@@ -58,14 +69,19 @@ def context_window(persona: Persona, default_context_tokens: int) -> ContextWind
 
 
 def require_room(
-    persona: Persona, default_context_tokens: int, question: str, schema_text: str = ""
+    persona: Persona,
+    default_context_tokens: int,
+    question: HistoryMessage,
+    schema_text: str = "",
 ) -> ContextWindow:
     """Return the agent's window. Raises `MessageTooLong` where the question exceeds it.
 
     `schema_text` is the schema of the answer that the model is shown.
     """
     window = context_window(persona, default_context_tokens)
-    needed = estimate_tokens(persona.system_prompt) + estimate_tokens(question)
+    needed = estimate_tokens(persona.system_prompt) + estimate_tokens(question.content)
+    if question.parts:
+        needed += line_attached_tokens(question)
     if schema_text:
         needed += estimate_tokens(schema_text)
     room = window.context_tokens - window.output_tokens
@@ -162,10 +178,19 @@ def _visible_from(
         for line in history
         if (line.content and (line.status != _FAILED or line.role == _USER))
         or has_calls(line.parts)
+        or has_files(line.parts)
     ]
     start = 0
-    if estimate_all_tokens([_shown_text(line) for line in history]) > room:
-        start = _start(visible, *_fitting_starts(visible, room))
+    ranges: list[tuple[int, int]] = []
+    with_files = [line for line in history if line.parts and has_files(line.parts)]
+    tokens = estimate_all_tokens([_shown_text(line) for line in history])
+    if tokens + sum(map(line_attached_tokens, with_files)) > room:
+        ranges.append(_fitting_starts(visible, _line_tokens, room))
+    if sum(map(_image_bytes, with_files)) > PROMPT_IMAGE_BYTES:
+        ranges.append(_fitting_starts(visible, _image_bytes, PROMPT_IMAGE_BYTES))
+    if ranges:  # both ends of each range only ever move on, and so does the larger of two
+        first_seqs, last_seqs = zip(*ranges, strict=True)
+        start = _start(visible, max(first_seqs), max(last_seqs))
     elif history[0].seq > 1:  # there are more than are loaded
         start = _start(visible, visible[0].seq, visible[(len(visible) - 1) // 2].seq)
     return visible, start
@@ -181,34 +206,38 @@ def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:
     """Join neighbours of one role, and leave out answers that come before any question."""
     alternating: list[PromptLine] = []
     for line in lines:
+        shown: PromptLine = line
+        if line.parts and line.role == _USER and has_files(line.parts):
+            shown = user_line(line.parts, line.content)
         if line.parts and alternating and has_calls(line.parts):
             alternating += prompt_lines(line.parts, line.content)
         elif not alternating:
             if line.role == _USER or line is lines[-1]:
-                alternating.append(line)
+                alternating.append(shown)
         elif alternating[-1].role == line.role:
-            content = f"{alternating[-1].content}\n\n{line.content}"
-            alternating[-1] = PromptMessage(line.role, content)
+            alternating[-1] = joined_lines(alternating[-1], shown)
         else:
-            alternating.append(line)
+            alternating.append(shown)
     return alternating
 
 
-def _fitting_starts(lines: Sequence[HistoryMessage], room: int) -> tuple[int, int]:
+def _fitting_starts(
+    lines: Sequence[HistoryMessage], size_of: Callable[[HistoryMessage], int], room: int
+) -> tuple[int, int]:
     """Return the first and the last `seq` of a user message that a prompt may begin with.
 
-    From the first one on everything fits into `room` tokens, from the last one on it fills half of
-    them. Both are the question's where it needs all of the room.
+    From the first one on everything fits into `room`, from the last one on it fills half of it.
+    Both are the question's where it needs all of the room.
     """
     first, last = lines[-1].seq, None
-    tokens = 0
+    size = 0
     for line in reversed(lines):
-        tokens += estimate_tokens(_shown_text(line))
-        if tokens > room:
+        size += size_of(line)
+        if size > room:
             break
         if line.role == _USER:
             first = line.seq
-            if last is None and tokens * 2 >= room:
+            if last is None and size * 2 >= room:
                 last = first
     return first, first if last is None else last
 
@@ -231,6 +260,24 @@ def _shown_text(line: HistoryMessage) -> str:
     if not line.parts or not has_calls(line.parts):
         return line.content
     return "".join(shown_texts(prompt_lines(line.parts, line.content)))
+
+
+def _line_tokens(line: HistoryMessage) -> int:
+    return estimate_tokens(_shown_text(line)) + line_attached_tokens(line)
+
+
+def line_attached_tokens(line: HistoryMessage) -> int:
+    """Estimate the tokens of a message's images and documents."""
+    if not line.parts or not has_files(line.parts):
+        return 0
+    return attached_tokens(attached_parts(line.parts))
+
+
+def _image_bytes(line: HistoryMessage) -> int:
+    if not line.parts or not has_files(line.parts):
+        return 0
+    parts = attached_parts(line.parts)
+    return sum(part.size_bytes for part in parts if isinstance(part, ImagePart))
 
 
 def estimate_tokens(text: str) -> int:

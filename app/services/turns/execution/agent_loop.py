@@ -24,6 +24,7 @@ from app.services.ports import (
 )
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.context.prompt import (
     ContextWindow,
     build_compacted_prompt,
@@ -64,6 +65,7 @@ class TurnRuntime:
     tariff: PriceTable
     compaction: Compaction | None = None
     """Sums up what prompts leave out; `None` where it is just left out."""
+    files: PromptFiles | None = None
 
 
 OnDelta = Callable[[str], None]
@@ -135,13 +137,15 @@ async def _answer_with_tools(
     """Ask the model and run its calls until it answers without one."""
     progress = live.progress
 
-    def missing() -> tuple[int, int]:
+    async def missing() -> tuple[int, int]:
         if live.record.reservation is None:
             return 0, 0
         window = context_window(live.record.persona, runtime.chat_model.context_tokens)
-        return _missing(live, runtime, _prompt(live, runtime, window, typed))
+        return _missing(live, runtime, await _prompt(live, runtime, window, typed))
 
-    calls = StepCalls(live, agent_tools, runtime.database, runtime.tool_runner, missing)
+    calls = StepCalls(
+        live, agent_tools, runtime.database, runtime.tool_runner, missing, runtime.files
+    )
     if progress.steps:
         if speech and progress.text:
             speech.say(live.text)
@@ -199,13 +203,11 @@ async def _ask(
         window = context_window(persona, chat_model.context_tokens)
     else:
         schema_text = typed.schema_text if typed else ""
-        window = require_room(
-            persona, chat_model.context_tokens, record.history[-1].content, schema_text
-        )
+        window = require_room(persona, chat_model.context_tokens, record.history[-1], schema_text)
         if runtime.compaction and progress.summary is None:
             shown = typed.window_beside(window) if typed else window
             progress.summary = await runtime.compaction.summary(live, shown)
-    messages = _prompt(live, runtime, window, typed)
+    messages = await _prompt(live, runtime, window, typed)
     is_correction = typed is not None and bool(typed.correction)
     may_call = (
         agent_tools is not None and not is_correction and _may_call(live, runtime, agent_tools)
@@ -232,7 +234,7 @@ async def _ask(
         raise UpstreamIncomplete("The AI provider's answer was empty.")
 
 
-def _prompt(
+async def _prompt(
     live: LiveTurn, runtime: TurnRuntime, window: ContextWindow, typed: TypedAnswer | None
 ) -> Sequence[PromptLine]:
     """Return what the model is shown next: the conversation, and this turn's steps so far."""
@@ -254,9 +256,11 @@ def _prompt(
             output_tokens=window.output_tokens,
         )
     correction = typed.correction if typed else ()
-    if not progress.steps and not correction:
+    if progress.steps or correction:
+        messages = [*messages, *_lines_of_steps(live), *correction]
+    if runtime.files is None:
         return messages
-    return [*messages, *_lines_of_steps(live), *correction]
+    return await runtime.files.load(record.workspace_id, record.persona, messages)
 
 
 async def _stream(
@@ -345,7 +349,7 @@ def _lines_of_steps(live: LiveTurn) -> list[PromptLine]:
     return [
         line
         for step in live.progress.steps
-        for line in step_lines(step.content, [call.part() for call in step.calls])
+        for line in step_lines(step.content, [call.part() for call in step.calls], step.images)
     ]
 
 

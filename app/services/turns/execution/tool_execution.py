@@ -1,6 +1,6 @@
 """Run the tool calls of one step: each is checked, written down, run and stored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import anyio
@@ -23,6 +23,7 @@ from app.services.tool_ports import (
     ToolResult,
     ToolRunner,
 )
+from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.errors import unknown_outcome
 from app.services.turns.events import (
     ActionRequested,
@@ -34,6 +35,7 @@ from app.services.turns.events import (
     ToolCallStarted,
 )
 from app.services.turns.execution.live_turn import LiveTurn, required_action
+from app.services.turns.execution.result_images import store_images
 from app.services.turns.parts import ToolCallPart, decode_parts, has_calls
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
@@ -62,15 +64,17 @@ class ActionsPending(Exception):
 class StepCalls:
     """Runs the calls of the newest step of one turn."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # what a call needs, once a turn
         self,
         live: LiveTurn,
         agent_tools: AgentTools,
         database: Database,
         runner: ToolRunner | None,
-        missing: Callable[[], tuple[int, int]],
+        missing: Callable[[], Awaitable[tuple[int, int]]],
+        files: PromptFiles | None = None,
     ) -> None:
         """`missing` returns the tokens and nano-dollars to reserve for the next answer."""
+        self._files = files
         self._live = live
         self._agent_tools = agent_tools
         self._database = database
@@ -302,6 +306,10 @@ class StepCalls:
             )
         )
         self._take_result(call, result)
+        if self._files and result.files:
+            call.images = await store_images(self._files, record, call.name, result.files)
+            if not call.images:
+                call.result = f"{call.result}\n[The image could not be stored.]"
         await self._store_call(step, call)
 
     def _begin(self, call: Call) -> None:
@@ -335,7 +343,7 @@ class StepCalls:
 
     async def _store_step_and_reserve(self, step: Step) -> None:
         """Store a step of `read` calls with their results; reserve for the next answer with it."""
-        tokens, nanos = self._missing()
+        tokens, nanos = await self._missing()
         record = self._live.record
 
         def script() -> TransactionScript[Reservation]:
@@ -362,7 +370,10 @@ class StepCalls:
             seconds = call.duration_seconds
             duration_ms = None if seconds is None else round(seconds * 1000, 1)
             preview = (call.result or "").encode()[:_PREVIEW_BYTES].decode(errors="ignore")
-            self._live.log.emit(ToolCallCompleted(call.id, call.status.value, preview, duration_ms))
+            files = [image.file_id for image in call.images]
+            self._live.log.emit(
+                ToolCallCompleted(call.id, call.status.value, preview, duration_ms, files)
+            )
         else:
             problem = ToolCallProblem(call.error_code or "tool-failed", call.error_detail or "")
             self._live.log.emit(ToolCallFailed(call.id, call.status.value, problem))

@@ -34,6 +34,7 @@ from app.services.turns.context.history_cache import (
 from app.services.turns.context.persona_cache import PersonaCache, PersonaKey
 from app.services.turns.context.prompt import LOADED_MESSAGES, require_room
 from app.services.turns.errors import SessionQueueFull, SpeechNotNamed
+from app.services.turns.parts import InputPart, encode_parts
 from app.services.turns.records import (
     BusyPolicy,
     HistoryMessage,
@@ -42,10 +43,7 @@ from app.services.turns.records import (
     TurnRecord,
     TurnRequest,
 )
-from app.services.turns.storage import (
-    idempotency_keys,
-    turn_statements,
-)
+from app.services.turns.storage import file_uses, idempotency_keys, turn_statements
 from app.services.turns.storage.repetition import UNSETTLED_IDS, run_again_or_find
 from app.services.turns.storage.tables import (
     LEASE,
@@ -118,7 +116,7 @@ def accept(
     a retryable error.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
-    `BudgetExhausted`, `SpeechNotNamed`.
+    `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
@@ -158,8 +156,9 @@ def _accept_new(
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
     newer = read_history(rows)
     schema_text = _schema_text(persona, options, message.output)
-    require_room(persona, message.account.context_tokens, message.content, schema_text)
-    history = (*(*cached, *newer)[-LOADED_MESSAGES:], _question(message, last_seq - 1))
+    question = _question(message, last_seq - 1, options.parts)
+    require_room(persona, message.account.context_tokens, question, schema_text)
+    history = (*(*cached, *newer)[-LOADED_MESSAGES:], question)
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=message.turn_id,
@@ -200,6 +199,8 @@ def _accept_new(
     yield from budgets.reserve(
         message.account, record.reservation, [inserted_turn, inserted_messages]
     )
+    if options.parts:
+        yield from file_uses.use_in_message(record, options.parts)
     settled = immutable_prefix(cached, newer)
     return AcceptedTurn(
         record,
@@ -231,10 +232,13 @@ def load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[P
     return persona
 
 
-def _question(message: NewMessage, seq: int) -> HistoryMessage:
+def _question(message: NewMessage, seq: int, parts: Sequence[InputPart]) -> HistoryMessage:
     is_text = message.modality is Modality.TEXT
     status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
-    return HistoryMessage(seq, Role.USER.value, status.value, message.content)
+    question = HistoryMessage(seq, Role.USER.value, status.value, message.content)
+    if parts:
+        question = question._replace(parts=orjson.dumps(encode_parts(parts)).decode())
+    return question
 
 
 def _schema_text(persona: Persona, options: TurnOptions, output: Modality) -> str:

@@ -26,6 +26,7 @@ from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import LONG_RESULTS, UNFINISHED_CALLS, CallStatus, utc_now
 from app.services.tool_ports import AgentTools, Effect
 from app.services.turns.errors import turn_lost
+from app.services.turns.parts import decode_parts, encode_parts, is_image
 from app.services.turns.records import TurnRecord
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import turn_statements
@@ -40,12 +41,12 @@ from app.services.usage import Reservation, reservations
 
 _CALL_COLUMNS = (
     "id", "step", "index", "model_call_id", "name", "arguments", "status", "attempt", "result",
-    "stored_result", "error_code", "error_detail", "approval_by", "expires_at", "started_at",
-    "ended_at", "resolution",
+    "stored_result", "files", "error_code", "error_detail", "approval_by", "expires_at",
+    "started_at", "ended_at", "resolution",
 )  # fmt: skip
 _CHANGING_COLUMNS = (
-    "status", "attempt", "result", "stored_result", "error_code", "error_detail", "approval_by",
-    "expires_at", "started_at", "ended_at", "cost_nanos",
+    "status", "attempt", "result", "stored_result", "files", "error_code", "error_detail",
+    "approval_by", "expires_at", "started_at", "ended_at", "cost_nanos",
 )  # fmt: skip
 
 
@@ -187,7 +188,8 @@ def _read_calls(rows: Rows, agent_tools: AgentTools | None) -> list[Call]:
         tool = agent_tools.tools.get(values["name"]) if agent_tools else None
         resolution: dict[str, str] = values.pop("resolution") or {}
         decision, decided_by = resolution.get("decision"), resolution.get("by")
-        call = Call(**values, tool=tool, decision=decision, decided_by=decided_by)
+        images = [part for part in decode_parts(values.pop("files") or ()) if is_image(part)]
+        call = Call(**values, images=images, tool=tool, decision=decision, decided_by=decided_by)
         call.was_final = call.is_final
         calls.append(call)
     return calls
@@ -215,8 +217,14 @@ def _call_values(record: TurnRecord, call: Call) -> dict[str, Any]:
 
 
 def _changing_values(call: Call) -> dict[str, Any]:
-    values = {name: getattr(call, name) for name in _CHANGING_COLUMNS if name != "cost_nanos"}
-    return values | {"cost_nanos": call_cost_nanos(call)}
+    computed = {
+        "cost_nanos": call_cost_nanos(call),
+        "files": encode_parts(call.images) if call.images else None,
+    }
+    return {
+        name: computed[name] if name in computed else getattr(call, name)
+        for name in _CHANGING_COLUMNS
+    }
 
 
 def call_cost_nanos(call: Call) -> int | None:

@@ -1,6 +1,7 @@
 """Transaction scripts for actions: one resolution of a call that waits, and the turn goes on."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -25,8 +26,9 @@ from app.services.turns.errors import (
     ActionNotWanted,
     tool_call_not_found,
 )
+from app.services.turns.parts import ImagePart, encode_parts
 from app.services.turns.records import TurnRecord
-from app.services.turns.storage import audio_store, turn_statements
+from app.services.turns.storage import audio_store, file_uses, turn_statements
 from app.services.turns.storage.tables import (
     LEASE,
     is_turn,
@@ -50,11 +52,14 @@ class Resolution:
     """Who acts: `key:...`, `user:...`, `admin`, or `server` for one that expired."""
     text: str | None = None
     """The output or the error as the model is shown it, or the reason of a denial."""
+    images: Sequence[ImagePart] = ()
+    """Of the output."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of decision and text, by which the same action is known again."""
-        return hashlib.sha256(f"{self.decision}\n{self.text or ''}".encode()).hexdigest()
+        shown = [self.decision, self.text or "", *(image.file_id for image in self.images)]
+        return hashlib.sha256("\n".join(shown).encode()).hexdigest()
 
 
 @value_object(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def resolve(
     """Store an action; where it was the last one, the turn becomes a running one of `owner_id`.
 
     Raises `ToolCallNotFound`, `ActionAlreadyTaken`, `ActionExpired`, `ActionNotWanted`, and
-    `BudgetExhausted`, `TooManyTurns` where the turn may not go on now.
+    `FileNotFound`, `BudgetExhausted`, `TooManyTurns` where the turn may not go on now.
     """
     call = {"workspace_id_": workspace_id, "call_id_": call_id}
     found = yield from fetch_one(_CALL(**call))
@@ -114,7 +119,9 @@ def resolve(
     }
     if action.decision == "deny":
         resolution["reason"] = action.text
-    yield [_RESOLVE(**call, **values, resolution=resolution)]
+    yield from file_uses.use_in_session(workspace_id, session_id, action.images)
+    images = encode_parts(action.images) if action.images else None
+    yield [_RESOLVE(**call, **values, resolution=resolution, files=images)]
     record = yield from resume(workspace_id, turn_id, owner_id)
     return Resolved(session_id, turn_id, is_new=True, record=record)
 
@@ -219,6 +226,7 @@ def _call_stmt(_dialect: Dialect) -> ClauseElement:
 def _resolve_stmt(_dialect: Dialect) -> Update:
     names = (
         "status", "result", "ended_at", "error_code", "error_detail", "expires_at", "resolution",
+        "files",
     )  # fmt: skip
     return (
         update(tool_calls)

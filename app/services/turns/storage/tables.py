@@ -12,7 +12,9 @@ from app.models import (
     IdempotencyKey,
     Message,
     Session,
+    SessionFile,
     StoredClip,
+    StoredFile,
     ToolCall,
     Turn,
     TurnEventBatch,
@@ -31,6 +33,8 @@ turn_events = cast("Table", TurnEventBatch.__table__)
 audio_clips = cast("Table", StoredClip.__table__)
 turn_steps = cast("Table", TurnStep.__table__)
 tool_calls = cast("Table", ToolCall.__table__)
+files = cast("Table", StoredFile.__table__)
+session_files = cast("Table", SessionFile.__table__)
 idempotency_keys = cast("Table", IdempotencyKey.__table__)
 PERSONA_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(
     AgentVersion.__table__.c[field.name]

@@ -1,7 +1,7 @@
 """The asynchronous client. `scripts/generate-clients` makes the synchronous one of it."""
 
 import json as json_module
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -220,12 +220,26 @@ class AsyncAgentPlatform:
         path, body = f"/sessions/{session_id}/tokens", {"ttl_seconds": ttl_seconds}
         return await self._json("POST", path, body, is_repeatable=False)
 
+    # files
+
+    async def upload_file(
+        self, data: bytes, name: str = "file", *, idempotency_key: str | None = None
+    ) -> types.FileRead:
+        """Upload an image or a document for messages."""
+        headers = key_header(idempotency_key)
+        call = Call("POST", "/files", files={"file": (name, data)}, headers=headers)
+        return (await self._transport.send(call)).json()
+
+    async def delete_file(self, file_id: str) -> None:
+        """Delete a file that no message uses."""
+        await self._json("DELETE", f"/files/{file_id}")
+
     # messages
 
     async def send_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,
@@ -247,7 +261,7 @@ class AsyncAgentPlatform:
     def stream_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,
@@ -267,7 +281,7 @@ class AsyncAgentPlatform:
     async def start_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,

@@ -2,7 +2,7 @@
 
 import json as json_module
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -216,12 +216,26 @@ class AgentPlatform:
         path, body = f"/sessions/{session_id}/tokens", {"ttl_seconds": ttl_seconds}
         return self._json("POST", path, body, is_repeatable=False)
 
+    # files
+
+    def upload_file(
+        self, data: bytes, name: str = "file", *, idempotency_key: str | None = None
+    ) -> types.FileRead:
+        """Upload an image or a document for messages."""
+        headers = key_header(idempotency_key)
+        call = Call("POST", "/files", files={"file": (name, data)}, headers=headers)
+        return (self._transport.send(call)).json()
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file that no message uses."""
+        self._json("DELETE", f"/files/{file_id}")
+
     # messages
 
     def send_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,
@@ -243,7 +257,7 @@ class AgentPlatform:
     def stream_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,
@@ -263,7 +277,7 @@ class AgentPlatform:
     def start_text(
         self,
         session_id: str,
-        content: str,
+        content: str | Sequence[types.Content],
         *,
         on_busy: types.BusyPolicy = "enqueue",
         response_format: types.ResponseFormatFields | None = None,

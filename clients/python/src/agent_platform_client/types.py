@@ -86,6 +86,7 @@ class DeletedUserRead(TypedDict, total=False):
     messages: Required[int]
     recordings: Required[int]
     audio_clips: Required[int]
+    files: Required[int]
     usage_records: Required[int]
     kept_as: Required[str]
 
@@ -93,10 +94,42 @@ class DeletedUserRead(TypedDict, total=False):
 DisconnectPolicy: TypeAlias = Literal['continue', 'cancel']
 
 
+class ExportedFile(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    media_type: Required[str]
+    size_bytes: Required[int]
+    sha256: Required[str]
+    width: Required[int | None]
+    height: Required[int | None]
+    text_tokens: Required[int | None]
+    created_at: Required[str]
+    expires_at: Required[str | None]
+    data: Required[str | None]
+
+
 class FieldProblem(TypedDict, total=False):
     loc: Required[list[str | int]]
     msg: Required[str]
     type: Required[str]
+
+
+class FileInput(TypedDict, total=False):
+    type: Required[Literal['file']]
+    file_id: Required[str]
+
+
+class FileRead(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    media_type: Required[str]
+    size_bytes: Required[int]
+    sha256: Required[str]
+    width: Required[int | None]
+    height: Required[int | None]
+    text_tokens: Required[int | None]
+    created_at: Required[str]
+    expires_at: Required[str | None]
 
 
 class Health(TypedDict, total=False):
@@ -119,6 +152,12 @@ class HttpRead(TypedDict, total=False):
     query: Required[dict[str, str]]
     body: Required[dict[str, Any] | None]
     select: Required[str | None]
+
+
+class ImageInput(TypedDict, total=False):
+    type: Required[Literal['image']]
+    file_id: str | None
+    data: str | None
 
 
 JsonValue: TypeAlias = Any
@@ -159,7 +198,7 @@ MessageStatus: TypeAlias = Literal['in_progress', 'completed', 'truncated', 'fai
 Modality: TypeAlias = Literal['text', 'voice']
 
 
-Permission: TypeAlias = Literal['agents:read', 'agents:write', 'sessions:read', 'sessions:write', 'turns:read', 'turns:write', 'approvals:write', 'usage:read', 'usage:write', 'keys:read', 'keys:write', 'tools:read', 'tools:write', 'metrics:read']
+Permission: TypeAlias = Literal['agents:read', 'agents:write', 'sessions:read', 'sessions:write', 'turns:read', 'turns:write', 'approvals:write', 'usage:read', 'usage:write', 'keys:read', 'keys:write', 'tools:read', 'tools:write', 'files:read', 'files:write', 'metrics:read']
 
 
 class Problem(TypedDict, total=False):
@@ -347,9 +386,17 @@ class SystemRead(TypedDict, total=False):
     limits: Required[SystemLimits]
 
 
+class TextInput(TypedDict, total=False):
+    type: Required[Literal['text']]
+    text: Required[str]
+
+
+Content: TypeAlias = TextInput | ImageInput | FileInput
+
+
 class TextMessageCreate(TypedDict, total=False):
     session_id: Required[str]
-    content: Required[str]
+    content: Required[str | list[Content]]
     on_busy: BusyPolicy
     on_disconnect: DisconnectPolicy
     output: Modality
@@ -388,6 +435,7 @@ class ToolCallRead(TypedDict, total=False):
     status: Required[CallStatus]
     attempt: Required[int]
     result: Required[str | None]
+    files: Required[list[dict[str, Any]] | None]
     error: Required[ToolCallError | None]
     approval_by: Required[str | None]
     created_at: Required[str]
@@ -706,6 +754,7 @@ class ToolCallCompletedEventData(TypedDict, total=False):
     status: Required[str]
     preview: Required[str]
     duration_ms: Required[float | None]
+    files: Required[list[str]]
 
 
 class ToolCallProblem(TypedDict, total=False):
@@ -931,6 +980,10 @@ class VoiceMessageCreate(TypedDict, total=False):
     on_busy: BusyPolicy
     on_disconnect: DisconnectPolicy
     output: Modality
+
+
+class FileUpload(TypedDict, total=False):
+    file: Required[str]
 
 
 class AgentCreate(TypedDict, total=False):
@@ -1190,6 +1243,7 @@ class ToolCallDetail(TypedDict, total=False):
     status: Required[CallStatus]
     attempt: Required[int]
     result: Required[str | None]
+    files: Required[list[dict[str, Any]] | None]
     error: Required[ToolCallError | None]
     approval_by: Required[str | None]
     created_at: Required[str]
@@ -1252,6 +1306,7 @@ class SessionExport(TypedDict, total=False):
     messages: Required[list[MessageRead]]
     turns: Required[list[TurnRead]]
     audio: Required[list[TurnAudio]]
+    files: Required[list[ExportedFile]]
 
 
 class TurnCreated(TypedDict):
