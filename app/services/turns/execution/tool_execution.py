@@ -350,7 +350,7 @@ class StepCalls:
             yield from ledger.store_step(record, step)
             return (yield from ledger.raise_reservation(record, tokens, nanos))
 
-        if tokens or nanos:
+        if record.keeps_content and (tokens or nanos):
             try:
                 self._live.set_reservation(await self._database.run(script))
             except BudgetExhausted:  # is raised again before the next answer
