@@ -25,7 +25,7 @@ from app.services.turns.context.prompt import (
     most_tokens,
 )
 from app.services.turns.parts import PARAGRAPH, image_count, shown_texts
-from app.services.turns.records import Persona, Progress, Receipt, TurnRecord, Usage
+from app.services.turns.records import HistoryMessage, Persona, Progress, Receipt, TurnRecord, Usage
 from app.services.turns.steps import Step
 from app.services.usage import Account, BillableUsage, PriceTable, Reservation, budgets
 from app.services.usage.accounts import NO_LIMIT

@@ -999,6 +999,7 @@ class AgentCreate(TypedDict, total=False):
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
     output_speak: str | None
+    vision: bool | None
 
 
 class AgentRead(TypedDict, total=False):
@@ -1014,6 +1015,7 @@ class AgentRead(TypedDict, total=False):
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
     output_speak: Required[str | None]
+    vision: Required[bool | None]
     version: Required[int]
     created_at: Required[str]
     id: Required[str]
@@ -1034,6 +1036,7 @@ class AgentUpdate(TypedDict, total=False):
     tool_policy: ToolPolicyFields | None
     output_schema: dict[str, Any] | None
     output_speak: str | None
+    vision: bool | None
 
 
 class AgentVersionRead(TypedDict, total=False):
@@ -1049,6 +1052,7 @@ class AgentVersionRead(TypedDict, total=False):
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
     output_speak: Required[str | None]
+    vision: Required[bool | None]
     version: Required[int]
     created_at: Required[str]
     agent_id: Required[str]
