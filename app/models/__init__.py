@@ -19,6 +19,7 @@ from app.models.chat import (
     TurnStatus,
 )
 from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
+from app.models.mcp import AgentMcpServer, McpServer, McpTool
 from app.models.steps import (
     LONG_RESULTS,
     UNFINISHED_CALLS,
@@ -42,6 +43,7 @@ __all__ = [
     "WAITING_CALLS",
     "WAITING_STATUSES",
     "Agent",
+    "AgentMcpServer",
     "AgentTool",
     "AgentVersion",
     "ApiKey",
@@ -54,6 +56,8 @@ __all__ = [
     "IdempotencyKey",
     "KeptToolUsage",
     "KeptUsage",
+    "McpServer",
+    "McpTool",
     "Message",
     "MessageStatus",
     "Modality",

@@ -16,7 +16,7 @@ from app.models import CallStatus
 from app.schemas.tool_calls import ToolCallDetail, ToolCallRead, ToolCallResolve
 from app.services import crud
 from app.services.identity import audit
-from app.services.tools.outputs import require_valid_output
+from app.services.tools.outputs import require_valid_answer, require_valid_output
 from app.services.turns import Resolution, tool_call_not_found
 
 router = APIRouter(prefix="/tool-calls", tags=["tool calls"], route_class=EndpointRoute)
@@ -62,7 +62,7 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
     caller: Caller,
     storage: Storage,
 ) -> ToolCallDetail:
-    """Approve or deny a call, or send the output of the caller's own tool.
+    """Approve or deny a call, send the output of the caller's own tool, or answer a question.
 
     After the last action that a turn waits for, the turn goes on: `GET /turns/{turn_id}/events`.
     The same action again changes nothing; another one is refused. An approval whose `approval_by`
@@ -73,6 +73,8 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
         if call and "output" in body.model_fields_set and call.tool_id and call.tool_version:
             tool = (call.tool_id, call.tool_version)
             await require_valid_output(db, caller.workspace_id, tool, body.output)
+        if call and body.answer and call.status is CallStatus.AWAITING_ANSWER:
+            require_valid_answer(call.question or {}, body.answer.model_dump())
     if call is None:
         raise tool_call_not_found()
     if body.decision and call.approval_by != "user":
@@ -109,6 +111,9 @@ def _resolution(body: ToolCallResolve, by: str) -> Resolution:
         return Resolution(body.decision, by, body.reason if body.decision == "deny" else None)
     if body.error is not None:
         return Resolution("error", by, body.error)
+    if body.answer is not None:
+        answer = orjson.dumps(body.answer.model_dump(), option=orjson.OPT_SORT_KEYS)
+        return Resolution("answer", by, answer.decode())
     output = body.output
     text = output if isinstance(output, str) else orjson.dumps(output).decode()
     return Resolution("output", by, text)

@@ -19,6 +19,7 @@ from app.schemas.base import Changes, Metadata, Name, NonBlank, Request, Respons
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
+    AgentMcpToolsRead,
     AgentToolRead,
     AgentToolRefs,
     JsonObject,
@@ -91,7 +92,7 @@ class PersonaRead(Response):
     context_tokens: int | None
     voice: str | None
     language: str | None
-    tools: Annotated[list[AgentToolRead], BeforeValidator(_none_as_empty)]
+    tools: Annotated[list[AgentToolRead | AgentMcpToolsRead], BeforeValidator(_none_as_empty)]
     tool_policy: ToolPolicyRead | None
     output_schema: dict[str, Any] | None
     version: int

@@ -45,6 +45,7 @@ def random_things() -> Things:
         "K_none",
         str(uuid4()),
         str(uuid4()),
+        str(uuid4()),
     )
 
 

@@ -40,6 +40,7 @@ class Things:
     secret_name: str
     tool_id: str
     call_id: str
+    server_id: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ class World:
         tool_id = (await self._make("/tools", tool, headers))["id"]
         turn_id = reply["turn_id"]
         call_id = await self._call(session["id"], turn_id)
-        return Things(agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id)
+        server = {"name": f"m_{key['id']}", "url": "https://mcp.example.com/mcp"}
+        server_id = (await self._make("/mcp-servers", server, headers))["id"]
+        return Things(
+            agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id, server_id
+        )
 
     async def _call(self, session_id: str, turn_id: str) -> str:
         """Store a tool call of a turn, which has ended."""

@@ -30,6 +30,7 @@ from app.services.turns.events import (
     ToolCallCreated,
     ToolCallFailed,
     ToolCallProblem,
+    ToolCallProgress,
     ToolCallStarted,
     TurnCancelled,
     TurnCompleted,
@@ -40,10 +41,9 @@ from app.services.turns.events import (
     TurnProblem,
     TurnQueued,
     TurnRequiresAction,
-    pack,
-    unpack,
 )
 from app.services.turns.records import Usage
+from app.services.turns.storage.event_store import pack, unpack
 
 README = Path(__file__).parents[2] / "README.md"
 ANSWER = AnswerMessage(
@@ -63,6 +63,7 @@ VALUES: tuple[EventValue, ...] = (
     ToolCallArguments("call_1", "refund", '{"n"'),
     ToolCallCreated(uuid4(), 1, 0, "refund", "http", "{}"),
     ToolCallStarted(uuid4(), 1),
+    ToolCallProgress(uuid4(), 1, None, "half"),
     ToolCallCompleted(uuid4(), "completed", "7", 1.5),
     ToolCallFailed(uuid4(), "failed", ToolCallProblem("tool-failed", "No.")),
     ActionRequested(ACTION),

@@ -22,7 +22,7 @@ from app.core.database.transactions import TransactionScript, fetch_one
 from app.core.security import ADMIN
 from app.models import Message, Turn, TurnEventBatch, TurnStatus, new_id, utc_now
 from app.services.turns import TurnEngine
-from app.services.turns.events import unpack
+from app.services.turns.storage.event_store import unpack
 from app.state import Providers, State, build_state
 from tests.conftest import Postgres, client_of
 from tests.faults.commit_proxy import CommitProxy, Loss, commit_proxy

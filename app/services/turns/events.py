@@ -4,7 +4,6 @@ A value is written as JSON once, for storage and for every subscriber of the nat
 dialects read the values themselves. The classes describe the events in OpenAPI, too.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -37,6 +36,7 @@ class EventType(StrEnum):
     CALL_DELTA = "tool_call.delta"
     CALL_CREATED = "tool_call.created"
     CALL_STARTED = "tool_call.started"
+    CALL_PROGRESS = "tool_call.progress"
     CALL_COMPLETED = "tool_call.completed"
     CALL_FAILED = "tool_call.failed"
     ACTION_REQUESTED = "action.requested"
@@ -156,6 +156,17 @@ class ToolCallStarted:
 
 
 @value_object(frozen=True, slots=True)
+class ToolCallProgress:
+    """How far a call is, as its MCP server says."""
+
+    type: ClassVar = EventType.CALL_PROGRESS
+    call_id: UUID
+    progress: float
+    total: float | None
+    message: str | None
+
+
+@value_object(frozen=True, slots=True)
 class ToolCallCompleted:
     """A call has a result; `preview` is its beginning, up to 2 KB."""
 
@@ -190,12 +201,14 @@ class RequiredAction:
 
     call_id: UUID
     action: str
-    """`approval` of a call, or the `output` of a tool that the caller's own code runs."""
+    """`approval` of a call, `output` of a tool that the caller's code runs, or an `answer`."""
     name: str
     arguments: str
     by: str
     """Who may act: `operator` or `user`."""
     expires_at: datetime | None
+    question: dict[str, Any] | None = None
+    """What is asked: `message`, and `form` (a JSON Schema) or `url`."""
 
 
 @value_object(frozen=True, slots=True)
@@ -305,6 +318,7 @@ EventValue: TypeAlias = (
     | ToolCallArguments
     | ToolCallCreated
     | ToolCallStarted
+    | ToolCallProgress
     | ToolCallCompleted
     | ToolCallFailed
     | ActionRequested
@@ -383,18 +397,3 @@ def _adapter(kind: EventType) -> Any:  # noqa: ANN401  # pydantic's generic clas
     from pydantic import TypeAdapter
 
     return TypeAdapter(EVENT_VALUES[kind])
-
-
-def pack(events: Iterable[TurnEvent]) -> bytes:
-    """Encode events for storage, one per line."""
-    return b"\n".join([b"%d %s %s" % (event.number, event.name, event.json) for event in events])
-
-
-def unpack(lines: bytes) -> Sequence[TurnEvent]:
-    """Decode the events that `pack` encoded."""
-    return [_unpack_line(line) for line in lines.split(b"\n") if line]
-
-
-def _unpack_line(line: bytes) -> TurnEvent:
-    number, kind, json = line.split(b" ", 2)
-    return TurnEvent(int(number), EventType(kind.decode()), None, json)

@@ -20,6 +20,8 @@ from app.services.tool_ports import (
     ToolCallRequest,
     ToolKind,
     ToolOutcome,
+    ToolProgress,
+    ToolQuestion,
     ToolResult,
     ToolRunner,
 )
@@ -31,6 +33,7 @@ from app.services.turns.events import (
     ToolCallCreated,
     ToolCallFailed,
     ToolCallProblem,
+    ToolCallProgress,
     ToolCallStarted,
 )
 from app.services.turns.execution.live_turn import LiveTurn, required_action
@@ -299,10 +302,30 @@ class StepCalls:
                 call.arguments or "{}",
                 call.attempt,
                 self._live.context.traceparent,
+                ToolQuestion(**call.question) if call.question and call.answer else None,
+                call.answer,
+                self._tell_progress(call) if tool.kind is ToolKind.MCP else None,
             )
         )
+        if result.question:
+            await self._wait_for_answer(step, call, result.question)
+            return
         self._take_result(call, result)
         await self._store_call(step, call)
+
+    def _tell_progress(self, call: Call) -> Callable[[ToolProgress], None]:
+        def tell(progress: ToolProgress) -> None:
+            event = ToolCallProgress(call.id, progress.progress, progress.total, progress.message)
+            self._live.log.emit(event)
+
+        return tell
+
+    async def _wait_for_answer(self, step: Step, call: Call, question: ToolQuestion) -> None:
+        call.ask(question)
+        if not step.is_stored:
+            await self._store_step(step)
+        await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+        self._live.log.emit(ActionRequested(required_action(call)))
 
     def _begin(self, call: Call) -> None:
         call.status, call.is_ours = CallStatus.RUNNING, True

@@ -1,6 +1,6 @@
 """Store events of turns in batches; load them for clients that resume; prune them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -26,7 +26,7 @@ from sqlalchemy.sql import ClauseElement
 from app.core.database.statements import PreparedStatement, Statement
 from app.core.database.transactions import TransactionScript
 from app.models import LIVE, TurnEventBatch, utc_now
-from app.services.turns.events import TurnEvent, pack, unpack
+from app.services.turns.events import EventType, TurnEvent
 from app.services.turns.records import TurnRecord
 from app.services.turns.retention import EVENT_RETENTION
 from app.services.turns.storage import turn_statements
@@ -36,6 +36,21 @@ from app.services.turns.storage.tables import (
     turn_events,
     turns,
 )
+
+
+def pack(events: Iterable[TurnEvent]) -> bytes:
+    """Encode events for storage, one per line."""
+    return b"\n".join([b"%d %s %s" % (event.number, event.name, event.json) for event in events])
+
+
+def unpack(lines: bytes) -> Sequence[TurnEvent]:
+    """Decode the events that `pack` encoded."""
+    return [_unpack_line(line) for line in lines.split(b"\n") if line]
+
+
+def _unpack_line(line: bytes) -> TurnEvent:
+    number, kind, json = line.split(b" ", 2)
+    return TurnEvent(int(number), EventType(kind.decode()), None, json)
 
 
 def insert_events_stmts(
