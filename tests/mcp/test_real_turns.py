@@ -16,8 +16,8 @@ from tests.mcp.test_turns import until_turn
 from tests.support.fake_providers import FakeSpeaker, FakeTranscriber
 from tests.support.processes import send_signal
 from tests.support.scripted_tools import ScriptedChatModel
+from tests.support.tool_turns import send
 from tests.support.waiting import until
-from tests.turns.tools.conftest import send
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ from tests.support import planted_secrets
 from tests.support.fake_mcp import FakeMcp, mcp_tool
 from tests.support.scripted_tools import ScriptedChatModel
 from tests.support.sse import parse
+from tests.support.tool_turns import send
 from tests.support.waiting import until
-from tests.turns.tools.conftest import send
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,6 @@
 """Run the tool calls of one step: each is checked, written down, run and stored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import anyio
@@ -20,7 +20,6 @@ from app.services.tool_ports import (
     ToolCallRequest,
     ToolKind,
     ToolOutcome,
-    ToolProgress,
     ToolQuestion,
     ToolResult,
     ToolRunner,
@@ -33,10 +32,10 @@ from app.services.turns.events import (
     ToolCallCreated,
     ToolCallFailed,
     ToolCallProblem,
-    ToolCallProgress,
     ToolCallStarted,
 )
 from app.services.turns.execution.live_turn import LiveTurn, required_action
+from app.services.turns.execution.tool_progress import progress_sink
 from app.services.turns.parts import ToolCallPart, decode_parts, has_calls
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
@@ -304,7 +303,7 @@ class StepCalls:
                 self._live.context.traceparent,
                 ToolQuestion(**call.question) if call.question and call.answer else None,
                 call.answer,
-                self._tell_progress(call) if tool.kind is ToolKind.MCP else None,
+                progress_sink(self._live.log, call) if tool.kind is ToolKind.MCP else None,
             )
         )
         if result.question:
@@ -312,13 +311,6 @@ class StepCalls:
             return
         self._take_result(call, result)
         await self._store_call(step, call)
-
-    def _tell_progress(self, call: Call) -> Callable[[ToolProgress], None]:
-        def tell(progress: ToolProgress) -> None:
-            event = ToolCallProgress(call.id, progress.progress, progress.total, progress.message)
-            self._live.log.emit(event)
-
-        return tell
 
     async def _wait_for_answer(self, step: Step, call: Call, question: ToolQuestion) -> None:
         call.ask(question)
