@@ -115,6 +115,12 @@ class PinnedTool:
     output_schema: Mapping[str, Any] | None = None
     """JSON Schema of what comes back for the kind `client`, or of a structured result of `mcp`."""
 
+    def needs_approval(self, *, is_tainted: bool) -> bool:
+        """Tell whether a call must be approved; `is_tainted` after untrusted results."""
+        return self.approval is Approval.ALWAYS or (
+            self.approval is Approval.AFTER_UNTRUSTED and is_tainted
+        )
+
 
 @value_object(frozen=True, slots=True)
 class ToolPolicy:

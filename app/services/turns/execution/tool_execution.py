@@ -1,6 +1,6 @@
 """Run the tool calls of one step: each is checked, written down, run and stored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import anyio
@@ -13,7 +13,6 @@ from app.models import CallStatus, utc_now
 from app.services.ports import PromptMessage
 from app.services.tool_ports import (
     AgentTools,
-    Approval,
     Effect,
     OnUnknown,
     PinnedTool,
@@ -188,7 +187,7 @@ class StepCalls:
                 "tool-unreachable",
                 "This tool waits for somebody to act, which needs a conversation that is stored.",
             )
-        elif _needs_approval(tool, is_tainted=is_tainted):
+        elif tool.needs_approval(is_tainted=is_tainted):
             call.status = CallStatus.AWAITING_APPROVAL
             call.approval_by = tool.approval_by.value
             call.expires_at = utc_now() + timedelta(seconds=tool.approval_expires_seconds)
@@ -396,10 +395,4 @@ def _has_effect(call: Call) -> bool:
 
 
 def _must_wait(tool: PinnedTool, *, is_tainted: bool) -> bool:
-    return tool.kind is ToolKind.CLIENT or _needs_approval(tool, is_tainted=is_tainted)
-
-
-def _needs_approval(tool: PinnedTool, *, is_tainted: bool) -> bool:
-    return tool.approval is Approval.ALWAYS or (
-        tool.approval is Approval.AFTER_UNTRUSTED and is_tainted
-    )
+    return tool.kind is ToolKind.CLIENT or tool.needs_approval(is_tainted=is_tainted)
