@@ -6,8 +6,8 @@ function here, a member of `core.config.Provider`, and an adapter in `services`.
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 from urllib.parse import urlsplit
 
 import anyio
@@ -16,6 +16,9 @@ from pydantic import SecretStr
 from app.core.capabilities import Capability
 from app.core.config import Provider, Settings
 from app.core.errors import StartRefused
+from app.services.mcp_port import McpClient
+from app.services.mcp_service.client import McpWorkerClient
+from app.services.mcp_service.programs import McpClientSet, Program, read_programs
 from app.services.openai_service import (
     ANNOUNCED_ENDS,
     ModelCheck,
@@ -47,6 +50,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+class McpConnector(McpClient, AbstractAsyncContextManager[Any], Protocol):
+    """A client of MCP servers that is opened and closed."""
+
+
 class Providers(TypedDict):
     """The opened adapter of each port."""
 
@@ -55,6 +62,8 @@ class Providers(TypedDict):
     speaker: Speaker
     engine: "NotRequired[LocalEngine]"
     """The embedded engine, where it serves one of them."""
+    mcp: NotRequired[McpConnector]
+    """Instead of the worker process for MCP."""
 
 
 class ProviderResources:
@@ -297,7 +306,23 @@ def outbound_of(settings: Settings) -> OutboundOnDemand:
         guard = Guard(parse_allowed_addresses(settings.tools_allowed_addresses or ""))
     except ValueError as error:
         raise StartRefused(f"TOOLS_ALLOWED_ADDRESSES {error}.") from None
+    return OutboundOnDemand(guard, _tools_proxy(settings))
+
+
+def mcp_client_of(settings: Settings) -> McpClientSet:
+    """Return the client of MCP servers; to be entered. Raises `StartRefused`."""
+    path, programs = settings.mcp_servers_file, dict[str, Program]()
+    if path is not None:
+        try:
+            programs = read_programs(path)
+        except ValueError as error:
+            raise StartRefused(f"MCP_SERVERS_FILE {error}.") from None
+    remote = McpWorkerClient(settings.tools_allowed_addresses or "", _tools_proxy(settings))
+    return McpClientSet(remote, programs)
+
+
+def _tools_proxy(settings: Settings) -> str | None:
     proxy = settings.tools_proxy.get_secret_value().strip() if settings.tools_proxy else ""
     if proxy and urlsplit(proxy).scheme != "http":
         raise StartRefused("TOOLS_PROXY must be the URL of a proxy, such as http://proxy:3128.")
-    return OutboundOnDemand(guard, proxy or None)
+    return proxy or None

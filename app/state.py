@@ -25,7 +25,13 @@ from app.http.authentication import Authenticator
 from app.http.readiness import Readiness
 from app.http.system_report import SystemReport
 from app.models import utc_now
-from app.providers import ANNOUNCED_ENDS, Providers, open_providers, outbound_of
+from app.providers import (
+    ANNOUNCED_ENDS,
+    Providers,
+    mcp_client_of,
+    open_providers,
+    outbound_of,
+)
 from app.services.files.folder_store import FolderFileStore
 from app.services.files.library import WARM_UP as DOCUMENTS_WARM_UP
 from app.services.files.library import FileLibrary
@@ -43,6 +49,9 @@ from app.services.sandbox.sandbox import Sandbox
 from app.services.tool_ports import ToolRunner
 from app.services.tools.http_runner import HttpToolRunner
 from app.services.tools.key_ring import KeyRing
+from app.services.tools.mcp_directory import McpDirectory
+from app.services.tools.mcp_runner import McpToolRunner
+from app.services.tools.runners import ToolRunners
 from app.services.tools.secret_store import SecretStore
 from app.services.tools.secrets import used_key_ids
 from app.services.tools.tester import ToolTester
@@ -85,6 +94,7 @@ class State(TypedDict):
     outbound: Outbound
     tool_runner: ToolRunner
     tool_tester: ToolTester
+    mcp_directory: McpDirectory
     request_limiter: RequestLimiter
     open_streams: OpenStreamRegistry
     turns: TurnEngine
@@ -182,7 +192,11 @@ async def _build_state(
     audio = AudioStore(settings.audio_retention_days)
     storage = StorageMeter(database, settings.limit_stored_mb_per_workspace * MEGABYTE)
     secret_keys, outbound = KeyRing.from_settings(settings), outbound_of(settings)
-    tool_runner = HttpToolRunner(outbound, SecretStore(database, secret_keys))
+    secret_store = SecretStore(database, secret_keys)
+    mcp_client = providers.get("mcp") or mcp_client_of(settings)
+    http_runner = HttpToolRunner(outbound, secret_store)
+    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner)
+    tool_runner = ToolRunners(http_runner, mcp_runner)
     documents = Sandbox([DOCUMENTS_WARM_UP], _DOCUMENT_LIMITS)
     store = FolderFileStore(settings.files_dir or settings.data_dir / "files")
     files = FileLibrary(database, store, documents, storage)
@@ -226,6 +240,7 @@ async def _build_state(
         sandbox,
         documents,
         outbound,
+        mcp_client,
         files.pruning(),
         turns.running(),
         open_streams.watching(),
@@ -254,6 +269,7 @@ async def _build_state(
             outbound=outbound,
             tool_runner=tool_runner,
             tool_tester=ToolTester(tool_runner),
+            mcp_directory=McpDirectory(mcp_client, secret_store),
             request_limiter=request_limiter,
             turns=turns,
             files=files,

@@ -26,6 +26,7 @@ from tests.support import (
     scheduling,
 )
 from tests.support.application import ADMIN_KEY, AUDIO, IsolatedSettings, client_of
+from tests.support.fake_mcp import FakeMcp
 from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
 from tests.support.postgres import PgBouncer, PostgresServer
 from tests.support.recycled_databases import RecycledDatabases
@@ -165,10 +166,18 @@ def speaker() -> FakeSpeaker:
 
 
 @pytest.fixture
+def fake_mcp() -> FakeMcp:
+    return FakeMcp()
+
+
+@pytest.fixture
 def providers(
-    chat_model: FakeChatModel, transcriber: FakeTranscriber, speaker: FakeSpeaker
+    chat_model: FakeChatModel,
+    transcriber: FakeTranscriber,
+    speaker: FakeSpeaker,
+    fake_mcp: FakeMcp,
 ) -> Providers:
-    return Providers(chat_model=chat_model, transcriber=transcriber, speaker=speaker)
+    return Providers(chat_model=chat_model, transcriber=transcriber, speaker=speaker, mcp=fake_mcp)
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from app.services.openai_service import (
 from app.services.ports import (
     AudioFormat,
     ChatRequest,
-    PromptMessage,
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
     Recording,
 )
+from app.services.prompt_lines import PromptMessage
 from app.services.resilience import (
     CircuitBreakers,
     RetryingChatModel,

@@ -31,7 +31,6 @@ from app.services.ports import (
     ChatItem,
     ChatRequest,
     FinishReason,
-    PromptMessage,
     ProviderError,
     ProviderRateLimited,
     ProviderRejected,
@@ -44,6 +43,7 @@ from app.services.ports import (
     Transcript,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptMessage
 from app.services.provider_http.failures import SettingNames
 from app.services.provider_http.sse import EventReader
 from tests.support.planted_secrets import PROVIDER_KEY as KEY

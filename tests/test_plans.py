@@ -86,6 +86,7 @@ def conditions(filled: Filled) -> dict[str, Any]:
         "user_seq_": 2 * TURNS_EACH - 1,
         "after_": 0,
         "tool_id_": filled.turn_id,
+        "server_id_": filled.turn_id,
         "call_id_": filled.turn_id,
         "file_id_": filled.file_id,
         "tool_version_": 1,

@@ -16,7 +16,6 @@ from app.services.ports import (
     ChatFinished,
     ChatRequest,
     FinishReason,
-    PromptMessage,
     ProviderError,
     ProviderRejected,
     ProviderTimeout,
@@ -27,6 +26,7 @@ from app.services.ports import (
     Transcript,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptMessage
 from tests.support.provider import Provider
 from tests.support.provider_faults import Reply, event
 

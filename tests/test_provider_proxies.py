@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from app.core.errors import StartRefused
 from app.providers import open_providers
 from app.services.openai_service import OpenAIChatModel, ProviderClient, make_speaker
-from app.services.ports import ChatRequest, PromptMessage, ProviderError, ProviderUnavailable
+from app.services.ports import ChatRequest, ProviderError, ProviderUnavailable
+from app.services.prompt_lines import PromptMessage
 from tests.conftest import IsolatedSettings
 from tests.support.http_proxy import HttpProxy
 from tests.support.planted_secrets import PROVIDER_KEY as KEY

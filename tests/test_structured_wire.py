@@ -7,13 +7,8 @@ import orjson
 import pytest
 
 from app.services.openai_service import OpenAIChatModel, ProviderClient
-from app.services.ports import (
-    ChatRequest,
-    PromptMessage,
-    ProviderRejected,
-    ResponseFormat,
-    ToolDefinition,
-)
+from app.services.ports import ChatRequest, ProviderRejected, ResponseFormat, ToolDefinition
+from app.services.prompt_lines import PromptMessage
 from tests.support.provider import Provider
 from tests.support.provider_faults import Reply
 

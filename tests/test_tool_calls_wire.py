@@ -9,17 +9,19 @@ import pytest
 from app.services.openai_service import OpenAIChatModel, ProviderClient
 from app.services.openai_service.chat_reply import ReplyReader
 from app.services.ports import (
-    TOOL_ROLE,
     ChatFinished,
     ChatRequest,
     FinishReason,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+)
+from app.services.prompt_lines import (
+    TOOL_ROLE,
     PromptAnswer,
     PromptCall,
     PromptMessage,
     PromptResult,
-    TextDelta,
-    ToolCallDelta,
-    ToolDefinition,
 )
 from app.services.provider_http.failures import SettingNames
 from tests.support.provider import Provider

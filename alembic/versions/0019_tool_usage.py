@@ -1,7 +1,7 @@
 """How tools were used in deleted sessions, and an index of the results that are dropped one day.
 
 Revision ID: 0019
-Revises: 0013
+Revises: 0018
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0019"
-down_revision: str | None = "0017"
+down_revision: str | None = "0018"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

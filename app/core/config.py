@@ -146,6 +146,7 @@ class Settings(BaseSettings):
     secrets_key: SecretStr | None = None
     tools_allowed_addresses: str | None = None
     tools_proxy: SecretStr | None = None
+    mcp_servers_file: Path | None = None
 
     database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=2, le=1000)

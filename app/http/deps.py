@@ -14,6 +14,7 @@ from app.core.security import Caller as CallerIdentity
 from app.services.files.library import FileLibrary
 from app.services.outbound_port import Outbound
 from app.services.tools.key_ring import KeyRing
+from app.services.tools.mcp_directory import McpDirectory
 from app.services.tools.tester import ToolTester
 from app.services.turns import TurnEngine
 from app.services.usage import AccountDirectory, StorageMeter
@@ -50,6 +51,11 @@ async def _get_outbound(connection: HTTPConnection) -> Outbound:
     return outbound
 
 
+async def _get_mcp_directory(connection: HTTPConnection) -> McpDirectory:
+    directory: McpDirectory = connection.state.mcp_directory
+    return directory
+
+
 async def _get_tool_tester(connection: HTTPConnection) -> ToolTester:
     tester: ToolTester = connection.state.tool_tester
     return tester
@@ -74,6 +80,7 @@ Accounts = Annotated[AccountDirectory, Depends(_get_accounts)]
 Caller = Annotated[CallerIdentity, Depends(_get_caller)]
 SecretKeys = Annotated[KeyRing, Depends(_get_secret_keys)]
 OutboundDep = Annotated[Outbound, Depends(_get_outbound)]
+McpDirectoryDep = Annotated[McpDirectory, Depends(_get_mcp_directory)]
 ToolTesterDep = Annotated[ToolTester, Depends(_get_tool_tester)]
 Files = Annotated[FileLibrary, Depends(_get_files)]
 Turns = Annotated[TurnEngine, Depends(_get_turns)]

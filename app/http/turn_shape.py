@@ -127,5 +127,6 @@ def _required_action(call: ToolCall) -> RequiredActionRead:
             "arguments": call.arguments,
             "by": by,
             "expires_at": call.expires_at,
+            "question": call.question if action == "answer" else None,
         }
     )

@@ -20,6 +20,7 @@ from app.models.chat import (
 )
 from app.models.files import SessionFile, StoredFile
 from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
+from app.models.mcp import AgentMcpServer, McpServer, McpTool
 from app.models.steps import (
     LONG_RESULTS,
     UNFINISHED_CALLS,
@@ -43,6 +44,7 @@ __all__ = [
     "WAITING_CALLS",
     "WAITING_STATUSES",
     "Agent",
+    "AgentMcpServer",
     "AgentTool",
     "AgentVersion",
     "ApiKey",
@@ -55,6 +57,8 @@ __all__ = [
     "IdempotencyKey",
     "KeptToolUsage",
     "KeptUsage",
+    "McpServer",
+    "McpTool",
     "Message",
     "MessageStatus",
     "Modality",

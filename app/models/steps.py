@@ -20,6 +20,8 @@ class CallStatus(StrEnum):
     AWAITING_APPROVAL = "awaiting_approval"
     AWAITING_OUTPUT = "awaiting_output"
     """The caller's own code runs it."""
+    AWAITING_ANSWER = "awaiting_answer"
+    """It was begun, and its MCP server asks something."""
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -30,10 +32,16 @@ class CallStatus(StrEnum):
     """It was begun, and nobody can tell whether it was done."""
 
 
-WAITING_STATUSES = (CallStatus.AWAITING_APPROVAL, CallStatus.AWAITING_OUTPUT)
-WAITING_CALLS = "status IN ('awaiting_approval', 'awaiting_output')"
+WAITING_STATUSES = (
+    CallStatus.AWAITING_APPROVAL,
+    CallStatus.AWAITING_OUTPUT,
+    CallStatus.AWAITING_ANSWER,
+)
+WAITING_CALLS = "status IN ('awaiting_approval', 'awaiting_output', 'awaiting_answer')"
 """The condition for calls that somebody must act on."""
-UNFINISHED_CALLS = "status IN ('pending', 'awaiting_approval', 'awaiting_output', 'running')"
+UNFINISHED_CALLS = (
+    "status IN ('pending', 'awaiting_approval', 'awaiting_output', 'awaiting_answer', 'running')"
+)
 """The condition for calls without a final status."""
 LONG_RESULTS = "stored_result IS NOT NULL"
 """The condition for calls whose full result is longer than what the model was shown."""
@@ -121,3 +129,7 @@ class ToolCall(Record):
     resolution: Mapped[dict[str, Any] | None] = mapped_column(Json())
     """The action that was taken: `decision`, `by`, `at`, and `reason` or a digest of the output."""
     cost_nanos: Mapped[int | None] = mapped_column(BigInteger)
+    question: Mapped[dict[str, Any] | None] = mapped_column(Json())
+    """What the MCP server asks, as in `ToolQuestion`; it stays after the answer."""
+    answer: Mapped[dict[str, Any] | None] = mapped_column(Json())
+    """What was answered, until the call has ended."""

@@ -45,6 +45,8 @@ class Tool(Record):
     """The secrets that its newest version uses."""
     updated_at: Mapped[datetime] = mapped_column(default=utc_now)
     archived_at: Mapped[datetime | None]
+    mcp_server_id: Mapped[UUID | None]
+    """The MCP server whose tool it is; `None` for tools that are defined here."""
 
 
 class ToolVersion(Base):

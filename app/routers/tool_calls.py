@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.core.security import Forbidden, Permission
@@ -18,7 +19,7 @@ from app.services import crud
 from app.services.files.errors import file_not_found
 from app.services.files.rows import find_files
 from app.services.identity import audit
-from app.services.tools.outputs import require_valid_output
+from app.services.tools.outputs import require_valid_answer, require_valid_output
 from app.services.turns import Resolution, tool_call_not_found
 from app.services.turns.parts import ImagePart
 
@@ -65,7 +66,7 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
     caller: Caller,
     storage: Storage,
 ) -> ToolCallDetail:
-    """Approve or deny a call, or send the output of the caller's own tool.
+    """Approve or deny a call, send the output of the caller's own tool, or answer a question.
 
     Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
     (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
@@ -77,6 +78,8 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
         if call and "output" in body.model_fields_set and call.tool_id and call.tool_version:
             tool = (call.tool_id, call.tool_version)
             await require_valid_output(db, caller.workspace_id, tool, body.output)
+        if call and body.answer and call.status is CallStatus.AWAITING_ANSWER:
+            require_valid_answer(call.question or {}, body.answer.model_dump())
     if call is None:
         raise tool_call_not_found()
     if body.decision and call.approval_by != "user":
@@ -126,4 +129,7 @@ def _resolution(body: ToolCallResolve, by: str, images: Sequence[ImagePart]) -> 
         return Resolution(body.decision, by, body.reason if body.decision == "deny" else None)
     if body.error is not None:
         return Resolution("error", by, body.error)
+    if body.answer is not None:
+        answer = orjson.dumps(body.answer.model_dump(), option=orjson.OPT_SORT_KEYS)
+        return Resolution("answer", by, answer.decode())
     return Resolution("output", by, text_of_output(body.output), images)

@@ -21,6 +21,7 @@ from app.schemas.files import MessageContent
 from app.schemas.languages import language_code
 from app.schemas.tool_calls import RequiredActionRead, StepRead, ToolCallRead
 from app.schemas.tools import (
+    AgentMcpToolsRead,
     AgentToolRead,
     AgentToolRefs,
     ToolPolicyFields,
@@ -94,7 +95,7 @@ class PersonaRead(Response):
     context_tokens: int | None
     voice: str | None
     language: str | None
-    tools: Annotated[list[AgentToolRead], BeforeValidator(_none_as_empty)]
+    tools: Annotated[list[AgentToolRead | AgentMcpToolsRead], BeforeValidator(_none_as_empty)]
     tool_policy: ToolPolicyRead | None
     output_schema: dict[str, Any] | None
     output_speak: str | None

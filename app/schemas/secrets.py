@@ -51,6 +51,6 @@ class SecretRead(Response):
 
     name: str
     hosts: list[str]
-    used_by: list[UUID] = Field(description="Ids of the tools that use it.")
+    used_by: list[UUID] = Field(description="Ids of the tools and MCP servers that use it.")
     created_at: datetime
     updated_at: datetime

@@ -1,13 +1,13 @@
 """Shapes of tool calls, of steps, and of the actions that calls wait for."""
 
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 from uuid import UUID
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from app.models import CallStatus
-from app.schemas.base import Request, Response
+from app.schemas.base import Request, Response, storable_json
 
 
 class ToolCallError(Response):
@@ -20,10 +20,18 @@ class ToolCallError(Response):
 class ResolutionRead(Response):
     """The action that was taken for a call."""
 
-    decision: Literal["approve", "deny", "output", "error", "expire"]
+    decision: Literal["approve", "deny", "output", "error", "answer", "expire"]
     by: str
     at: datetime
     reason: str | None = None
+
+
+class QuestionRead(Response):
+    """What an MCP server asks before a call goes on."""
+
+    message: str
+    form: dict[str, Any] | None = Field(description="JSON Schema of the answer's content.")
+    url: str | None = Field(description="Of a page to visit instead; the server never opens it.")
 
 
 class ToolCallRead(Response):
@@ -55,6 +63,9 @@ class ToolCallRead(Response):
     ended_at: datetime | None
     expires_at: datetime | None
     resolution: ResolutionRead | None
+    question: QuestionRead | None = Field(
+        default=None, description="What its MCP server asked last."
+    )
 
 
 class ToolCallDetail(ToolCallRead):
@@ -82,29 +93,58 @@ class RequiredActionRead(Response):
     """What somebody must do before the turn goes on."""
 
     call_id: UUID
-    action: Literal["approval", "output"]
+    action: Literal["approval", "output", "answer"]
     name: str
     arguments: str
     by: str
     expires_at: datetime | None
+    question: QuestionRead | None = Field(default=None, description="Of an `answer`.")
+
+
+AnswerValue = (
+    Annotated[str, StringConstraints(max_length=16_384)]
+    | bool
+    | int
+    | float
+    | Annotated[list[Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=100)]
+    | None
+)
+
+
+class QuestionAnswer(Request):
+    """The answer to a question of an MCP server."""
+
+    action: Literal["accept", "decline", "cancel"] = "accept"
+    content: Annotated[dict[str, AnswerValue], Field(max_length=100)] | None = Field(
+        default=None, description="The fields of the form, where it is accepted."
+    )
+
+    @model_validator(mode="after")
+    def _is_storable(self) -> Self:
+        if self.content is not None:
+            storable_json(self.content)
+        if self.action != "accept" and self.content is not None:
+            raise ValueError("`content` belongs to the action `accept`")
+        return self
 
 
 class ToolCallResolve(Request):
-    """Exactly one action: a decision, an output, or an error."""
+    """Exactly one action: a decision, an output, an error, or an answer."""
 
     decision: Literal["approve", "deny"] | None = None
     reason: str | None = Field(None, max_length=2000, description="Of a denial.")
     output: JsonValue = Field(None, description="The output of the caller's own tool.")
     error: str | None = Field(None, min_length=1, max_length=16_384)
+    answer: QuestionAnswer | None = Field(None, description="To a question of an MCP server.")
 
     @model_validator(mode="before")
     @classmethod
     def _require_one(cls, value: Any) -> Any:  # noqa: ANN401  # not validated yet
         if isinstance(value, dict):
             value = cast("dict[str, Any]", value)
-            actions = [name for name in ("decision", "output", "error") if name in value]
+            actions = [name for name in ("decision", "output", "error", "answer") if name in value]
             if len(actions) != 1:
-                raise ValueError("give exactly one of `decision`, `output` and `error`")
+                raise ValueError("give exactly one of `decision`, `output`, `error` and `answer`")
             if "reason" in value and value.get("decision") != "deny":
                 raise ValueError("`reason` belongs to the decision `deny`")
         return value

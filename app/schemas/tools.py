@@ -1,10 +1,10 @@
 """Schemas of tools, and of what agents set about them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from app.schemas.base import Changes, NonBlank, Request, Response, Text, storable_json
 
@@ -123,16 +123,25 @@ class HttpRead(Response):
     select: str | None
 
 
+class McpToolReference(Response):
+    """The tool of an MCP server that it is."""
+
+    server_id: UUID
+    tool: str
+    sha256: str = Field(description="Of the definition that was accepted.")
+
+
 class ToolDefinitionRead(Response):
     """A tool at one version; `effect` and `approval` with their defaults."""
 
     version: int
     name: str
     description: str
-    kind: Literal["http", "client"]
+    kind: Literal["http", "mcp", "client"]
     parameters: dict[str, Any]
     output_schema: dict[str, Any] | None
     http: HttpRead | None
+    mcp: McpToolReference | None = None
     effect: Effect
     approval: Approval
     approval_by: Approver
@@ -202,10 +211,30 @@ class ToolTestRead(Response):
     duration_ms: float
 
 
-class AgentToolRef(Request):
-    """A tool that an agent has."""
+class ExactTool(Request):
+    """A tool at an exact version."""
 
     tool_id: UUID
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class AgentToolRef(Request):
+    """A tool that an agent has, or tools of an MCP server."""
+
+    tool_id: UUID | None = None
+    mcp_server_id: UUID | None = Field(
+        default=None, description="Instead of `tool_id`: tools of this server."
+    )
+    names: (
+        Annotated[list[Annotated[Text, StringConstraints(max_length=200)]], Field(max_length=512)]
+        | None
+    ) = Field(
+        default=None,
+        description="Names at the MCP server; by default all that are accepted, now and later.",
+    )
+    tools: Annotated[list[ExactTool], Field(max_length=1000)] | None = Field(
+        default=None, description="What an agent was read with; the newest are taken."
+    )
     version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="By default the newest; a change of the tool moves it on."
     )
@@ -213,18 +242,45 @@ class AgentToolRef(Request):
         default=None, description="When this agent's calls must be approved; by default the tool's."
     )
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        of_server = (self.names, self.tools)
+        if (self.tool_id is None) == (self.mcp_server_id is None):
+            raise ValueError("must have either `tool_id` or `mcp_server_id`")
+        if self.tool_id is not None and any(each is not None for each in of_server):
+            raise ValueError("`names` and `tools` are for an MCP server")
+        if self.mcp_server_id is not None and self.version is not None:
+            raise ValueError("`version` is for a single tool")
+        return self
+
+
+class ExactToolRead(Response):
+    """A tool at an exact version."""
+
+    tool_id: UUID
+    version: int
+
 
 class AgentToolRead(Response):
-    """A tool that an agent has, at an exact version."""
+    """A tool that an agent has, at an exact version, or tools of an MCP server."""
 
     tool_id: UUID
     version: int
     approval: Approval | None
 
 
+class AgentMcpToolsRead(Response):
+    """Tools of an MCP server that an agent has, at exact versions."""
+
+    mcp_server_id: UUID
+    names: list[str] | None
+    approval: Approval | None
+    tools: list[ExactToolRead]
+
+
 def _different(tools: list[AgentToolRef]) -> list[AgentToolRef]:
-    if len({each.tool_id for each in tools}) < len(tools):
-        raise ValueError("must not name a tool twice")
+    if len({each.tool_id or each.mcp_server_id for each in tools}) < len(tools):
+        raise ValueError("must not name a tool or an MCP server twice")
     return tools
 
 

@@ -6,12 +6,13 @@ exceptions and field names never leave its adapter.
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import orjson
 
 from app.core.errors import AppError, ErrorKind
 from app.core.value_objects import value_object
+from app.services.prompt_lines import PromptContent, PromptLine, PromptResult
 
 
 class ProviderError(AppError):
@@ -120,72 +121,6 @@ class FinishReason(StrEnum):
     CONTENT_FILTER = "content_filter"
     """A filter ended the answer, or the model refused: then the text is the refusal."""
     TOOL_CALLS = "tool_calls"
-
-
-class PromptLine(Protocol):
-    """One message of a prompt."""
-
-    @property
-    def role(self) -> str:
-        """One of `Role`."""
-        ...
-
-    @property
-    def content(self) -> str:
-        """The text of the message."""
-        ...
-
-
-class PromptMessage(NamedTuple):
-    """A plain `PromptLine`, such as the system prompt."""
-
-    role: str
-    content: str
-
-
-class PromptCall(NamedTuple):
-    """A call of a tool in an earlier answer of the model."""
-
-    id: str
-    name: str
-    arguments: str
-    """JSON, byte for byte as the model wrote it."""
-
-
-class PromptAnswer(NamedTuple):
-    """An earlier answer of the model that called tools; its results follow as `PromptResult`s."""
-
-    role: str
-    content: str
-    calls: tuple[PromptCall, ...]
-
-
-class PromptResult(NamedTuple):
-    """What a tool answered; its role is `TOOL_ROLE`."""
-
-    role: str
-    content: str
-    call_id: str
-
-
-class PromptImage(NamedTuple):
-    """An image of a message."""
-
-    media_type: str
-    """One of `image/png`, `image/jpeg`, `image/webp`, `image/gif`."""
-    data: bytes
-
-
-class PromptContent(NamedTuple):
-    """A message with images between its texts."""
-
-    role: str
-    content: str
-    """The texts of `pieces`, for who takes no images."""
-    pieces: tuple[str | PromptImage, ...]
-
-
-TOOL_ROLE = "tool"
 
 
 @value_object(frozen=True, slots=True)

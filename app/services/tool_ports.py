@@ -3,7 +3,8 @@
 The turn engine knows tools by these alone; `services.tools` and adapters fulfil them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
@@ -17,6 +18,8 @@ class ToolKind(StrEnum):
 
     HTTP = "http"
     """This server calls a URL."""
+    MCP = "mcp"
+    """An MCP server does it."""
     CLIENT = "client"
     """The caller's own code runs it and sends the output."""
     BUILTIN = "builtin"
@@ -74,6 +77,17 @@ class HttpCall:
 
 
 @value_object(frozen=True, slots=True)
+class McpReference:
+    """A tool of an MCP server, at the definition that was accepted."""
+
+    server_id: UUID
+    name: str
+    """Its name at the server."""
+    sha256: str
+    """Of the definition."""
+
+
+@value_object(frozen=True, slots=True)
 class PinnedTool:
     """A tool at the version that an agent's version holds."""
 
@@ -96,8 +110,16 @@ class PinnedTool:
     """Of one call."""
     http: HttpCall | None = None
     """Set for the kind `http`."""
+    mcp: McpReference | None = None
+    """Set for the kind `mcp`."""
     output_schema: Mapping[str, Any] | None = None
-    """JSON Schema of what comes back for the kind `client`."""
+    """JSON Schema of what comes back for the kind `client`, or of a structured result of `mcp`."""
+
+    def needs_approval(self, *, is_tainted: bool) -> bool:
+        """Tell whether a call must be approved; `is_tainted` after untrusted results."""
+        return self.approval is Approval.ALWAYS or (
+            self.approval is Approval.AFTER_UNTRUSTED and is_tainted
+        )
 
 
 @value_object(frozen=True, slots=True)
@@ -123,6 +145,28 @@ class AgentTools:
 
 
 @value_object(frozen=True, slots=True)
+class ToolProgress:
+    """How far a call is."""
+
+    progress: float
+    total: float | None
+    message: str | None
+
+
+@value_object(frozen=True, slots=True)
+class ToolQuestion:
+    """What an MCP server asks before a call goes on."""
+
+    message: str
+    form: Mapping[str, Any] | None
+    """JSON Schema of the answer; `None` where a page is to be visited."""
+    url: str | None
+    """Of the page; it is shown, and never opened."""
+    state: Mapping[str, Any]
+    """What goes back to the server with the answer; for nobody else."""
+
+
+@value_object(frozen=True, slots=True)
 class ToolCallRequest:
     """One call of a tool. `id` is also its idempotency key at whoever is called."""
 
@@ -139,6 +183,13 @@ class ToolCallRequest:
     attempt: int = 1
     traceparent: str | None = None
     """W3C Trace Context, for whoever is called."""
+    question: ToolQuestion | None = None
+    """What was asked, where the call goes on with an answer."""
+    answer: Mapping[str, Any] | None = None
+    """`action` (`accept`, `decline` or `cancel`), and `content` where it is accepted."""
+    on_progress: Callable[[ToolProgress], None] | None = field(
+        default=None, repr=False, compare=False
+    )
 
 
 class ToolOutcome(StrEnum):
@@ -148,6 +199,8 @@ class ToolOutcome(StrEnum):
     FAILED = "failed"
     UNKNOWN = "unknown"
     """It was sent, and nobody can tell whether it was done."""
+    ASKS = "asks"
+    """It goes on once somebody has answered."""
 
 
 @value_object(frozen=True, slots=True)
@@ -179,10 +232,12 @@ class ToolResult:
     """Of the answer, if one came."""
     duration_ms: float = 0
     files: tuple[ToolFile, ...] = ()
+    question: ToolQuestion | None = None
+    """Set where the call asks."""
 
 
 class ToolRunner(Protocol):
-    """Port of running calls of `http` tools."""
+    """Port of running calls of `http` and `mcp` tools."""
 
     async def run(self, call: ToolCallRequest) -> ToolResult:
         """Run one call within the tool's timeout. Never raises for what the tool does.

@@ -19,7 +19,6 @@ from app.services.ports import (
     ChatModel,
     ChatRequest,
     FinishReason,
-    PromptMessage,
     ProviderRejected,
     ProviderUnavailable,
     Recording,
@@ -27,6 +26,7 @@ from app.services.ports import (
     TextDelta,
     Transcriber,
 )
+from app.services.prompt_lines import PromptMessage
 from tests.embedded.conftest import DATA_DIR, MODELS
 from tests.embedded.recordings import (
     CODECS,

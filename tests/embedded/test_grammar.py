@@ -8,14 +8,8 @@ from jsonschema_rs import is_valid
 
 from app.services.local_service import LocalChatModel, LocalEngine
 from app.services.local_service.grammar import json_grammar
-from app.services.ports import (
-    ChatFinished,
-    ChatRequest,
-    FinishReason,
-    PromptMessage,
-    ResponseFormat,
-    TextDelta,
-)
+from app.services.ports import ChatFinished, ChatRequest, FinishReason, ResponseFormat, TextDelta
+from app.services.prompt_lines import PromptMessage
 
 ORDER: dict[str, Any] = {
     "type": "object",

@@ -13,18 +13,20 @@ from app.services.local_service.tool_choice import (
     tool_choice,
 )
 from app.services.ports import (
-    TOOL_ROLE,
     ChatFinished,
     ChatRequest,
     FinishReason,
+    TextDelta,
+    ToolCallDelta,
+    ToolDefinition,
+)
+from app.services.prompt_lines import (
+    TOOL_ROLE,
     PromptAnswer,
     PromptCall,
     PromptLine,
     PromptMessage,
     PromptResult,
-    TextDelta,
-    ToolCallDelta,
-    ToolDefinition,
 )
 
 PARAMETERS: dict[str, Any] = {

@@ -10,7 +10,8 @@ import pytest
 from app.core.config import Settings
 from app.core.database import Database
 from app.providers import open_providers
-from app.services.ports import ChatRequest, PromptMessage, ProviderTimeout
+from app.services.ports import ChatRequest, ProviderTimeout
+from app.services.prompt_lines import PromptMessage
 from app.services.resilience import CircuitBreakers, RetryingChatModel
 from tests.conftest import AUDIO, IsolatedSettings
 from tests.faults_provider.cases import SSE, client_of, make_app, served

@@ -15,7 +15,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Budget, SessionFile, StoredFile, Turn
-from app.services.ports import PromptContent, PromptImage
+from app.services.prompt_lines import PromptContent, PromptImage
 from app.services.turns import TurnOptions
 from app.services.turns.context.prompt import build_prompt
 from app.services.turns.execution.live_turn import LiveTurn

@@ -15,7 +15,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import StoredFile, ToolCall
-from app.services.ports import PromptAnswer, PromptContent, PromptImage, PromptResult
+from app.services.prompt_lines import PromptAnswer, PromptContent, PromptImage, PromptResult
 from app.services.turns.execution.live_turn import LiveTurn
 from app.state import Providers, State, build_state
 from tests.conftest import StartServer
@@ -340,7 +340,8 @@ async def test_end_user_cannot_send_the_image_of_another(
 
 async def test_adapter_sends_images_as_data_urls() -> None:
     from app.services.openai_service import OpenAIChatModel, ProviderClient
-    from app.services.ports import ChatRequest, PromptMessage
+    from app.services.ports import ChatRequest
+    from app.services.prompt_lines import PromptMessage
     from tests.support.provider import Provider
 
     line = PromptContent("user", "Look", ("Look", PromptImage("image/png", made.png()), "\ud800"))

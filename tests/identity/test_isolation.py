@@ -46,6 +46,7 @@ def random_things() -> Things:
         str(uuid4()),
         str(uuid4()),
         str(uuid4()),
+        str(uuid4()),
     )
 
 

@@ -112,6 +112,18 @@ ROWS: dict[str, Row] = {
     "DELETE /tools/{tool_id}": Row("tools:write", status=204),
     "GET /tools/{tool_id}/versions": Row("tools:read"),
     "POST /tools/{tool_id}/test": Row("tools:write", json={}, status=422),  # of a client's tool
+    "POST /mcp-servers": Row(
+        "tools:write", json={"name": "m", "url": "https://mcp.example.com/mcp"}, status=201
+    ),
+    "GET /mcp-servers": Row("tools:read"),
+    "GET /mcp-servers/{server_id}": Row("tools:read"),
+    "PUT /mcp-servers/{server_id}": Row("tools:write", json={"timeout_seconds": 5}),
+    "PATCH /mcp-servers/{server_id}": Row("tools:write", json={"auto_accept": True}),
+    "DELETE /mcp-servers/{server_id}": Row("tools:write", status=204),
+    "POST /mcp-servers/{server_id}/refresh": Row("tools:write"),
+    "POST /mcp-servers/{server_id}/tools/{name}/accept": Row(  # of no tool that it lists
+        "tools:write", json={}, status=404
+    ),
     "POST /secrets": Row(
         "tools:write",
         json={"name": "K", "value": "12345678", "hosts": ["api.example.com"]},

@@ -41,6 +41,7 @@ class Things:
     tool_id: str
     call_id: str
     file_id: str
+    server_id: str
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,18 @@ class World:
         turn_id = reply["turn_id"]
         call_id = await self._call(session["id"], turn_id)
         file_id = await self._file(session["id"], turn_id)
+        server = {"name": f"m_{key['id']}", "url": "https://mcp.example.com/mcp"}
+        server_id = (await self._make("/mcp-servers", server, headers))["id"]
         return Things(
-            agent["id"], session["id"], turn_id, key["id"], name, tool_id, call_id, file_id
+            agent["id"],
+            session["id"],
+            turn_id,
+            key["id"],
+            name,
+            tool_id,
+            call_id,
+            file_id,
+            server_id,
         )
 
     async def _file(self, session_id: str, turn_id: str) -> str:

@@ -18,15 +18,12 @@ from app.services.ports import (
     ChatOptions,
     ChatRequest,
     FinishReason,
-    PromptAnswer,
-    PromptCall,
-    PromptMessage,
-    PromptResult,
     ProviderRejected,
     ProviderUnavailable,
     TextDelta,
     ToolDefinition,
 )
+from app.services.prompt_lines import PromptAnswer, PromptCall, PromptMessage, PromptResult
 from app.state import State
 from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel

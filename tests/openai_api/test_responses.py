@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from app.core.database import Database
 from app.models import Message, Turn
-from app.services.ports import PromptAnswer, PromptCall, PromptMessage, PromptResult
+from app.services.prompt_lines import PromptAnswer, PromptCall, PromptMessage, PromptResult
 from tests.support.fake_providers import FakeChatModel
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("agent_id")]

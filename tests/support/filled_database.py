@@ -16,6 +16,8 @@ from app.models import (
     Base,
     Budget,
     IdempotencyKey,
+    McpServer,
+    McpTool,
     Message,
     RequestWindow,
     Session,
@@ -154,8 +156,10 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
 
 
 def _tools(mine: Row) -> dict[type[Base], list[Row]]:
-    """Return one tool for each session, its only version, and its secret."""
-    rows: dict[type[Base], list[Row]] = {Tool: [], ToolVersion: [], StoredSecret: []}
+    """Return one tool for each session, its only version, its secret, and an MCP server's."""
+    rows: dict[type[Base], list[Row]] = {
+        Tool: [], ToolVersion: [], StoredSecret: [], McpServer: [], McpTool: [],
+    }  # fmt: skip
     changed = {**mine, "updated_at": mine["created_at"]}
     for number in range(SESSIONS):
         tool_id = new_id()
@@ -169,6 +173,16 @@ def _tools(mine: Row) -> dict[type[Base], list[Row]]:
         rows[StoredSecret].append({
             **changed, "name": f"KEY_{number}", "sealed": bytes(64), "key_id": "0" * 16,
             "hosts": ["api.example.com"],
+        })  # fmt: skip
+        rows[McpServer].append({
+            **changed, "id": tool_id, "name": f"server_{number}", "settings": {},
+            "secret_names": [],
+            "protocol_version": "2026-07-28", "server_name": "s", "server_version": "1",
+            "listed_at": mine["created_at"],
+        })  # fmt: skip
+        rows[McpTool].append({
+            **changed, "server_id": tool_id, "name": "t", "listed": {}, "sha256": "0" * 64,
+            "is_listed": True,
         })  # fmt: skip
     return rows
 

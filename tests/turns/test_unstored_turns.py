@@ -20,13 +20,13 @@ from app.services.ports import (
     ChatOptions,
     ChatRequest,
     FinishReason,
-    PromptMessage,
     ProviderRejected,
     ProviderUnavailable,
     ToolCallDelta,
     ToolDefinition,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptMessage
 from app.services.turns import LiveTurn, RequestKey, TurnEngine, TurnOptions
 from app.services.turns.errors import (
     AnswerNotKept,

@@ -11,16 +11,14 @@ from uuid import UUID
 
 from app.http.openai_errors import InvalidParameter
 from app.schemas.openai_chat import ChatCompletionCreate
-from app.services.ports import (
-    ONE_FUNCTION,
+from app.services.ports import ONE_FUNCTION, ChatOptions, ToolDefinition
+from app.services.prompt_lines import (
     TOOL_ROLE,
-    ChatOptions,
     PromptAnswer,
     PromptCall,
     PromptLine,
     PromptMessage,
     PromptResult,
-    ToolDefinition,
 )
 from app.services.turns import TurnRequest
 

@@ -5,7 +5,8 @@ from typing import Any, cast
 from app.http.openai_errors import InvalidParameter
 from app.routers.openai.chat_request import choose_tools, read_messages, tool_definition
 from app.schemas.openai_responses import ResponseCreate
-from app.services.ports import ChatOptions, PromptLine, ToolDefinition
+from app.services.ports import ChatOptions, ToolDefinition
+from app.services.prompt_lines import PromptLine
 from app.services.turns import TurnRequest
 
 _UNSUPPORTED, _VALUE = "unsupported_parameter", "unsupported_value"

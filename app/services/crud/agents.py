@@ -4,7 +4,7 @@ Each function works in the caller's transaction `db` and never commits. Rows of 
 are treated as absent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.models import (
     PERSONA_FIELDS,
     Agent,
+    AgentMcpServer,
     AgentTool,
     AgentVersion,
     utc_now,
@@ -232,16 +233,35 @@ async def restore_version(
     return await update_agent(db, workspace_id, agent_id, **changes)
 
 
+def flat_pins(pins: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Return the exact versions of tools in an agent's pins, those of MCP servers among them."""
+    flat: list[dict[str, Any]] = []
+    for pin in pins or ():
+        if "mcp_server_id" in pin:
+            flat += [{**each, "approval": pin["approval"]} for each in pin["tools"]]
+        else:
+            flat.append(dict(pin))
+    return flat
+
+
 async def _link_tools(db: AsyncSession, agent: Agent) -> None:
-    """Store which tools the newest version has, so that a tool finds its agents."""
+    """Store which tools and MCP servers the newest version has, so that they find their agents."""
     await db.execute(
         delete(AgentTool).where(
             AgentTool.workspace_id == agent.workspace_id, AgentTool.agent_id == agent.id
         )
     )
+    await db.execute(
+        delete(AgentMcpServer).where(
+            AgentMcpServer.workspace_id == agent.workspace_id, AgentMcpServer.agent_id == agent.id
+        )
+    )
+    mine = {"workspace_id": agent.workspace_id, "agent_id": agent.id}
+    db.add_all(AgentTool(**mine, tool_id=UUID(pin["tool_id"])) for pin in flat_pins(agent.tools))
     db.add_all(
-        AgentTool(workspace_id=agent.workspace_id, agent_id=agent.id, tool_id=UUID(pin["tool_id"]))
+        AgentMcpServer(**mine, mcp_server_id=UUID(pin["mcp_server_id"]))
         for pin in agent.tools or ()
+        if "mcp_server_id" in pin
     )
     await db.flush()
 

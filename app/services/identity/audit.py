@@ -34,6 +34,11 @@ class Action(StrEnum):
     TOOL_CREATED = "tool.created"
     TOOL_UPDATED = "tool.updated"
     TOOL_ARCHIVED = "tool.archived"
+    MCP_SERVER_CREATED = "mcp-server.created"
+    MCP_SERVER_UPDATED = "mcp-server.updated"
+    MCP_SERVER_LISTED = "mcp-server.listed"
+    MCP_SERVER_ARCHIVED = "mcp-server.archived"
+    MCP_TOOL_ACCEPTED = "mcp-tool.accepted"
     SECRET_CREATED = "secret.created"  # noqa: S105  # a name
     SECRET_REPLACED = "secret.replaced"  # noqa: S105  # a name
     SECRET_DELETED = "secret.deleted"  # noqa: S105  # a name

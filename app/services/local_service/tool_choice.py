@@ -12,7 +12,8 @@ import orjson
 
 from app.core.value_objects import value_object
 from app.services.local_service.grammar import json_grammar
-from app.services.ports import PromptAnswer, PromptLine, PromptResult, ToolDefinition
+from app.services.ports import ToolDefinition
+from app.services.prompt_lines import PromptAnswer, PromptLine, PromptResult
 
 Line = dict[str, str]
 

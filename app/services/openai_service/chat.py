@@ -19,13 +19,15 @@ from app.services.ports import (
     ChatItem,
     ChatOptions,
     ChatRequest,
+    ProviderError,
+    ToolDefinition,
+)
+from app.services.prompt_lines import (
     PromptAnswer,
     PromptContent,
     PromptImage,
     PromptLine,
     PromptResult,
-    ProviderError,
-    ToolDefinition,
 )
 from app.services.provider_http.client import ProviderClient, ProviderResponse
 from app.services.provider_http.parse import clean

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-from app.services.ports import PromptLine, PromptMessage, ResponseFormat
+from app.services.ports import ResponseFormat
+from app.services.prompt_lines import PromptLine, PromptMessage
 
 _SYSTEM = "system"
 

@@ -14,6 +14,7 @@ from app.services.tool_ports import (
     ApprovalBy,
     Effect,
     HttpCall,
+    McpReference,
     PinnedTool,
     ToolKind,
 )
@@ -50,7 +51,7 @@ def check(definition: Definition, outbound: Outbound) -> tuple[str, ...]:
     """
     check_schema(definition["parameters"], what="parameters")
     if definition["output_schema"] is not None:
-        if definition["kind"] != ToolKind.CLIENT:
+        if definition["kind"] == ToolKind.HTTP:
             raise ToolInvalid("`output_schema` is for the kind `client`.")
         check_schema(definition["output_schema"], what="output_schema", is_object=False)
     http = definition["http"]
@@ -91,7 +92,7 @@ def pinned_tool(
     tool_id: UUID, version: int, definition: Definition, approval: str | None = None
 ) -> PinnedTool:
     """Return a version of a tool as an agent has it; `approval` is the agent's own."""
-    http = definition["http"]
+    http, mcp = definition["http"], definition.get("mcp")
     return PinnedTool(
         definition=ToolDefinition(
             definition["name"], definition["description"], definition["parameters"]
@@ -119,5 +120,6 @@ def pinned_tool(
         )
         if http
         else None,
+        mcp=McpReference(UUID(mcp["server_id"]), mcp["tool"], mcp["sha256"]) if mcp else None,
         output_schema=definition["output_schema"],
     )

@@ -13,6 +13,69 @@ class ToolNotFound(AppError):
     code = "tool-not-found"
 
 
+class McpServerNotFound(AppError):
+    """The MCP server does not exist."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "mcp-server-not-found"
+
+
+class McpToolNotFound(AppError):
+    """The MCP server lists no such tool."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "mcp-tool-not-found"
+
+
+class McpServerNameTaken(AppError):
+    """Another MCP server has this name."""
+
+    kind = ErrorKind.CONFLICT
+    code = "mcp-server-name-taken"
+
+
+class McpServerInUse(AppError):
+    """An agent has tools of the MCP server."""
+
+    kind = ErrorKind.CONFLICT
+    code = "mcp-server-in-use"
+
+
+class McpUnreachable(AppError):
+    """The MCP server cannot be reached."""
+
+    kind = ErrorKind.INVALID
+    code = "mcp-unreachable"
+
+
+class McpUnauthorized(AppError):
+    """The MCP server refuses the credentials."""
+
+    kind = ErrorKind.INVALID
+    code = "mcp-unauthorized"
+
+
+class McpIncompatible(AppError):
+    """The MCP server does not speak the protocol."""
+
+    kind = ErrorKind.INVALID
+    code = "mcp-incompatible"
+
+
+class McpBusy(AppError):
+    """Too many requests of MCP servers wait."""
+
+    kind = ErrorKind.TOO_MANY
+    code = "mcp-busy"
+
+
+class McpUnavailable(AppError):
+    """This server cannot speak MCP."""
+
+    kind = ErrorKind.UNAVAILABLE
+    code = "mcp-unavailable"
+
+
 class ToolNameTaken(AppError):
     """Another tool has this name."""
 

@@ -33,14 +33,7 @@ def build_request(
     signing_key: bytes,
 ) -> HttpRequest:
     """Return the request of `call`. Raises `ArgumentUnusable`."""
-    hidden = {
-        "user.id": call.user_id or "",
-        "session.id": _text(call.session_id),
-        "turn.id": _text(call.turn_id),
-        "call.id": str(call.id),
-        "agent.id": _text(call.agent_id),
-        **{f"secrets.{name}": value for name, value in secrets.items()},
-    }
+    hidden = hidden_values(call, secrets)
     in_url = templates.argument_names_of(http.url)
     rest = {name: value for name, value in arguments.items() if name not in in_url}
     fixed_query = templates.fill_json(http.query, hidden)
@@ -57,6 +50,18 @@ def build_request(
         headers["traceparent"] = call.traceparent
     headers.update(signature_headers(signing_key, str(call.id), int(time.time()), body or b""))
     return HttpRequest(http.method, url, headers, body)
+
+
+def hidden_values(call: ToolCallRequest, secrets: Mapping[str, str]) -> dict[str, str]:
+    """Return what templates may hold besides arguments, by its name in them."""
+    return {
+        "user.id": call.user_id or "",
+        "session.id": _text(call.session_id),
+        "turn.id": _text(call.turn_id),
+        "call.id": str(call.id),
+        "agent.id": _text(call.agent_id),
+        **{f"secrets.{name}": value for name, value in secrets.items()},
+    }
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -122,13 +122,13 @@ class HttpToolRunner:
             shown = build_request(call, http, arguments, masks, secrets.signing_key)
         except ArgumentUnusable as error:
             return TracedResult(
-                _failed("arguments-invalid", f"The call was not made: {error}."), None
+                failed("arguments-invalid", f"The call was not made: {error}."), None
             )
         except (SecretNotFound, SecretHostMismatch, SecretsKeyMissing) as error:
-            return TracedResult(_failed(error.code, error.detail), None)
+            return TracedResult(failed(error.code, error.detail), None)
         except (SealBroken, AppError) as error:  # such as a database that is away
             logger.error("A tool's secrets cannot be read: %s", type(error).__name__)  # noqa: TRY400
-            return TracedResult(_failed("tool-failed", "The tool's secrets cannot be read."), None)
+            return TracedResult(failed("tool-failed", "The tool's secrets cannot be read."), None)
         return TracedResult(await self._send(call, request, secrets), shown)
 
     async def _send(
@@ -179,7 +179,7 @@ def _answered(tool: PinnedTool, response: OutboundResponse, redactor: Redactor) 
     is_image = response.content_type.lower().startswith("image/")
     if response.is_truncated:
         limit_bytes = _MAX_IMAGE_BYTES if is_image else _MAX_RESULT_BYTES
-        return _failed(
+        return failed(
             "tool-result-too-large",
             f"The call was made, and its result has more than {limit_bytes >> 20} MB.",
         )
@@ -190,7 +190,7 @@ def _answered(tool: PinnedTool, response: OutboundResponse, redactor: Redactor) 
         if tool.http and tool.http.select:
             text = select(text, tool.http.select)
     except UnreadableResult as error:
-        return _failed("tool-failed", f"The call was made, but: {error}")
+        return failed("tool-failed", f"The call was made, but: {error}")
     text = redactor.redact(text)
     return ToolResult(
         ToolOutcome.COMPLETED, cut(text, tool.max_result_bytes), cut(text, STORED_BYTES)
@@ -202,7 +202,7 @@ def _image(body: bytes) -> ToolResult | None:
     try:
         image = image_of(body)
     except AppError as error:
-        return _failed("tool-failed", f"The call was made, but: {error.detail}")
+        return failed("tool-failed", f"The call was made, but: {error.detail}")
     if image is None:
         return None
     text = f"[an image: {image.media_type}, {image.width} x {image.height} pixels]"
@@ -222,7 +222,7 @@ def _refused(response: OutboundResponse, redactor: Redactor) -> ToolResult:
         body = ""
     body = cut(redactor.redact(body), FAILURE_BYTES)
     text = f"{detail}\n{body}" if body else detail
-    return replace(_failed("tool-failed", detail), text=text, stored_text=text)
+    return replace(failed("tool-failed", detail), text=text, stored_text=text)
 
 
 def _unanswered(tool: PinnedTool, error: OutboundError) -> ToolResult:
@@ -234,17 +234,23 @@ def _unanswered(tool: PinnedTool, error: OutboundError) -> ToolResult:
         and error.failure is not OutboundFailure.COMPRESSED
     )
     if not is_unknown:
-        return replace(_failed(code, f"The tool gave no result. {error}"), was_sent=error.was_sent)
+        return replace(failed(code, f"The tool gave no result. {error}"), was_sent=error.was_sent)
+    return unknown(code, str(error))
+
+
+def unknown(code: str, reason: str) -> ToolResult:
+    """Return the result of a `once` call that was sent and has no answer."""
     text = (
         "It is not known whether this call was done: it was sent, and no answer came. Do not call "
         "it again; tell the user."
     )
     return ToolResult(
-        ToolOutcome.UNKNOWN, text, text, code, f"The outcome is unknown. {error}", was_sent=True
+        ToolOutcome.UNKNOWN, text, text, code, f"The outcome is unknown. {reason}", was_sent=True
     )
 
 
-def _failed(code: str, detail: str) -> ToolResult:
+def failed(code: str, detail: str) -> ToolResult:
+    """Return the result of a call that failed; `detail` is for clients, too."""
     text = storable(detail)
     return ToolResult(ToolOutcome.FAILED, text, text, code, text)
 

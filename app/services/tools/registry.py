@@ -31,6 +31,9 @@ from app.services.usage.storage import row_bytes
 
 MOST_TOOLS = 2000
 """Of a workspace."""
+_OF_MCP_SERVERS = frozenset(
+    ("name", "description", "kind", "parameters", "output_schema", "http", "mcp")
+)
 
 
 @value_object(frozen=True, slots=True)
@@ -55,6 +58,19 @@ async def create_tool(
     `SecretsKeyMissing`.
     """
     names = await require_creatable(db, outbound, workspace_id, definition)
+    tool = await insert_tool(db, workspace_id, definition, names)
+    signing_secret = await secrets.make_signing_secret(db, keys, workspace_id, tool.id)
+    return _stored(tool, definition), signing_secret
+
+
+async def insert_tool(
+    db: AsyncSession,
+    workspace_id: UUID,
+    definition: Definition,
+    secret_names: Sequence[str] = (),
+    mcp_server_id: UUID | None = None,
+) -> Tool:
+    """Insert a tool with its version 1. Raises `ToolNameTaken`, and `ToolInvalid` for too many."""
     counted = select(func.count()).select_from(Tool).where(Tool.workspace_id == workspace_id)
     if (await db.scalar(counted) or 0) >= MOST_TOOLS:
         raise ToolInvalid(f"A workspace has at most {MOST_TOOLS} tools, with those archived.")
@@ -64,15 +80,23 @@ async def create_tool(
         id=new_id(),
         name=definition["name"],
         version=1,
-        secret_names=[*names],
+        secret_names=[*secret_names],
         created_at=now,
         updated_at=now,
+        mcp_server_id=mcp_server_id,
     )
     db.add(tool)
     await _flush_name(db)
     await _record_version(db, tool, definition)
-    signing_secret = await secrets.make_signing_secret(db, keys, workspace_id, tool.id)
-    return _stored(tool, definition), signing_secret
+    return tool
+
+
+async def add_version(db: AsyncSession, tool: Tool, definition: Definition) -> None:
+    """Store a new version of a tool, which the caller has locked; agents keep the one they have."""
+    tool.version += 1
+    tool.updated_at = utc_now()
+    await db.flush()
+    await _record_version(db, tool, definition)
 
 
 async def require_creatable(
@@ -145,6 +169,10 @@ async def update_tool(
     definition = {**before.definition, **changes}
     if definition == before.definition:
         return _stored(tool, definition), 0
+    if tool.mcp_server_id and (
+        fixed := _OF_MCP_SERVERS & _different(definition, before.definition)
+    ):
+        raise ToolInvalid(f"`{min(fixed)}` is its MCP server's: accept a new definition instead.")
     names = check(definition, outbound)
     await _require_secrets(db, workspace_id, names, definition)
     if definition["name"] != tool.name:
@@ -164,6 +192,8 @@ async def archive_tool(db: AsyncSession, workspace_id: UUID, tool_id: UUID) -> N
     Raises `ToolNotFound` and `ToolInUse`.
     """
     tool = await _get(db, workspace_id, tool_id, for_update=True)
+    if tool.mcp_server_id:
+        raise ToolInvalid("The tool is an MCP server's: delete the server, or take it from agents.")
     users = len(await _agents_with(db, tool))
     if users:
         raise ToolInUse(f"{users} agents have this tool: take it away from them first.")
@@ -176,10 +206,7 @@ async def _move_agents(db: AsyncSession, tool: Tool) -> int:
     agent_ids = await _agents_with(db, tool)
     for agent_id in agent_ids:
         agent = await crud.get_agent(db, tool.workspace_id, agent_id, for_update=True)
-        pins = [
-            {**each, "version": tool.version} if each["tool_id"] == str(tool.id) else each
-            for each in agent.tools or ()
-        ]
+        pins = [_moved(each, tool) for each in agent.tools or ()]
         definitions = await pinning.load_definitions(db, tool.workspace_id, pins)
         pinning.check_set(pins, definitions)
         await crud.update_agent(db, tool.workspace_id, agent_id, tools=pins)
@@ -199,6 +226,13 @@ async def size_of_agents(db: AsyncSession, workspace_id: UUID, tool_id: UUID) ->
         )
     )
     return int(found or 0)
+
+
+def _moved(pin: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
+    """Return a pin with the tool's newest version, where it is of that tool."""
+    if "mcp_server_id" in pin:
+        return {**pin, "tools": [_moved(each, tool) for each in pin["tools"]]}
+    return {**pin, "version": tool.version} if pin["tool_id"] == str(tool.id) else dict(pin)
 
 
 async def _agents_with(db: AsyncSession, tool: Tool) -> Sequence[UUID]:
@@ -265,6 +299,10 @@ async def _record_version(db: AsyncSession, tool: Tool, definition: Definition) 
         )
     )
     await db.flush()
+
+
+def _different(one: Definition, other: Definition) -> set[str]:
+    return {key for key, value in one.items() if value != other.get(key)}
 
 
 def _is_newest() -> ColumnElement[bool]:

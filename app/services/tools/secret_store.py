@@ -9,7 +9,7 @@ from sqlalchemy import Dialect, Table, bindparam, select
 from sqlalchemy.sql import ClauseElement
 
 from app.core.database import Database
-from app.core.database.statements import PreparedStatement
+from app.core.database.statements import PreparedStatement, Statement
 from app.core.database.transactions import TransactionScript
 from app.core.hosts import is_bound_to
 from app.core.value_objects import value_object
@@ -19,7 +19,7 @@ from app.services.tools.key_ring import KeyRing
 from app.services.tools.secrets import SIGNING_PREFIX
 
 _secrets = cast("Table", StoredSecret.__table__)
-_Row = tuple[str, bytes, Sequence[str]]
+SecretRow = tuple[str, bytes, Sequence[str]]
 """Name, sealed value, hosts."""
 
 
@@ -49,23 +49,43 @@ class SecretStore:
         """
         signing_name = f"{SIGNING_PREFIX}{tool_id}"
         rows = await self._database.run(_load, workspace_id, (signing_name, *names))
-        stored = {name: (sealed, hosts) for name, sealed, hosts in rows}
-        sealer = self._keys.sealer()
-        opened: dict[str, bytes] = {}
-        for name in (signing_name, *names):
-            if name not in stored:
-                raise SecretNotFound(f"The secret {name.partition('/')[0]} does not exist.")
-            sealed, hosts = stored[name]
-            if name != signing_name and not is_bound_to(hosts, url):
-                raise SecretHostMismatch(f"The secret {name} may not be sent to this host.")
-            opened[name] = sealer.open(sealed, workspace_id, name)
+        opened = self.opened(workspace_id, (signing_name, *names), url, rows)
         signing_key = opened.pop(signing_name)
         return CallSecrets(signing_key, {name: value.decode() for name, value in opened.items()})
 
+    async def values(self, workspace_id: UUID, names: Sequence[str], url: str) -> dict[str, str]:
+        """Return the values of `names`, which go to `url`. Raises as `for_call` does."""
+        if not names:
+            return {}
+        rows = await self._database.run(_load, workspace_id, names)
+        opened = self.opened(workspace_id, names, url, rows)
+        return {name: value.decode() for name, value in opened.items()}
 
-def _load(workspace_id: UUID, names: Sequence[str]) -> TransactionScript[list[_Row]]:
-    found = yield [_SECRET(workspace_id_=workspace_id, name_=name) for name in names]
-    return [cast("_Row", row) for rows in found for row in rows]
+    def opened(
+        self, workspace_id: UUID, names: Sequence[str], url: str, rows: Sequence[SecretRow]
+    ) -> dict[str, bytes]:
+        """Return the values of rows that were loaded. Raises as `for_call` does."""
+        stored = {name: (sealed, hosts) for name, sealed, hosts in rows}
+        sealer = self._keys.sealer()
+        opened: dict[str, bytes] = {}
+        for name in names:
+            if name not in stored:
+                raise SecretNotFound(f"The secret {name.partition('/')[0]} does not exist.")
+            sealed, hosts = stored[name]
+            if not name.startswith(SIGNING_PREFIX) and not is_bound_to(hosts, url):
+                raise SecretHostMismatch(f"The secret {name} may not be sent to this host.")
+            opened[name] = sealer.open(sealed, workspace_id, name)
+        return opened
+
+
+def _load(workspace_id: UUID, names: Sequence[str]) -> TransactionScript[list[SecretRow]]:
+    found = yield [load_secret(workspace_id, name) for name in names]
+    return [cast("SecretRow", row) for rows in found for row in rows]
+
+
+def load_secret(workspace_id: UUID, name: str) -> Statement:
+    """Return the statement that loads a `SecretRow`, if there is one."""
+    return _SECRET(workspace_id_=workspace_id, name_=name)
 
 
 def _secret_stmt(_dialect: Dialect) -> ClauseElement:

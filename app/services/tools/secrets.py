@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.hosts import is_bound_to
 from app.core.value_objects import value_object
-from app.models import StoredSecret, Tool, utc_now
+from app.models import McpServer, StoredSecret, Tool, utc_now
 from app.services.tools.errors import (
     SecretHostMismatch,
     SecretNotFound,
@@ -39,7 +39,7 @@ class SecretUse:
     created_at: datetime
     updated_at: datetime
     used_by: Sequence[UUID]
-    """Ids of tools."""
+    """Ids of tools and MCP servers."""
 
 
 async def put_secret(  # noqa: PLR0913, PLR0917  # what a secret is
@@ -171,7 +171,7 @@ def _of_users(workspace_id: UUID) -> Select[StoredSecret]:
 
 
 async def _users(db: AsyncSession, workspace_id: UUID) -> Mapping[str, list[UUID]]:
-    """Return the tools that use each secret."""
+    """Return the tools and MCP servers that use each secret."""
     query = select(Tool.id, Tool.secret_names).where(
         Tool.workspace_id == workspace_id, Tool.archived_at.is_(None)
     )
@@ -179,6 +179,12 @@ async def _users(db: AsyncSession, workspace_id: UUID) -> Mapping[str, list[UUID
     for tool_id, names in await db.execute(query.order_by(Tool.id)):
         for name in names:
             users.setdefault(name, []).append(tool_id)
+    servers = select(McpServer.id, McpServer.secret_names).where(
+        McpServer.workspace_id == workspace_id, McpServer.archived_at.is_(None)
+    )
+    for server_id, names in await db.execute(servers.order_by(McpServer.id)):
+        for name in names:
+            users.setdefault(name, []).append(server_id)
     return users
 
 

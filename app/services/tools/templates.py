@@ -41,41 +41,41 @@ class ArgumentUnusable(Exception):
     """An argument cannot stand where the URL has it; the message names it, without its value."""
 
 
-def check_url(url: str, argument_names: frozenset[str]) -> None:
+def check_url(url: str, argument_names: frozenset[str], what: str = "http.url") -> None:
     """Raise `ToolInvalid` unless `url` is a template whose arguments are all known."""
     match = _URL.fullmatch(url)
     if not match or not _URL_CHARACTERS.fullmatch(url):
         raise ToolInvalid(
-            "`http.url` must be a URL such as https://api.example.com/orders/{number}: without "
+            f"`{what}` must be a URL such as https://api.example.com/orders/{{number}}: without "
             "credentials and fragment, in ASCII, with `{name}` in path and query only."
         )
     try:
         normalized_host(match[2])
         _ = urlsplit(url).port
     except ValueError as error:
-        raise ToolInvalid(f"The host of `http.url` {error}.") from None
+        raise ToolInvalid(f"The host of `{what}` {error}.") from None
     rest = _ARGUMENT.sub("", (match[3] or "") + (match[4] or ""))
     if "{" in rest or "}" in rest:
         raise ToolInvalid(
-            "`http.url` has a brace that is no `{name}`: secrets and ids belong into `headers`, "
+            f"`{what}` has a brace that is no `{{name}}`: secrets and ids belong into `headers`, "
             "`query` or `body`."
         )
     for name in argument_names_of(url):
         if name not in argument_names:
-            raise ToolInvalid(f"`http.url` names {{{name}}}, which is no property of `parameters`.")
+            raise ToolInvalid(f"`{what}` names {{{name}}}, which is no property of `parameters`.")
 
 
-def check_headers(headers: Mapping[str, str]) -> None:
+def check_headers(headers: Mapping[str, str], what: str = "http.headers") -> None:
     """Raise `ToolInvalid` for a header that is not valid or that the server sets itself."""
     seen: set[str] = set()
     for name, value in headers.items():
         lower = name.lower()
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_TEXT.fullmatch(value):
-            raise ToolInvalid("`http.headers` has a name or a value that no HTTP header can have.")
+            raise ToolInvalid(f"`{what}` has a name or a value that no HTTP header can have.")
         if lower in _OWN_HEADERS or lower.startswith(_OWN_PREFIXES):
-            raise ToolInvalid(f"`http.headers` has `{lower}`, which the server sets itself.")
+            raise ToolInvalid(f"`{what}` has `{lower}`, which the server sets itself.")
         if lower in seen:
-            raise ToolInvalid(f"`http.headers` has `{lower}` twice.")
+            raise ToolInvalid(f"`{what}` has `{lower}` twice.")
         seen.add(lower)
 
 

@@ -10,7 +10,7 @@ from app.core.value_objects import value_object
 from app.models import new_id
 from app.services.tool_ports import Effect, PinnedTool, ToolCallRequest, ToolKind, ToolOutcome
 from app.services.tools.errors import ToolNotTestable
-from app.services.tools.http_runner import HttpToolRunner
+from app.services.tools.runners import ToolRunners
 
 
 @value_object(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ToolTrial:
 class ToolTester:
     """Runs single calls with the runner that turns use."""
 
-    def __init__(self, runner: HttpToolRunner) -> None:
+    def __init__(self, runner: ToolRunners) -> None:
         self._runner = runner
 
     async def test(
@@ -59,7 +59,7 @@ class ToolTester:
         is_confirmed: bool,
     ) -> ToolTrial:
         """Call `tool` once, unless the arguments break its schema. Raises `ToolNotTestable`."""
-        if tool.kind is not ToolKind.HTTP:
+        if tool.kind is ToolKind.CLIENT:
             raise ToolNotTestable(f"The caller's own code runs tools of the kind {tool.kind}.")
         if tool.effect is Effect.ONCE and not is_confirmed:
             raise ToolNotTestable(
@@ -81,6 +81,8 @@ class ToolTester:
         )
         traced = await self._runner.run_traced(call)
         result, request = traced.result, traced.request
+        if result.question:
+            raise ToolNotTestable(f"The MCP server asks something: {result.question.message}")
         return ToolTrial(
             result.outcome,
             TrialRequest(

@@ -27,9 +27,9 @@ from app.services.turns.errors import (
     InternalError,
     ServerBusy,
     ServerDraining,
-    TurnInterrupted,
     TurnLost,
     acceptance_unknown,
+    interrupted_by_crash,
     interrupted_by_shutdown,
     turn_lost,
 )
@@ -82,15 +82,14 @@ class TurnEngine:
         observer: TurnObserver = _NO_OBSERVER,
     ) -> None:
         """`voices` restarts voice turns; full results of tools are kept for `result_days`."""
-        self._database = database
-        tariff = accounts.tariff
-        compaction = Compaction(database, chat_model, tariff) if compacts_context else None
+        self._database, self._owner_id = database, new_id()
+        compaction = Compaction(database, chat_model, accounts.tariff) if compacts_context else None
         self._runtime = TurnRuntime(
-            database, chat_model, voices, tool_runner, tariff, compaction, files
+            database, chat_model, voices, tool_runner, accounts.tariff, compaction, files
         )
-        self._audio, self._accounts = audio, accounts
-        self._observer, self._storage, self._result_days = observer, storage, result_days
-        self._owner_id, self.cache = new_id(), TurnCache()
+        self._audio, self._accounts, self._observer = audio, accounts, observer
+        self._storage, self._result_days = storage, result_days
+        self.cache = TurnCache()
         self._turns: dict[UUID, LiveTurn] = {}
         """Unsettled turns that run or are queued on this server, by id."""
         watcher = self._remote_turns = RemoteTurnWatcher(database)
@@ -177,10 +176,9 @@ class TurnEngine:
         """Insert the user message and the turn, and start or queue it; return the live turn.
 
         It will be settled, even if this server stops. `content` is empty with a recording and
-        without `keeps_content`. A used key returns its turn. Raises `SessionNotFound`,
-        `AgentArchived`, `SessionBusy`, `SessionQueueFull`, `TooManyTurns`, `IdempotencyKeyReused`,
-        `UploadsExhausted`, `BudgetExhausted`, `MessageTooLong`, `StorageFull`, `ServerBusy`,
-        `ServerDraining`, `FileNotFound`, `StorageUnavailable`, and `CommitOutcomeUnknown`.
+        without `keeps_content`. A used key returns its turn. Raises what `acceptance.accept` does,
+        `StorageFull`, `ServerBusy`, `ServerDraining`, `StorageUnavailable`, and
+        `CommitOutcomeUnknown`.
         """
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None
@@ -399,5 +397,4 @@ class TurnEngine:
             logger.info("turn is run again: the server that ran it stopped", extra=ids)
             self._spawn(live)
         else:
-            error = TurnInterrupted("The server stopped during this turn; send it again.")
-            await self._settle(live, live.failed_outcome(error))
+            await self._settle(live, live.failed_outcome(interrupted_by_crash()))

@@ -229,6 +229,11 @@ def acceptance_unknown(turn_id: UUID) -> CommitOutcomeUnknown:
     return error
 
 
+def interrupted_by_crash() -> TurnInterrupted:
+    """Return the error of a turn whose server stopped, and that is not run again."""
+    return TurnInterrupted("The server stopped during this turn; send it again.")
+
+
 def interrupted_by_shutdown() -> TurnInterrupted:
     """Create the error of a turn that was interrupted by shutdown."""
     return TurnInterrupted(

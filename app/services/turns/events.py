@@ -1,7 +1,6 @@
 """The events of a turn: one value class for each type, numbered and in order.
 
-A value is written as JSON once, for storage and for every subscriber of the native API; other
-dialects read the values themselves. The classes describe the events in OpenAPI, too.
+A value is JSON once, for storage and the native API; dialects and OpenAPI read the classes.
 """
 
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ class EventType(StrEnum):
     CALL_DELTA = "tool_call.delta"
     CALL_CREATED = "tool_call.created"
     CALL_STARTED = "tool_call.started"
+    CALL_PROGRESS = "tool_call.progress"
     CALL_COMPLETED = "tool_call.completed"
     CALL_FAILED = "tool_call.failed"
     ACTION_REQUESTED = "action.requested"
@@ -155,6 +155,17 @@ class ToolCallStarted:
 
 
 @value_object(frozen=True, slots=True)
+class ToolCallProgress:
+    """How far a call is, as its MCP server says."""
+
+    type: ClassVar = EventType.CALL_PROGRESS
+    call_id: UUID
+    progress: float
+    total: float | None
+    message: str | None
+
+
+@value_object(frozen=True, slots=True)
 class ToolCallCompleted:
     """A call has a result; `preview` is its beginning, up to 2 KB."""
 
@@ -190,12 +201,14 @@ class RequiredAction:
 
     call_id: UUID
     action: str
-    """`approval` of a call, or the `output` of a tool that the caller's own code runs."""
+    """`approval` of a call, `output` of a tool that the caller's code runs, or an `answer`."""
     name: str
     arguments: str
     by: str
     """Who may act: `operator` or `user`."""
     expires_at: datetime | None
+    question: dict[str, Any] | None = None
+    """What is asked: `message`, and `form` (a JSON Schema) or `url`."""
 
 
 @value_object(frozen=True, slots=True)
@@ -307,6 +320,7 @@ EventValue: TypeAlias = (
     | ToolCallArguments
     | ToolCallCreated
     | ToolCallStarted
+    | ToolCallProgress
     | ToolCallCompleted
     | ToolCallFailed
     | ActionRequested

@@ -12,7 +12,7 @@ from typing_extensions import TypeIs
 
 from app.core.value_objects import value_object
 from app.services.files.limits import IMAGE_TOKENS
-from app.services.ports import (
+from app.services.prompt_lines import (
     TOOL_ROLE,
     PromptAnswer,
     PromptCall,

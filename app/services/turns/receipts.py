@@ -13,11 +13,11 @@ from app.services.files.limits import IMAGE_TOKENS
 from app.services.ports import (
     ChatFinished,
     ChatRequest,
-    PromptLine,
     ProviderError,
     ProviderTimeout,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptLine
 from app.services.turns.context.prompt import (
     context_window,
     estimate_tokens,

@@ -11,7 +11,8 @@ import orjson
 from app.core.errors import AppError
 from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
-from app.services.ports import ChatOptions, PromptLine, ResponseFormat, ToolDefinition
+from app.services.ports import ChatOptions, ResponseFormat, ToolDefinition
+from app.services.prompt_lines import PromptLine
 from app.services.tool_ports import AgentTools
 from app.services.turns.parts import InputPart, Part
 from app.services.turns.steps import Call, Step

@@ -1,12 +1,13 @@
 """Steps of a turn and the tool calls in them, as the engine works with them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from app.models import WAITING_STATUSES, CallStatus, new_id, utc_now
-from app.services.tool_ports import Effect, PinnedTool
+from app.services.tool_ports import Effect, PinnedTool, ToolQuestion
 from app.services.turns.parts import ImagePart, Part, ReasoningPart, TextPart, ToolCallPart
 from app.services.usage.pricing import NANOS
 
@@ -50,6 +51,10 @@ class Call:
     expires_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    question: dict[str, Any] | None = None
+    """What an MCP server asks: `message`, `form`, `url`, and `state`, which goes back to it."""
+    answer: dict[str, Any] | None = None
+    """What was answered, until the call has ended."""
     decision: str | None = None
     """The action that somebody took, if one was wanted."""
     decided_by: str | None = None
@@ -97,7 +102,20 @@ class Call:
         """Set the result, as the model is shown it."""
         self.status, self.result, self.stored_result = status, result, stored_result
         self.error_code, self.error_detail = error_code, error_detail
-        self.ended_at = utc_now()
+        self.ended_at, self.answer = utc_now(), None
+
+    def ask(self, question: ToolQuestion) -> None:
+        """Let it wait until somebody has answered."""
+        self.status = CallStatus.AWAITING_ANSWER
+        self.question = {
+            "message": question.message,
+            "form": question.form,
+            "url": question.url,
+            "state": dict(question.state),
+        }
+        self.answer = None
+        seconds = self.tool.expires_seconds if self.tool else 0
+        self.expires_at = utc_now() + timedelta(seconds=seconds)
 
     def part(self) -> ToolCallPart:
         """Return the part of the answer that this call is."""
@@ -168,13 +186,18 @@ def parts_of(steps: Sequence[Step], reasoning: str, text: str) -> list[Part] | N
 
 
 def wanted_action(status: CallStatus, approval_by: str | None) -> tuple[str, str]:
-    """Return what a call that waits needs, `approval` or `output`, and from whom.
+    """Return what a call that waits needs, `approval`, `output` or `answer`, and from whom.
 
     That is `operator` or `user`: the output of a tool comes from the caller's own code.
     """
     if status is CallStatus.AWAITING_APPROVAL:
         return "approval", approval_by or "operator"
-    return "output", "user"
+    return ("answer" if status is CallStatus.AWAITING_ANSWER else "output"), "user"
+
+
+def shown_question(question: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a question without what goes back to the server alone."""
+    return {key: question[key] for key in ("message", "form", "url")} if question else None
 
 
 def has_acted(steps: Iterable[Step]) -> bool:

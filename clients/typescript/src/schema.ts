@@ -650,7 +650,7 @@ export interface paths {
         put?: never;
         /**
          * Resolve Tool Call
-         * @description Approve or deny a call, or send the output of the caller's own tool.
+         * @description Approve or deny a call, send the output of the caller's own tool, or answer a question.
          *
          *     Images are given as `{"type": "image", "file_id": "..."}`, alone or in a list with texts
          *     (`{"type": "text", "text": "..."}`). After the last action that a turn waits for, the turn goes
@@ -848,6 +848,114 @@ export interface paths {
          * @description Call a tool once, outside of a turn. A tool whose effect is `once` needs `confirm`.
          */
         post: operations["test_tool"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/mcp-servers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Mcp Servers
+         * @description List MCP servers, newest first, without their tools.
+         */
+        get: operations["list_mcp_servers"];
+        put?: never;
+        /**
+         * Create Mcp Server
+         * @description Connect to an MCP server, list its tools and store them.
+         *
+         *     A model sees none of them until its definition is accepted.
+         */
+        post: operations["create_mcp_server"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/mcp-servers/{server_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Mcp Server
+         * @description Get an MCP server with its tools, as they were listed last.
+         */
+        get: operations["get_mcp_server"];
+        /**
+         * Update Mcp Server
+         * @description Change any subset of a server's fields; its tools are listed again.
+         *
+         *     Nothing is stored where that fails. Tools that were accepted keep their effect and approval:
+         *     change them with `PUT /tools/{id}`.
+         */
+        put: operations["update_mcp_server"];
+        post?: never;
+        /**
+         * Archive Mcp Server
+         * @description Delete an MCP server that no agent has; its name can be used again.
+         */
+        delete: operations["archive_mcp_server"];
+        options?: never;
+        head?: never;
+        /**
+         * Patch Mcp Server
+         * @description Change any subset of a server's fields; its tools are listed again.
+         *
+         *     Nothing is stored where that fails. Tools that were accepted keep their effect and approval:
+         *     change them with `PUT /tools/{id}`.
+         */
+        patch: operations["patch_mcp_server"];
+        trace?: never;
+    };
+    "/mcp-servers/{server_id}/refresh": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Refresh Mcp Server
+         * @description List the server's tools again. What was accepted stays as it is.
+         *
+         *     Calls of a tool whose definition is another one by now are refused until it is accepted.
+         */
+        post: operations["refresh_mcp_server"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/mcp-servers/{server_id}/tools/{name}/accept": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Accept Mcp Tool
+         * @description Let models see the definition that the server listed last.
+         *
+         *     Every agent that has the tool, or all of the server's, has it at once, as a new version.
+         */
+        post: operations["accept_mcp_tool"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1224,6 +1332,23 @@ export interface components {
             vision?: boolean | null;
         };
         /**
+         * AgentMcpToolsRead
+         * @description Tools of an MCP server that an agent has, at exact versions.
+         */
+        AgentMcpToolsRead: {
+            /**
+             * Mcp Server Id
+             * Format: uuid
+             */
+            mcp_server_id: string;
+            /** Names */
+            names: string[] | null;
+            /** Approval */
+            approval: ("never" | "always" | "after_untrusted") | null;
+            /** Tools */
+            tools: components["schemas"]["ExactToolRead"][];
+        };
+        /**
          * AgentRead
          * @description An agent at its newest version.
          */
@@ -1245,7 +1370,7 @@ export interface components {
             /** Language */
             language: string | null;
             /** Tools */
-            tools: components["schemas"]["AgentToolRead"][];
+            tools: (components["schemas"]["AgentToolRead"] | components["schemas"]["AgentMcpToolsRead"])[];
             tool_policy: components["schemas"]["ToolPolicyRead"] | null;
             /** Output Schema */
             output_schema: {
@@ -1277,7 +1402,7 @@ export interface components {
         };
         /**
          * AgentToolRead
-         * @description A tool that an agent has, at an exact version.
+         * @description A tool that an agent has, at an exact version, or tools of an MCP server.
          */
         AgentToolRead: {
             /**
@@ -1292,14 +1417,26 @@ export interface components {
         };
         /**
          * AgentToolRef
-         * @description A tool that an agent has.
+         * @description A tool that an agent has, or tools of an MCP server.
          */
         AgentToolRef: {
+            /** Tool Id */
+            tool_id?: string | null;
             /**
-             * Tool Id
-             * Format: uuid
+             * Mcp Server Id
+             * @description Instead of `tool_id`: tools of this server.
              */
-            tool_id: string;
+            mcp_server_id?: string | null;
+            /**
+             * Names
+             * @description Names at the MCP server; by default all that are accepted, now and later.
+             */
+            names?: string[] | null;
+            /**
+             * Tools
+             * @description What an agent was read with; the newest are taken.
+             */
+            tools?: components["schemas"]["ExactTool"][] | null;
             /**
              * Version
              * @description By default the newest; a change of the tool moves it on.
@@ -1377,7 +1514,7 @@ export interface components {
             /** Language */
             language: string | null;
             /** Tools */
-            tools: components["schemas"]["AgentToolRead"][];
+            tools: (components["schemas"]["AgentToolRead"] | components["schemas"]["AgentMcpToolsRead"])[];
             tool_policy: components["schemas"]["ToolPolicyRead"] | null;
             /** Output Schema */
             output_schema: {
@@ -1481,7 +1618,7 @@ export interface components {
          * @description The status of a tool call. The last six are final.
          * @enum {string}
          */
-        CallStatus: "pending" | "awaiting_approval" | "awaiting_output" | "running" | "completed" | "failed" | "denied" | "expired" | "cancelled" | "unknown";
+        CallStatus: "pending" | "awaiting_approval" | "awaiting_output" | "awaiting_answer" | "running" | "completed" | "failed" | "denied" | "expired" | "cancelled" | "unknown";
         /**
          * CallerKind
          * @description How the caller was authenticated.
@@ -1642,6 +1779,32 @@ export interface components {
          * @enum {string}
          */
         DisconnectPolicy: "continue" | "cancel";
+        /**
+         * ExactTool
+         * @description A tool at an exact version.
+         */
+        ExactTool: {
+            /**
+             * Tool Id
+             * Format: uuid
+             */
+            tool_id: string;
+            /** Version */
+            version: number;
+        };
+        /**
+         * ExactToolRead
+         * @description A tool at an exact version.
+         */
+        ExactToolRead: {
+            /**
+             * Tool Id
+             * Format: uuid
+             */
+            tool_id: string;
+            /** Version */
+            version: number;
+        };
         /**
          * ExportedFile
          * @description A file of an export; `data` is base64, `null` where the bytes are not stored any more.
@@ -2134,6 +2297,350 @@ export interface components {
             usd_per_day?: number | null;
         };
         /**
+         * McpServerCreate
+         * @description A new MCP server; it is connected to, and its tools are listed.
+         */
+        McpServerCreate: {
+            /**
+             * Name
+             * @description Its tools are called `{name}__{tool}`.
+             * @example github
+             */
+            name: string;
+            /**
+             * Url
+             * @description Of its endpoint for streamable HTTP.
+             * @example https://mcp.example.com/mcp
+             */
+            url?: string | null;
+            /**
+             * Program
+             * @description Instead: a program in the operator's `MCP_SERVERS_FILE`.
+             */
+            program?: string | null;
+            /**
+             * Headers
+             * @example {
+             *       "Authorization": "Bearer {{secrets.GITHUB_TOKEN}}"
+             *     }
+             */
+            headers?: {
+                [key: string]: string;
+            };
+            /**
+             * Allowed Tools
+             * @description Tools that are kept of what it lists; by default all.
+             */
+            allowed_tools?: string[] | null;
+            /**
+             * Effect
+             * @description Of tools that are accepted from now on; each can be changed by itself.
+             * @default once
+             * @enum {string}
+             */
+            effect?: "read" | "idempotent" | "once";
+            /**
+             * Approval
+             * @description Likewise; by default `after_untrusted` for `once`, else `never`.
+             */
+            approval?: ("never" | "always" | "after_untrusted") | null;
+            /**
+             * Timeout Seconds
+             * @description Of one call; likewise.
+             * @default 30
+             */
+            timeout_seconds?: number;
+            /**
+             * Auto Accept
+             * @description Accept every definition that it lists, unseen.
+             * @default false
+             */
+            auto_accept?: boolean;
+        };
+        /**
+         * McpServerRead
+         * @description An MCP server with the tools that it lists, or has listed.
+         */
+        McpServerRead: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /** Url */
+            url: string | null;
+            /** Program */
+            program: string | null;
+            /** Headers */
+            headers: {
+                [key: string]: string;
+            };
+            /** Allowed Tools */
+            allowed_tools: string[] | null;
+            /**
+             * Effect
+             * @enum {string}
+             */
+            effect: "read" | "idempotent" | "once";
+            /** Approval */
+            approval: ("never" | "always" | "after_untrusted") | null;
+            /** Timeout Seconds */
+            timeout_seconds: number;
+            /** Auto Accept */
+            auto_accept: boolean;
+            /** Protocol Version */
+            protocol_version: string;
+            /** Server Name */
+            server_name: string;
+            /** Server Version */
+            server_version: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Updated At
+             * Format: date-time
+             */
+            updated_at: string;
+            /**
+             * Listed At
+             * Format: date-time
+             */
+            listed_at: string;
+            /** Tools */
+            tools: components["schemas"]["McpToolRead"][];
+        };
+        /**
+         * McpServerRefreshed
+         * @description A server after its tools were listed again, and what was different: names at the server.
+         */
+        McpServerRefreshed: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /** Url */
+            url: string | null;
+            /** Program */
+            program: string | null;
+            /** Headers */
+            headers: {
+                [key: string]: string;
+            };
+            /** Allowed Tools */
+            allowed_tools: string[] | null;
+            /**
+             * Effect
+             * @enum {string}
+             */
+            effect: "read" | "idempotent" | "once";
+            /** Approval */
+            approval: ("never" | "always" | "after_untrusted") | null;
+            /** Timeout Seconds */
+            timeout_seconds: number;
+            /** Auto Accept */
+            auto_accept: boolean;
+            /** Protocol Version */
+            protocol_version: string;
+            /** Server Name */
+            server_name: string;
+            /** Server Version */
+            server_version: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Updated At
+             * Format: date-time
+             */
+            updated_at: string;
+            /**
+             * Listed At
+             * Format: date-time
+             */
+            listed_at: string;
+            /** Tools */
+            tools: components["schemas"]["McpToolRead"][];
+            /** Added */
+            added: string[];
+            /** Changed */
+            changed: string[];
+            /** Removed */
+            removed: string[];
+        };
+        /**
+         * McpServerSummary
+         * @description An MCP server without its tools.
+         */
+        McpServerSummary: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /** Url */
+            url: string | null;
+            /** Program */
+            program: string | null;
+            /** Headers */
+            headers: {
+                [key: string]: string;
+            };
+            /** Allowed Tools */
+            allowed_tools: string[] | null;
+            /**
+             * Effect
+             * @enum {string}
+             */
+            effect: "read" | "idempotent" | "once";
+            /** Approval */
+            approval: ("never" | "always" | "after_untrusted") | null;
+            /** Timeout Seconds */
+            timeout_seconds: number;
+            /** Auto Accept */
+            auto_accept: boolean;
+            /** Protocol Version */
+            protocol_version: string;
+            /** Server Name */
+            server_name: string;
+            /** Server Version */
+            server_version: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Updated At
+             * Format: date-time
+             */
+            updated_at: string;
+            /**
+             * Listed At
+             * Format: date-time
+             */
+            listed_at: string;
+        };
+        /**
+         * McpServerUpdate
+         * @description Any subset of a server's fields but its name; `null` resets what can be `null`.
+         */
+        McpServerUpdate: {
+            /** Url */
+            url?: string | null;
+            /** Program */
+            program?: string | null;
+            /** Headers */
+            headers?: {
+                [key: string]: string;
+            };
+            /** Allowed Tools */
+            allowed_tools?: string[] | null;
+            /**
+             * Effect
+             * @enum {string}
+             */
+            effect?: "read" | "idempotent" | "once";
+            /** Approval */
+            approval?: ("never" | "always" | "after_untrusted") | null;
+            /** Timeout Seconds */
+            timeout_seconds?: number;
+            /** Auto Accept */
+            auto_accept?: boolean;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * McpToolAccept
+         * @description Which definition is accepted.
+         */
+        McpToolAccept: {
+            /**
+             * Sha256
+             * @description Of the definition that was looked at; by default the newest.
+             */
+            sha256?: string | null;
+        };
+        /**
+         * McpToolRead
+         * @description A tool as the server lists it.
+         */
+        McpToolRead: {
+            /**
+             * Name
+             * @description At the server.
+             */
+            name: string;
+            /**
+             * Tool Name
+             * @description What models call it; `null` until it is accepted.
+             */
+            tool_name: string | null;
+            /** Tool Id */
+            tool_id: string | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "pending" | "changed" | "unusable" | "removed";
+            /**
+             * Problem
+             * @description Why it cannot be accepted.
+             */
+            problem: string | null;
+            /** Description */
+            description: string;
+            /** Parameters */
+            parameters: {
+                [key: string]: unknown;
+            };
+            /** Output Schema */
+            output_schema: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Hints
+             * @description What the server says about effects: a proposal, which nothing follows from.
+             */
+            hints: {
+                [key: string]: boolean;
+            };
+            /**
+             * Sha256
+             * @description Of name, description and schemas.
+             */
+            sha256: string;
+        };
+        /**
+         * McpToolReference
+         * @description The tool of an MCP server that it is.
+         */
+        McpToolReference: {
+            /**
+             * Server Id
+             * Format: uuid
+             */
+            server_id: string;
+            /** Tool */
+            tool: string;
+            /**
+             * Sha256
+             * @description Of the definition that was accepted.
+             */
+            sha256: string;
+        };
+        /**
          * MessageImport
          * @description A message of a conversation that took place elsewhere.
          */
@@ -2268,6 +2775,45 @@ export interface components {
             shutdown_date: string | null;
         };
         /**
+         * QuestionAnswer
+         * @description The answer to a question of an MCP server.
+         */
+        QuestionAnswer: {
+            /**
+             * Action
+             * @default accept
+             * @enum {string}
+             */
+            action?: "accept" | "decline" | "cancel";
+            /**
+             * Content
+             * @description The fields of the form, where it is accepted.
+             */
+            content?: {
+                [key: string]: string | boolean | number | string[] | null;
+            } | null;
+        };
+        /**
+         * QuestionRead
+         * @description What an MCP server asks before a call goes on.
+         */
+        QuestionRead: {
+            /** Message */
+            message: string;
+            /**
+             * Form
+             * @description JSON Schema of the answer's content.
+             */
+            form: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Url
+             * @description Of a page to visit instead; the server never opens it.
+             */
+            url: string | null;
+        };
+        /**
          * ReasoningCreate
          * @description How much the model should think.
          */
@@ -2355,7 +2901,7 @@ export interface components {
              * Action
              * @enum {string}
              */
-            action: "approval" | "output";
+            action: "approval" | "output" | "answer";
             /** Name */
             name: string;
             /** Arguments */
@@ -2364,6 +2910,8 @@ export interface components {
             by: string;
             /** Expires At */
             expires_at: string | null;
+            /** @description Of an `answer`. */
+            question: components["schemas"]["QuestionRead"] | null;
         };
         /**
          * ResolutionRead
@@ -2374,7 +2922,7 @@ export interface components {
              * Decision
              * @enum {string}
              */
-            decision: "approve" | "deny" | "output" | "error" | "expire";
+            decision: "approve" | "deny" | "output" | "error" | "answer" | "expire";
             /** By */
             by: string;
             /**
@@ -2530,7 +3078,7 @@ export interface components {
             hosts: string[];
             /**
              * Used By
-             * @description Ids of the tools that use it.
+             * @description Ids of the tools and MCP servers that use it.
              */
             used_by: string[];
             /**
@@ -2985,6 +3533,8 @@ export interface components {
             /** Expires At */
             expires_at: string | null;
             resolution: components["schemas"]["ResolutionRead"] | null;
+            /** @description What its MCP server asked last. */
+            question: components["schemas"]["QuestionRead"] | null;
             /**
              * Stored Result
              * @description The result up to 256 KB, where the model is shown less; else `null`.
@@ -3077,10 +3627,12 @@ export interface components {
             /** Expires At */
             expires_at: string | null;
             resolution: components["schemas"]["ResolutionRead"] | null;
+            /** @description What its MCP server asked last. */
+            question: components["schemas"]["QuestionRead"] | null;
         };
         /**
          * ToolCallResolve
-         * @description Exactly one action: a decision, an output, or an error.
+         * @description Exactly one action: a decision, an output, an error, or an answer.
          */
         ToolCallResolve: {
             /** Decision */
@@ -3094,6 +3646,8 @@ export interface components {
             output?: components["schemas"]["JsonValue"];
             /** Error */
             error?: string | null;
+            /** @description To a question of an MCP server. */
+            answer?: components["schemas"]["QuestionAnswer"] | null;
         };
         /**
          * ToolCreate
@@ -3299,7 +3853,7 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "http" | "client";
+            kind: "http" | "mcp" | "client";
             /** Parameters */
             parameters: {
                 [key: string]: unknown;
@@ -3309,6 +3863,7 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             http: components["schemas"]["HttpRead"] | null;
+            mcp: components["schemas"]["McpToolReference"] | null;
             /**
              * Effect
              * @enum {string}
@@ -3451,7 +4006,7 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "http" | "client";
+            kind: "http" | "mcp" | "client";
             /** Parameters */
             parameters: {
                 [key: string]: unknown;
@@ -3461,6 +4016,7 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             http: components["schemas"]["HttpRead"] | null;
+            mcp: components["schemas"]["McpToolReference"] | null;
             /**
              * Effect
              * @enum {string}
@@ -3514,7 +4070,7 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "http" | "client";
+            kind: "http" | "mcp" | "client";
             /** Parameters */
             parameters: {
                 [key: string]: unknown;
@@ -3524,6 +4080,7 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             http: components["schemas"]["HttpRead"] | null;
+            mcp: components["schemas"]["McpToolReference"] | null;
             /**
              * Effect
              * @enum {string}
@@ -4031,6 +4588,23 @@ export interface components {
             attempt: number;
         };
         /**
+         * ToolCallProgress
+         * @description How far a call is, as its MCP server says.
+         */
+        ToolCallProgressEventData: {
+            /**
+             * Call Id
+             * Format: uuid
+             */
+            call_id: string;
+            /** Progress */
+            progress: number;
+            /** Total */
+            total: number | null;
+            /** Message */
+            message: string | null;
+        };
+        /**
          * ToolCallCompleted
          * @description A call has a result; `preview` is its beginning, up to 2 KB.
          */
@@ -4093,6 +4667,13 @@ export interface components {
             by: string;
             /** Expires At */
             expires_at: string | null;
+            /**
+             * Question
+             * @default null
+             */
+            question: {
+                [key: string]: unknown;
+            } | null;
         };
         /**
          * ActionRequested
@@ -4325,6 +4906,12 @@ export interface components {
             id: string;
             /** @constant */
             event: "tool_call.started";
+            data: string;
+        };
+        ToolCallProgressEvent: {
+            id: string;
+            /** @constant */
+            event: "tool_call.progress";
             data: string;
         };
         ToolCallCompletedEvent: {
@@ -6583,7 +7170,7 @@ export interface operations {
                 };
                 content: {
                     "audio/mpeg": string;
-                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
+                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallProgressEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
                     "application/json": components["schemas"]["VoiceReplyRead"];
                 };
             };
@@ -6766,7 +7353,7 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ReplyRead"];
                     "audio/mpeg": string;
-                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
+                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallProgressEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
                 };
             };
             /** @description The turn runs in the background (`Prefer: respond-async`), or it waits for somebody to act on a tool call (`status: requires_action`) */
@@ -8116,7 +8703,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
+                    "text/event-stream": components["schemas"]["TurnCreatedEvent"] | components["schemas"]["TurnQueuedEvent"] | components["schemas"]["TurnInProgressEvent"] | components["schemas"]["InputTranscriptDeltaEvent"] | components["schemas"]["InputTranscriptDoneEvent"] | components["schemas"]["OutputTextDeltaEvent"] | components["schemas"]["ReasoningDeltaEvent"] | components["schemas"]["StepStartedEvent"] | components["schemas"]["ToolCallDeltaEvent"] | components["schemas"]["ToolCallCreatedEvent"] | components["schemas"]["ToolCallStartedEvent"] | components["schemas"]["ToolCallProgressEvent"] | components["schemas"]["ToolCallCompletedEvent"] | components["schemas"]["ToolCallFailedEvent"] | components["schemas"]["ActionRequestedEvent"] | components["schemas"]["ActionResolvedEvent"] | components["schemas"]["TurnRequiresActionEvent"] | components["schemas"]["AudioClipEvent"] | components["schemas"]["TurnCompletedEvent"] | components["schemas"]["TurnFailedEvent"] | components["schemas"]["TurnCancelledEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
                 };
             };
             /** @description The turn has ended, and there is no event above `after` */
@@ -10124,6 +10711,934 @@ export interface operations {
             };
         };
     };
+    list_mcp_servers: {
+        parameters: {
+            query?: {
+                /** @description The most items in one page. */
+                limit?: number;
+                /** @description The cursor from the `Link` header of the previous page. */
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    /** @description The next page, if there is one: `<...>; rel="next"` (RFC 8288). */
+                    Link?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerSummary"][];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpServerCreate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRead"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    update_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpServerUpdate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    archive_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patch_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpServerUpdate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    refresh_mcp_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRefreshed"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    accept_mcp_tool: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpToolAccept"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_secrets: {
         parameters: {
             query?: {
@@ -11921,6 +13436,7 @@ export type TurnEvent =
   | { number: number; type: "tool_call.delta"; data: components["schemas"]["ToolCallDeltaEventData"] }
   | { number: number; type: "tool_call.created"; data: components["schemas"]["ToolCallCreatedEventData"] }
   | { number: number; type: "tool_call.started"; data: components["schemas"]["ToolCallStartedEventData"] }
+  | { number: number; type: "tool_call.progress"; data: components["schemas"]["ToolCallProgressEventData"] }
   | { number: number; type: "tool_call.completed"; data: components["schemas"]["ToolCallCompletedEventData"] }
   | { number: number; type: "tool_call.failed"; data: components["schemas"]["ToolCallFailedEventData"] }
   | { number: number; type: "action.requested"; data: components["schemas"]["ActionRequestedEventData"] }

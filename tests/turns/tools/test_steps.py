@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import CallStatus, Message, ToolCall, Turn, TurnStatus, TurnStep, utc_now
-from app.services.ports import PromptAnswer, PromptResult, ReasoningDelta
+from app.services.ports import ReasoningDelta
+from app.services.prompt_lines import PromptAnswer, PromptResult
 from app.services.tool_ports import (
     Approval,
     ApprovalBy,

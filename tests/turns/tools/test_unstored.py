@@ -10,7 +10,8 @@ from sqlalchemy import func, select
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import ToolCall, TurnStep
-from app.services.ports import PromptMessage, PromptResult, ToolDefinition
+from app.services.ports import ToolDefinition
+from app.services.prompt_lines import PromptMessage, PromptResult
 from app.services.tool_ports import Approval, ApprovalBy, Effect, ToolKind
 from app.services.turns import LiveTurn, RequestKey, TurnOptions, TurnRequest
 from app.services.turns.errors import ToolsNotTaken, TurnCancellation

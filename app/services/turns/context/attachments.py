@@ -5,7 +5,7 @@ from uuid import UUID
 
 from app.models import StoredFile
 from app.services.files.library import FileContent, FileDraft, FileLibrary
-from app.services.ports import PromptContent, PromptImage, PromptLine, PromptMessage
+from app.services.prompt_lines import PromptContent, PromptImage, PromptLine, PromptMessage
 from app.services.turns.parts import (
     PARAGRAPH,
     AttachedLine,

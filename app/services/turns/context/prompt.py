@@ -7,7 +7,7 @@ from operator import itemgetter
 from app.core.value_objects import value_object
 from app.models import MessageStatus, Role
 from app.services.files.limits import PROMPT_IMAGE_BYTES
-from app.services.ports import PromptLine, PromptMessage
+from app.services.prompt_lines import PromptLine, PromptMessage
 from app.services.turns.errors import MessageTooLong
 from app.services.turns.parts import (
     ImagePart,

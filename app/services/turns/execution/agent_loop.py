@@ -3,25 +3,22 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 from app.core.database import Database
 from app.core.database.transactions import TransactionScript
 from app.core.value_objects import value_object
 from app.models import new_id
 from app.services.ports import (
-    ONE_FUNCTION,
     ChatModel,
-    ChatOptions,
     ChatRequest,
     FinishReason,
-    PromptLine,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     ToolCallsUnsupported,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptLine
 from app.services.tool_ports import AgentTools, ToolRunner
 from app.services.turns import receipts
 from app.services.turns.context.attachments import PromptFiles
@@ -38,10 +35,11 @@ from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.compaction import Compaction
 from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
+from app.services.turns.execution.own_request import check_callers_calls, with_own_request
 from app.services.turns.execution.tool_execution import StepCalls
 from app.services.turns.execution.typed_answers import TypedAnswer, typed_answer
 from app.services.turns.parts import PARAGRAPH, step_lines
-from app.services.turns.records import TurnRequest, Usage
+from app.services.turns.records import Usage
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
 from app.services.turns.voice_port import VoiceStagesFactory
@@ -108,7 +106,7 @@ async def answer(live: LiveTurn, runtime: TurnRuntime, on_delta: OnDelta | None 
     else:
         await _ask(live, runtime, None, speech)
     if live.progress.calls:
-        _check_callers_calls(live)
+        check_callers_calls(live)
 
 
 async def _answer_typed(
@@ -224,7 +222,7 @@ async def _ask(
         response_format=typed.response_format if typed else None,
     )
     if own:
-        request = _with_own(request, own)
+        request = with_own_request(request, own)
     progress.prompt, progress.model = messages, persona.model
     progress.output_tokens_limit = window.output_tokens
     await _stream(live, chat_model, request, speech)
@@ -295,25 +293,6 @@ async def _stream(
                 progress.usage = Usage(
                     chunk.prompt_tokens, chunk.cached_tokens, chunk.completion_tokens
                 )
-
-
-def _with_own(request: ChatRequest, own: TurnRequest) -> ChatRequest:
-    """Return the request with what the turn's own request asks of the model."""
-    if not own.tools:
-        return replace(request, options=own.options)
-    options = own.options or ChatOptions()
-    return replace(request, tools=own.tools, may_call_tools=own.may_call_tools, options=options)
-
-
-def _check_callers_calls(live: LiveTurn) -> None:
-    """Raise `UpstreamIncomplete` where the model called what the caller does not have."""
-    request = live.record.request or TurnRequest()
-    names = {tool.name for tool in request.tools}
-    choice = request.options.tool_choice if request.options else None
-    if choice and choice.startswith(ONE_FUNCTION):
-        names = {choice.removeprefix(ONE_FUNCTION)}
-    if any(call.name not in names for call in live.progress.calls.values()):
-        raise UpstreamIncomplete("The model called a tool that it was not given.")
 
 
 def _begin_paragraph(live: LiveTurn, speech: _Speech | None) -> None:

@@ -13,12 +13,12 @@ from app.services.ports import (
     ChatFinished,
     ChatModel,
     ChatRequest,
-    PromptMessage,
     ProviderError,
     ProviderTimeout,
     TextDelta,
     UpstreamIncomplete,
 )
+from app.services.prompt_lines import PromptMessage
 from app.services.turns import receipts
 from app.services.turns.context.prompt import (
     ContextWindow,

@@ -47,6 +47,7 @@ from app.services.turns.steps import (
     has_acted,
     newly_ended,
     parts_of,
+    shown_question,
     unbilled_calls_nanos,
     wanted_action,
 )
@@ -376,4 +377,5 @@ class LiveTurn:
 def required_action(call: Call) -> RequiredAction:
     """Return what somebody must do for a call that waits."""
     action, by = wanted_action(call.status, call.approval_by)
-    return RequiredAction(call.id, action, call.name, call.arguments, by, call.expires_at)
+    question = shown_question(call.question) if action == "answer" else None
+    return RequiredAction(call.id, action, call.name, call.arguments, by, call.expires_at, question)

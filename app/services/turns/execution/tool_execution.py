@@ -10,16 +10,16 @@ from app.core.database import Database
 from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
 from app.models import CallStatus, utc_now
-from app.services.ports import PromptMessage
+from app.services.prompt_lines import PromptMessage
 from app.services.tool_ports import (
     AgentTools,
-    Approval,
     Effect,
     OnUnknown,
     PinnedTool,
     ToolCallRequest,
     ToolKind,
     ToolOutcome,
+    ToolQuestion,
     ToolResult,
     ToolRunner,
 )
@@ -28,21 +28,18 @@ from app.services.turns.errors import unknown_outcome
 from app.services.turns.events import (
     ActionRequested,
     ActionResolved,
-    ToolCallCompleted,
     ToolCallCreated,
-    ToolCallFailed,
-    ToolCallProblem,
     ToolCallStarted,
 )
 from app.services.turns.execution.live_turn import LiveTurn, required_action
 from app.services.turns.execution.result_images import store_images
+from app.services.turns.execution.tool_progress import emit_end, progress_sink
 from app.services.turns.parts import ToolCallPart, decode_parts, has_calls
 from app.services.turns.steps import Call, Step
 from app.services.turns.storage import ledger
 from app.services.usage import Reservation
 from app.services.usage.errors import BudgetExhausted
 
-_PREVIEW_BYTES = 2048
 _BEGINS_OF_IDEMPOTENT = 3
 """How often a call is begun at most whose server stopped: once, and twice again."""
 _EQUAL_FAILURES = 2
@@ -114,7 +111,7 @@ class StepCalls:
             if call.is_waiting:
                 self._live.log.emit(ActionRequested(required_action(call)))
             elif call.is_final:
-                self._emit_end(call)
+                emit_end(self._live.log, call)
 
     async def run(self, step: Step) -> None:
         """Run what may run, and store each result.
@@ -190,7 +187,7 @@ class StepCalls:
                 "tool-unreachable",
                 "This tool waits for somebody to act, which needs a conversation that is stored.",
             )
-        elif _needs_approval(tool, is_tainted=is_tainted):
+        elif tool.needs_approval(is_tainted=is_tainted):
             call.status = CallStatus.AWAITING_APPROVAL
             call.approval_by = tool.approval_by.value
             call.expires_at = utc_now() + timedelta(seconds=tool.approval_expires_seconds)
@@ -252,7 +249,7 @@ class StepCalls:
             if call.decision and call.decided_by:
                 self._live.log.emit(ActionResolved(call.id, call.decision, call.decided_by))
                 if call.is_final:
-                    self._emit_end(call)
+                    emit_end(self._live.log, call)
             if call.status is not CallStatus.RUNNING or call.is_ours:
                 continue
             effect = _effect(call)
@@ -267,7 +264,7 @@ class StepCalls:
         if changed:
             await self._store_calls(changed)
             for call in changed:
-                self._emit_end(call)
+                emit_end(self._live.log, call)
 
     def _fail_if_unknown(self, step: Step) -> None:
         unknown = [call for call in step.calls if call.status is CallStatus.UNKNOWN]
@@ -303,14 +300,29 @@ class StepCalls:
                 call.arguments or "{}",
                 call.attempt,
                 self._live.context.traceparent,
+                ToolQuestion(**call.question) if call.question and call.answer else None,
+                call.answer,
+                progress_sink(self._live.log, call) if tool.kind is ToolKind.MCP else None,
             )
         )
+        if result.question and record.keeps_content:
+            await self._wait_for_answer(step, call, result.question)
+            return
+        if result.question:  # an unstored turn cannot wait
+            result = ToolResult(ToolOutcome.FAILED, "It asks a question that nobody can answer.")
         self._take_result(call, result)
-        if self._files and result.files:
+        if self._files and result.files and record.keeps_content:
             call.images = await store_images(self._files, record, call.name, result.files)
             if not call.images:
                 call.result = f"{call.result}\n[The image could not be stored.]"
         await self._store_call(step, call)
+
+    async def _wait_for_answer(self, step: Step, call: Call, question: ToolQuestion) -> None:
+        call.ask(question)
+        if not step.is_stored:
+            await self._store_step(step)
+        await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+        self._live.log.emit(ActionRequested(required_action(call)))
 
     def _begin(self, call: Call) -> None:
         call.status, call.is_ours = CallStatus.RUNNING, True
@@ -363,20 +375,7 @@ class StepCalls:
     async def _store_call(self, step: Step, call: Call) -> None:
         if step.is_stored:
             await self._store_calls([call])
-        self._emit_end(call)
-
-    def _emit_end(self, call: Call) -> None:
-        if call.status is CallStatus.COMPLETED:
-            seconds = call.duration_seconds
-            duration_ms = None if seconds is None else round(seconds * 1000, 1)
-            preview = (call.result or "").encode()[:_PREVIEW_BYTES].decode(errors="ignore")
-            files = [image.file_id for image in call.images]
-            self._live.log.emit(
-                ToolCallCompleted(call.id, call.status.value, preview, duration_ms, files)
-            )
-        else:
-            problem = ToolCallProblem(call.error_code or "tool-failed", call.error_detail or "")
-            self._live.log.emit(ToolCallFailed(call.id, call.status.value, problem))
+        emit_end(self._live.log, call)
 
 
 def _refuse(call: Call, code: str, sentence: str) -> None:
@@ -392,10 +391,4 @@ def _has_effect(call: Call) -> bool:
 
 
 def _must_wait(tool: PinnedTool, *, is_tainted: bool) -> bool:
-    return tool.kind is ToolKind.CLIENT or _needs_approval(tool, is_tainted=is_tainted)
-
-
-def _needs_approval(tool: PinnedTool, *, is_tainted: bool) -> bool:
-    return tool.approval is Approval.ALWAYS or (
-        tool.approval is Approval.AFTER_UNTRUSTED and is_tainted
-    )
+    return tool.kind is ToolKind.CLIENT or tool.needs_approval(is_tainted=is_tainted)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import orjson
 
 from app.models import Role
-from app.services.ports import FinishReason, PromptLine, PromptMessage, ResponseFormat
+from app.services.ports import FinishReason, ResponseFormat
+from app.services.prompt_lines import PromptLine, PromptMessage
 from app.services.tools.answer_schemas import answer_schema
 from app.services.tools.schemas import SchemaFault
 from app.services.turns import receipts

@@ -42,11 +42,11 @@ from app.services.usage import Reservation, reservations
 _CALL_COLUMNS = (
     "id", "step", "index", "model_call_id", "name", "arguments", "status", "attempt", "result",
     "stored_result", "files", "error_code", "error_detail", "approval_by", "expires_at",
-    "started_at", "ended_at", "resolution",
+    "started_at", "ended_at", "resolution", "question", "answer",
 )  # fmt: skip
 _CHANGING_COLUMNS = (
     "status", "attempt", "result", "stored_result", "files", "error_code", "error_detail",
-    "approval_by", "expires_at", "started_at", "ended_at", "cost_nanos",
+    "approval_by", "expires_at", "started_at", "ended_at", "cost_nanos", "question", "answer",
 )  # fmt: skip
 
 

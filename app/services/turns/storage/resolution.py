@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Dialect, Update, bindparam, func, or_, select, text, update
 from sqlalchemy.sql import ClauseElement
 
@@ -40,18 +41,26 @@ from app.services.turns.storage.tables import (
 from app.services.turns.storage.turn_rows import TURN_COLUMNS, TurnRow, load_record
 from app.services.usage import Reservation, budgets, reservations
 
+_WANTED = {
+    CallStatus.AWAITING_APPROVAL.value: ({"approve", "deny"}, "an approval"),
+    CallStatus.AWAITING_OUTPUT.value: ({"output", "error"}, "an output"),
+    CallStatus.AWAITING_ANSWER.value: ({"answer"}, "an answer"),
+}
 _EXPIRED_RESULT = "Nobody answered in time, so the call was not run."
 
 
 @value_object(frozen=True, slots=True)
 class Resolution:
-    """An action: `approve` or `deny` a call, or send its `output` or an `error`; or `expire`."""
+    """An action: `approve` or `deny` a call, send its `output`, an `error` or an `answer`.
+
+    Or `expire`.
+    """
 
     decision: str
     by: str
     """Who acts: `key:...`, `user:...`, `admin`, or `server` for one that expired."""
     text: str | None = None
-    """The output or the error as the model is shown it, or the reason of a denial."""
+    """The output or the error as the model is shown it, the reason of a denial, or the answer."""
     images: Sequence[ImagePart] = ()
     """Of the output."""
 
@@ -95,7 +104,8 @@ def resolve(
     if not rows:
         raise tool_call_not_found()
     _, _, status, kind, expires_at, earlier = rows[0]
-    if earlier:
+    decisions, what = _WANTED.get(status, ((), ""))
+    if earlier and action.decision not in decisions:  # else it waits for another one by now
         if earlier.get("digest") == action.digest:
             return Resolved(session_id, turn_id)
         if earlier.get("decision") == "expire":
@@ -105,11 +115,8 @@ def resolve(
         raise ActionNotWanted("This call does not wait for an action.")
     if action.decision != "expire" and expires_at and expires_at <= now:
         raise ActionExpired("The time for this action is over.")
-    if action.decision != "expire" and (action.decision in {"output", "error"}) != (
-        status == CallStatus.AWAITING_OUTPUT.value
-    ):
-        action_name = "an output" if status == CallStatus.AWAITING_OUTPUT.value else "an approval"
-        raise ActionNotWanted(f"This call waits for {action_name}.")
+    if action.decision != "expire" and action.decision not in decisions:
+        raise ActionNotWanted(f"This call waits for {what}.")
     values = _after(action, kind, now)
     resolution: dict[str, str | None] = {
         "decision": action.decision,
@@ -165,6 +172,7 @@ def _after(action: Resolution, kind: str | None, now: datetime) -> dict[str, Any
         "error_code": None,
         "error_detail": None,
         "expires_at": None,
+        "answer": None,
     }
     match action.decision:
         case "approve":
@@ -173,6 +181,10 @@ def _after(action: Resolution, kind: str | None, now: datetime) -> dict[str, Any
             return ended | {"status": status, "result": None, "ended_at": None}
         case "output":
             return ended | {"status": CallStatus.COMPLETED}
+        case "answer":
+            # It goes on; the answer is stored as it is given to the server.
+            running = {"status": CallStatus.PENDING, "result": None, "ended_at": None}
+            return ended | running | {"answer": orjson.loads(action.text or "{}")}
         case "error":
             return ended | {
                 "status": CallStatus.FAILED,
@@ -226,7 +238,7 @@ def _call_stmt(_dialect: Dialect) -> ClauseElement:
 def _resolve_stmt(_dialect: Dialect) -> Update:
     names = (
         "status", "result", "ended_at", "error_code", "error_detail", "expires_at", "resolution",
-        "files",
+        "files", "answer",
     )  # fmt: skip
     return (
         update(tool_calls)

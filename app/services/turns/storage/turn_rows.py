@@ -12,6 +12,7 @@ from sqlalchemy.sql import ClauseElement
 from app.core.database.statements import PreparedStatement, Statement
 from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import AgentVersion, Modality, Session, TurnStatus
+from app.services.crud import flat_pins
 from app.services.tools.pinning import agent_tools
 from app.services.turns.errors import turn_lost
 from app.services.turns.records import HistoryMessage, Persona, Receipt, TurnRecord, TurnRequest
@@ -166,9 +167,9 @@ def read_persona(workspace_id: UUID, row: Sequence[Any]) -> TransactionScript[Pe
     """Return the persona of a row of `PERSONA_COLUMNS`, and load the tools that it pins."""
     stored = Persona(*row)
     pins: Any = stored.tools
-    if not pins:
+    if not flat_pins(pins):
         return replace(stored, tools=None)
-    keys = [(UUID(pin["tool_id"]), pin["version"]) for pin in pins]
+    keys = [(UUID(pin["tool_id"]), pin["version"]) for pin in flat_pins(pins)]
     found = yield [
         turn_statements.TOOL_VERSION(
             workspace_id_=workspace_id, tool_id_=tool_id, tool_version_=version

@@ -13,7 +13,7 @@ from app.core.database.statements import PreparedStatement
 from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import Modality, TurnStatus, utc_now
 from app.services.crud import SLUG_PREFIX, AgentArchived, AgentNotFound
-from app.services.ports import PromptMessage
+from app.services.prompt_lines import PromptMessage
 from app.services.turns import receipts
 from app.services.turns.context.prompt import require_room_for_all
 from app.services.turns.errors import (

@@ -14,10 +14,7 @@ class AgentToolRead(TypedDict, total=False):
     approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
 
 
-class AgentToolRef(TypedDict, total=False):
-    tool_id: Required[str]
-    version: int | None
-    approval: Literal['never', 'always', 'after_untrusted'] | None
+Name: TypeAlias = str
 
 
 AppEnv: TypeAlias = Literal['development', 'production']
@@ -54,7 +51,7 @@ class CallError(TypedDict, total=False):
     detail: Required[str]
 
 
-CallStatus: TypeAlias = Literal['pending', 'awaiting_approval', 'awaiting_output', 'running', 'completed', 'failed', 'denied', 'expired', 'cancelled', 'unknown']
+CallStatus: TypeAlias = Literal['pending', 'awaiting_approval', 'awaiting_output', 'awaiting_answer', 'running', 'completed', 'failed', 'denied', 'expired', 'cancelled', 'unknown']
 
 
 CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token']
@@ -92,6 +89,16 @@ class DeletedUserRead(TypedDict, total=False):
 
 
 DisconnectPolicy: TypeAlias = Literal['continue', 'cancel']
+
+
+class ExactTool(TypedDict, total=False):
+    tool_id: Required[str]
+    version: Required[int]
+
+
+class ExactToolRead(TypedDict, total=False):
+    tool_id: Required[str]
+    version: Required[int]
 
 
 class ExportedFile(TypedDict, total=False):
@@ -183,6 +190,74 @@ class LimitsRequest(TypedDict, total=False):
     usd_per_day: float | None
 
 
+AllowedTool: TypeAlias = str
+
+
+class McpServerCreate(TypedDict, total=False):
+    name: Required[str]
+    url: str | None
+    program: str | None
+    headers: dict[str, str]
+    allowed_tools: list[AllowedTool] | None
+    effect: Literal['read', 'idempotent', 'once']
+    approval: Literal['never', 'always', 'after_untrusted'] | None
+    timeout_seconds: float
+    auto_accept: bool
+
+
+class McpServerSummary(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    url: Required[str | None]
+    program: Required[str | None]
+    headers: Required[dict[str, str]]
+    allowed_tools: Required[list[str] | None]
+    effect: Required[Literal['read', 'idempotent', 'once']]
+    approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
+    timeout_seconds: Required[float]
+    auto_accept: Required[bool]
+    protocol_version: Required[str]
+    server_name: Required[str]
+    server_version: Required[str]
+    created_at: Required[str]
+    updated_at: Required[str]
+    listed_at: Required[str]
+
+
+class McpServerUpdate(TypedDict, total=False):
+    url: str | None
+    program: str | None
+    headers: dict[str, str]
+    allowed_tools: list[AllowedTool] | None
+    effect: Literal['read', 'idempotent', 'once']
+    approval: Literal['never', 'always', 'after_untrusted'] | None
+    timeout_seconds: float
+    auto_accept: bool
+
+
+class McpToolAccept(TypedDict, total=False):
+    sha256: str | None
+
+
+class McpToolRead(TypedDict, total=False):
+    name: Required[str]
+    tool_name: Required[str | None]
+    tool_id: Required[str | None]
+    status: Required[Literal['accepted', 'pending', 'changed', 'unusable', 'removed']]
+    problem: Required[str | None]
+    description: Required[str]
+    parameters: Required[dict[str, Any]]
+    output_schema: Required[dict[str, Any] | None]
+    hints: Required[dict[str, bool]]
+    sha256: Required[str]
+
+
+class McpToolReference(TypedDict, total=False):
+    server_id: Required[str]
+    tool: Required[str]
+    sha256: Required[str]
+
+
 class MessageImport(TypedDict, total=False):
     role: Required[Literal['user', 'assistant']]
     content: Required[str]
@@ -220,6 +295,20 @@ class ProviderState(TypedDict, total=False):
     shutdown_date: Required[str | None]
 
 
+ContentItem: TypeAlias = str
+
+
+class QuestionAnswer(TypedDict, total=False):
+    action: Literal['accept', 'decline', 'cancel']
+    content: dict[str, str | bool | int | float | list[ContentItem] | None] | None
+
+
+class QuestionRead(TypedDict, total=False):
+    message: Required[str]
+    form: Required[dict[str, Any] | None]
+    url: Required[str | None]
+
+
 class ReasoningCreate(TypedDict, total=False):
     effort: str | None
 
@@ -232,15 +321,16 @@ class RecordingRead(TypedDict, total=False):
 
 class RequiredActionRead(TypedDict, total=False):
     call_id: Required[str]
-    action: Required[Literal['approval', 'output']]
+    action: Required[Literal['approval', 'output', 'answer']]
     name: Required[str]
     arguments: Required[str]
     by: Required[str]
     expires_at: Required[str | None]
+    question: Required[QuestionRead | None]
 
 
 class ResolutionRead(TypedDict, total=False):
-    decision: Required[Literal['approve', 'deny', 'output', 'error', 'expire']]
+    decision: Required[Literal['approve', 'deny', 'output', 'error', 'answer', 'expire']]
     by: Required[str]
     at: Required[str]
     reason: Required[str | None]
@@ -443,6 +533,7 @@ class ToolCallRead(TypedDict, total=False):
     ended_at: Required[str | None]
     expires_at: Required[str | None]
     resolution: Required[ResolutionRead | None]
+    question: Required[QuestionRead | None]
 
 
 class ToolCallResolve(TypedDict, total=False):
@@ -450,6 +541,7 @@ class ToolCallResolve(TypedDict, total=False):
     reason: str | None
     output: JsonValue
     error: str | None
+    answer: QuestionAnswer | None
 
 
 class ToolCreate(TypedDict, total=False):
@@ -500,10 +592,11 @@ class ToolRead(TypedDict, total=False):
     version: Required[int]
     name: Required[str]
     description: Required[str]
-    kind: Required[Literal['http', 'client']]
+    kind: Required[Literal['http', 'mcp', 'client']]
     parameters: Required[dict[str, Any]]
     output_schema: Required[dict[str, Any] | None]
     http: Required[HttpRead | None]
+    mcp: Required[McpToolReference | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted']]
     approval_by: Required[Literal['operator', 'user']]
@@ -555,10 +648,11 @@ class ToolVersionRead(TypedDict, total=False):
     version: Required[int]
     name: Required[str]
     description: Required[str]
-    kind: Required[Literal['http', 'client']]
+    kind: Required[Literal['http', 'mcp', 'client']]
     parameters: Required[dict[str, Any]]
     output_schema: Required[dict[str, Any] | None]
     http: Required[HttpRead | None]
+    mcp: Required[McpToolReference | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted']]
     approval_by: Required[Literal['operator', 'user']]
@@ -576,10 +670,11 @@ class ToolWithSecret(TypedDict, total=False):
     version: Required[int]
     name: Required[str]
     description: Required[str]
-    kind: Required[Literal['http', 'client']]
+    kind: Required[Literal['http', 'mcp', 'client']]
     parameters: Required[dict[str, Any]]
     output_schema: Required[dict[str, Any] | None]
     http: Required[HttpRead | None]
+    mcp: Required[McpToolReference | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted']]
     approval_by: Required[Literal['operator', 'user']]
@@ -749,6 +844,13 @@ class ToolCallStartedEventData(TypedDict, total=False):
     attempt: Required[int]
 
 
+class ToolCallProgressEventData(TypedDict, total=False):
+    call_id: Required[str]
+    progress: Required[float]
+    total: Required[float | None]
+    message: Required[str | None]
+
+
 class ToolCallCompletedEventData(TypedDict, total=False):
     call_id: Required[str]
     status: Required[str]
@@ -775,6 +877,7 @@ class RequiredAction(TypedDict, total=False):
     arguments: Required[str]
     by: Required[str]
     expires_at: Required[str | None]
+    question: Required[dict[str, Any] | None]
 
 
 class ActionRequestedEventData(TypedDict, total=False):
@@ -910,6 +1013,12 @@ class ToolCallStartedEvent(TypedDict, total=False):
     data: Required[str]
 
 
+class ToolCallProgressEvent(TypedDict, total=False):
+    id: Required[str]
+    event: Required[Literal['tool_call.progress']]
+    data: Required[str]
+
+
 class ToolCallCompletedEvent(TypedDict, total=False):
     id: Required[str]
     event: Required[Literal['tool_call.completed']]
@@ -986,20 +1095,11 @@ class FileUpload(TypedDict, total=False):
     file: Required[str]
 
 
-class AgentCreate(TypedDict, total=False):
-    name: Required[str]
-    system_prompt: str
-    model: str | None
-    temperature: float | None
-    max_output_tokens: int | None
-    context_tokens: int | None
-    voice: str | None
-    language: str | None
-    tools: list[AgentToolRef]
-    tool_policy: ToolPolicyFields | None
-    output_schema: dict[str, Any] | None
-    output_speak: str | None
-    vision: bool | None
+class AgentMcpToolsRead(TypedDict, total=False):
+    mcp_server_id: Required[str]
+    names: Required[list[str] | None]
+    approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
+    tools: Required[list[ExactToolRead]]
 
 
 class AgentRead(TypedDict, total=False):
@@ -1011,7 +1111,7 @@ class AgentRead(TypedDict, total=False):
     context_tokens: Required[int | None]
     voice: Required[str | None]
     language: Required[str | None]
-    tools: Required[list[AgentToolRead]]
+    tools: Required[list[AgentToolRead | AgentMcpToolsRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
     output_speak: Required[str | None]
@@ -1021,6 +1121,15 @@ class AgentRead(TypedDict, total=False):
     id: Required[str]
     updated_at: Required[str]
     archived_at: Required[str | None]
+
+
+class AgentToolRef(TypedDict, total=False):
+    tool_id: str | None
+    mcp_server_id: str | None
+    names: list[Name] | None
+    tools: list[ExactTool] | None
+    version: int | None
+    approval: Literal['never', 'always', 'after_untrusted'] | None
 
 
 class AgentUpdate(TypedDict, total=False):
@@ -1048,7 +1157,7 @@ class AgentVersionRead(TypedDict, total=False):
     context_tokens: Required[int | None]
     voice: Required[str | None]
     language: Required[str | None]
-    tools: Required[list[AgentToolRead]]
+    tools: Required[list[AgentToolRead | AgentMcpToolsRead]]
     tool_policy: Required[ToolPolicyRead | None]
     output_schema: Required[dict[str, Any] | None]
     output_speak: Required[str | None]
@@ -1184,6 +1293,49 @@ class KeyWithSecret(TypedDict, total=False):
     key: Required[str]
 
 
+class McpServerRead(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    url: Required[str | None]
+    program: Required[str | None]
+    headers: Required[dict[str, str]]
+    allowed_tools: Required[list[str] | None]
+    effect: Required[Literal['read', 'idempotent', 'once']]
+    approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
+    timeout_seconds: Required[float]
+    auto_accept: Required[bool]
+    protocol_version: Required[str]
+    server_name: Required[str]
+    server_version: Required[str]
+    created_at: Required[str]
+    updated_at: Required[str]
+    listed_at: Required[str]
+    tools: Required[list[McpToolRead]]
+
+
+class McpServerRefreshed(TypedDict, total=False):
+    id: Required[str]
+    name: Required[str]
+    url: Required[str | None]
+    program: Required[str | None]
+    headers: Required[dict[str, str]]
+    allowed_tools: Required[list[str] | None]
+    effect: Required[Literal['read', 'idempotent', 'once']]
+    approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
+    timeout_seconds: Required[float]
+    auto_accept: Required[bool]
+    protocol_version: Required[str]
+    server_name: Required[str]
+    server_version: Required[str]
+    created_at: Required[str]
+    updated_at: Required[str]
+    listed_at: Required[str]
+    tools: Required[list[McpToolRead]]
+    added: Required[list[str]]
+    changed: Required[list[str]]
+    removed: Required[list[str]]
+
+
 class MessageRead(TypedDict, total=False):
     id: Required[str]
     session_id: Required[str]
@@ -1255,6 +1407,7 @@ class ToolCallDetail(TypedDict, total=False):
     ended_at: Required[str | None]
     expires_at: Required[str | None]
     resolution: Required[ResolutionRead | None]
+    question: Required[QuestionRead | None]
     stored_result: Required[str | None]
 
 
@@ -1301,6 +1454,22 @@ class TurnWithMessage(TypedDict, total=False):
     steps: Required[list[StepRead]]
     tool_calls: Required[list[ToolCallRead]]
     required_actions: Required[list[RequiredActionRead]]
+
+
+class AgentCreate(TypedDict, total=False):
+    name: Required[str]
+    system_prompt: str
+    model: str | None
+    temperature: float | None
+    max_output_tokens: int | None
+    context_tokens: int | None
+    voice: str | None
+    language: str | None
+    tools: list[AgentToolRef]
+    tool_policy: ToolPolicyFields | None
+    output_schema: dict[str, Any] | None
+    output_speak: str | None
+    vision: bool | None
 
 
 class SessionExport(TypedDict, total=False):
@@ -1379,6 +1548,12 @@ class ToolCallStarted(TypedDict):
     data: ToolCallStartedEventData
 
 
+class ToolCallProgress(TypedDict):
+    number: int
+    type: Literal['tool_call.progress']
+    data: ToolCallProgressEventData
+
+
 class ToolCallCompleted(TypedDict):
     number: int
     type: Literal['tool_call.completed']
@@ -1433,4 +1608,4 @@ class TurnCancelled(TypedDict):
     data: TurnCancelledEventData
 
 
-TurnEvent: TypeAlias = TurnCreated | TurnQueued | TurnInProgress | InputTranscriptDelta | InputTranscriptDone | OutputTextDelta | ReasoningDelta | StepStarted | ToolCallDelta | ToolCallCreated | ToolCallStarted | ToolCallCompleted | ToolCallFailed | ActionRequested | ActionResolved | TurnRequiresAction | AudioClip | TurnCompleted | TurnFailed | TurnCancelled
+TurnEvent: TypeAlias = TurnCreated | TurnQueued | TurnInProgress | InputTranscriptDelta | InputTranscriptDone | OutputTextDelta | ReasoningDelta | StepStarted | ToolCallDelta | ToolCallCreated | ToolCallStarted | ToolCallProgress | ToolCallCompleted | ToolCallFailed | ActionRequested | ActionResolved | TurnRequiresAction | AudioClip | TurnCompleted | TurnFailed | TurnCancelled

@@ -1,0 +1,52 @@
+"""What a server sent, in the words of the port: plain JSON of bounded size."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import mcp_types as types
+
+_LONGEST_DESCRIPTION = 64 * 1024
+
+
+def tool_fields(tool: types.Tool) -> dict[str, Any]:
+    """Return the fields of `ListedTool`."""
+    hints = (
+        tool.annotations.model_dump(by_alias=True, exclude_none=True) if tool.annotations else {}
+    )
+    return {
+        "name": tool.name,
+        "description": (tool.description or tool.title or "")[:_LONGEST_DESCRIPTION],
+        "parameters": tool.input_schema,
+        "output_schema": tool.output_schema,
+        "hints": {name: value for name, value in hints.items() if isinstance(value, bool)},
+    }
+
+
+def result_fields(result: types.CallToolResult) -> dict[str, Any]:
+    """Return the fields of `McpResult`: structured content is preferred to text."""
+    structured = result.structured_content
+    if structured is not None:
+        text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
+        return {"is_error": result.is_error, "text": text, "structured": structured}
+    return {"is_error": result.is_error, "text": _text(result.content), "structured": None}
+
+
+def _text(blocks: Sequence[types.ContentBlock]) -> str:
+    return "\n".join(filter(None, map(_block_text, blocks)))
+
+
+def _block_text(block: types.ContentBlock) -> str:
+    match block:
+        case types.TextContent(text=text):
+            return text
+        case types.ImageContent():
+            return "[an image that this model cannot see]"
+        case types.AudioContent():
+            return "[a sound that this model cannot hear]"
+        case types.ResourceLink(uri=uri, name=name):
+            return f"[resource {name}: {uri}]"
+        case types.EmbeddedResource(resource=types.TextResourceContents(text=text)):
+            return text
+        case types.EmbeddedResource(resource=resource):
+            return f"[binary resource: {resource.uri}]"

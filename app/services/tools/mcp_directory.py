@@ -1,0 +1,75 @@
+"""Asks MCP servers what they offer, for whoever sets them up."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.core.errors import AppError
+from app.services.mcp_port import McpClient, McpError, McpFailure, McpListing, McpTarget
+from app.services.tools.errors import (
+    AddressNotAllowed,
+    McpBusy,
+    McpIncompatible,
+    McpUnauthorized,
+    McpUnavailable,
+    McpUnreachable,
+    ToolInvalid,
+)
+from app.services.tools.mcp_definitions import ServerSettings
+from app.services.tools.secret_store import SecretStore
+from app.services.tools.templates import HIDDEN_VALUES, ArgumentUnusable, fill_header
+
+_LIST_SECONDS = 30.0
+_ERRORS: dict[McpFailure, type[AppError]] = {
+    McpFailure.ADDRESS_NOT_ALLOWED: AddressNotAllowed,
+    McpFailure.UNAUTHORIZED: McpUnauthorized,
+    McpFailure.INCOMPATIBLE: McpIncompatible,
+    McpFailure.REFUSED: McpIncompatible,
+    McpFailure.TOO_LARGE: McpIncompatible,
+    McpFailure.UNREACHABLE: McpUnreachable,
+    McpFailure.BROKEN: McpUnreachable,
+    McpFailure.TIMEOUT: McpUnreachable,
+    McpFailure.BUSY: McpBusy,
+    McpFailure.UNAVAILABLE: McpUnavailable,
+}
+
+
+class McpDirectory:
+    """Lists the tools of servers."""
+
+    def __init__(self, client: McpClient, secrets: SecretStore) -> None:
+        self._client = client
+        self._secrets = secrets
+
+    def require_program(self, settings: ServerSettings) -> None:
+        """Raise `ToolInvalid` where the operator has no such program."""
+        program = settings["program"]
+        if program is not None and program not in self._client.programs():
+            raise ToolInvalid("The operator's file MCP_SERVERS_FILE names no program like this.")
+
+    async def list_tools(
+        self, workspace_id: UUID, settings: ServerSettings, secret_names: Sequence[str]
+    ) -> McpListing:
+        """Connect to a server and list its tools; outside of a transaction.
+
+        Raises `McpUnreachable`, `McpUnauthorized`, `McpIncompatible`, `AddressNotAllowed`,
+        `McpBusy`, `McpUnavailable`, `ToolInvalid`, and what the secrets raise.
+        """
+        values = await self._secrets.values(workspace_id, secret_names, settings["url"] or "")
+        hidden = dict.fromkeys(HIDDEN_VALUES, "") | {
+            f"secrets.{name}": value for name, value in values.items()
+        }
+        try:
+            headers = {
+                name: fill_header(text, hidden) for name, text in settings["headers"].items()
+            }
+        except ArgumentUnusable as error:
+            raise ToolInvalid(f"`headers` cannot be sent: {error}.") from None
+        target = McpTarget(workspace_id, settings["url"], headers, settings["program"])
+        try:
+            return await self._client.list_tools(target, _LIST_SECONDS)
+        except McpError as error:
+            raised = _ERRORS[error.failure]
+            wait = 5 if raised in {McpBusy, McpUnavailable} else None
+            raise raised(
+                f"The MCP server was not listed. {error}", retry_after_seconds=wait
+            ) from None

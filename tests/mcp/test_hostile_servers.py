@@ -1,0 +1,204 @@
+"""MCP servers that do harm: what they send is bounded, and no call waits for ever."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpcore2
+import mcp_types as types
+import orjson
+import pytest
+
+from app.services.mcp_port import McpError, McpFailure, McpResult, McpTarget
+from app.services.mcp_service.client import McpWorkerClient
+from app.services.mcp_service.guarded_transport import Attempt, GuardedBackend, current_attempt
+from app.services.outbound.addresses import Guard, parse_allowed_addresses
+from tests.mcp.conftest import WORKSPACE, call_of
+from tests.support.tool_server import Answer, ReceivedRequest, ToolServer, tool_server
+
+pytestmark = pytest.mark.anyio
+
+DISCOVERED = types.DiscoverResult(
+    supported_versions=["2026-07-28"],
+    capabilities=types.ServerCapabilities(tools=types.ToolsCapability()),
+    result_type="complete",
+    ttl_ms=0,
+    cache_scope="public",
+).model_dump(by_alias=True, mode="json", exclude_none=True)
+TRAP = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+
+
+def result(request: ReceivedRequest, value: dict[str, Any]) -> Answer:
+    body = {"jsonrpc": "2.0", "id": request.json["id"], "result": value}
+    return Answer(body=orjson.dumps(body))
+
+
+def page(request: ReceivedRequest, tools: list[dict[str, Any]], cursor: str | None) -> Answer:
+    listed = {"tools": tools, "resultType": "complete", "ttlMs": 0, "cacheScope": "public"}
+    return result(request, listed | ({"nextCursor": cursor} if cursor else {}))
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "inputSchema": {"type": "object"}, **more}
+
+
+class Script:
+    """Answers by the method of the protocol."""
+
+    def __init__(self, **answers: Callable[[ReceivedRequest], Answer]) -> None:
+        self.answers = answers
+        self.methods: list[str] = []
+
+    def __call__(self, request: ReceivedRequest) -> Answer:
+        method = request.json["method"]
+        self.methods.append(method)
+        if method == "server/discover":
+            return result(request, DISCOVERED)
+        return self.answers[method.replace("/", "_")](request)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ToolServer]:
+    async with tool_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def worker(server: ToolServer) -> AsyncIterator[McpWorkerClient]:
+    async with McpWorkerClient(server.allowed) as worker:
+        yield worker
+
+
+def target(server: ToolServer, path: str = "/mcp") -> McpTarget:
+    return McpTarget(WORKSPACE, f"{server.url}{path}")
+
+
+async def test_lists_end(server: ToolServer, worker: McpWorkerClient) -> None:
+    def endless(request: ReceivedRequest) -> Answer:
+        return page(request, [tool(f"t{len(script.methods)}")], f"{len(script.methods)}")
+
+    def huge(request: ReceivedRequest) -> Answer:
+        return page(request, [tool("t", description="x" * 2_000_000)], None)
+
+    def many(request: ReceivedRequest) -> Answer:
+        return page(request, [tool(f"t{n}") for n in range(600)], None)
+
+    for listing in (endless, huge, many):
+        script = server.respond = Script(tools_list=listing)
+
+        with pytest.raises(McpError) as caught:
+            await worker.list_tools(target(server), 30)
+
+        assert caught.value.failure is McpFailure.TOO_LARGE
+        assert script.methods.count("tools/list") <= 20
+
+
+async def test_patterns_of_servers_are_not_run(server: ToolServer, worker: McpWorkerClient) -> None:
+    def call(request: ReceivedRequest) -> Answer:
+        structured = {"a": "a" * 50_000 + "!"}
+        return result(
+            request,
+            {"content": [], "structuredContent": structured, "resultType": "complete"},
+        )
+
+    server.respond = Script(
+        tools_list=lambda request: page(request, [tool("trap", outputSchema=TRAP)], None),
+        tools_call=call,
+    )
+    await worker.list_tools(target(server), 30)
+
+    outcome = await worker.call(call_of(target(server), "trap"))
+
+    assert isinstance(outcome, McpResult)
+    assert outcome.structured["a"].endswith("!")
+
+
+async def test_faults_of_connections_are_told_apart(
+    server: ToolServer, worker: McpWorkerClient
+) -> None:
+    expected = {
+        "redirect": McpFailure.REFUSED,
+        "compressed": McpFailure.REFUSED,
+        "error": McpFailure.INCOMPATIBLE,
+        "close": McpFailure.BROKEN,
+        "reset": McpFailure.BROKEN,
+        "no-http": McpFailure.BROKEN,
+        "endless": McpFailure.INCOMPATIBLE,
+    }
+    found: dict[str, McpFailure] = {}
+    for fault in expected:
+        with pytest.raises(McpError) as caught:
+            await worker.list_tools(target(server, f"/fail/{fault}"), 30)
+        found[fault] = caught.value.failure
+
+    assert found == expected
+
+
+async def test_call_that_is_cut_off_was_sent_and_is_broken(
+    server: ToolServer, worker: McpWorkerClient
+) -> None:
+    sse = "text/event-stream"
+    cut = [
+        Answer(body=b'{"jsonrpc": "2.0", "id"', headers={"Content-Length": "9000"}),
+        Answer(body=b"data: {", content_type=sse, headers={"Content-Length": "9000"}),
+        Answer(body=b": nothing\n\n", content_type=sse),
+    ]
+    for answer in cut:
+        server.respond = Script(tools_call=lambda _request, answer=answer: answer)
+
+        with pytest.raises(McpError) as caught:
+            await worker.call(call_of(target(server), "act", timeout_seconds=3))
+
+        assert caught.value.failure in {McpFailure.BROKEN, McpFailure.TIMEOUT}
+        assert caught.value.was_sent
+
+
+async def test_answers_that_refuse_are_no_doubt(
+    server: ToolServer, worker: McpWorkerClient
+) -> None:
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": -32602, "message": "no such order"}}
+    refusals = {
+        McpFailure.UNAUTHORIZED: (Answer(401, b"", None), ""),
+        McpFailure.REFUSED: (Answer(400, orjson.dumps(body)), "no such order"),
+    }
+    for failure, (answer, words) in refusals.items():
+        server.respond = Script(tools_call=lambda _request, answer=answer: answer)
+
+        with pytest.raises(McpError) as caught:
+            await worker.call(call_of(target(server), "act"))
+
+        assert caught.value.failure is failure
+        assert caught.value.answer == words or not words
+        assert "no such order" not in str(caught.value)
+
+
+async def test_messages_without_end_are_cut(server: ToolServer, worker: McpWorkerClient) -> None:
+    note = b'data: {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}\n\n'
+    server.respond = Script(
+        tools_call=lambda _: Answer(body=note * 5000, content_type="text/event-stream")
+    )
+
+    with pytest.raises(McpError) as caught:
+        await worker.call(call_of(target(server), "act"))
+
+    assert caught.value.failure is McpFailure.TOO_LARGE
+
+
+async def test_name_that_leads_elsewhere_at_the_second_look_up_is_not_followed(
+    server: ToolServer,
+) -> None:
+    answers = iter((["127.0.0.1"], ["169.254.169.254", "10.0.0.1", "::1"]))
+
+    async def flip(_host: str, _port: int) -> list[str]:
+        return next(answers)
+
+    allowed = parse_allowed_addresses(f"127.0.0.1/32:{server.port}")
+    backend = GuardedBackend(Guard(allowed), "http", flip)
+    attempt = Attempt(1)
+    current_attempt.set(attempt)
+
+    stream = await backend.connect_tcp("tools.example", server.port, 5)
+    await stream.aclose()
+    with pytest.raises(httpcore2.ConnectError):
+        await backend.connect_tcp("tools.example", server.port, 5)
+
+    assert attempt.failure is McpFailure.ADDRESS_NOT_ALLOWED
