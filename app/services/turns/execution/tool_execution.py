@@ -50,6 +50,7 @@ _STATUS = {
     ToolOutcome.FAILED: CallStatus.FAILED,
     ToolOutcome.UNKNOWN: CallStatus.UNKNOWN,
 }
+_NEEDS_STORAGE = "This tool waits for somebody to act, which needs a conversation that is stored."
 _UNKNOWN_RESULT = (
     "It is not known whether this call was done: the server or the connection broke while it ran. "
     "Do not call it again without asking the user."
@@ -182,11 +183,7 @@ class StepCalls:
                 "The same call failed twice already; it is not run again. Try something else.",
             )
         elif not self._live.record.keeps_content and _must_wait(tool, is_tainted=is_tainted):
-            _refuse(
-                call,
-                "tool-unreachable",
-                "This tool waits for somebody to act, which needs a conversation that is stored.",
-            )
+            _refuse(call, "tool-unreachable", _NEEDS_STORAGE)
         elif tool.needs_approval(is_tainted=is_tainted):
             call.status = CallStatus.AWAITING_APPROVAL
             call.approval_by = tool.approval_by.value
@@ -312,10 +309,14 @@ class StepCalls:
         await self._store_call(step, call)
 
     async def _wait_for_answer(self, step: Step, call: Call, question: ToolQuestion) -> None:
+        if not self._live.record.keeps_content:
+            _refuse(call, "tool-unreachable", _NEEDS_STORAGE)
+            self._emit_end(call)
+            return
         call.ask(question)
         if not step.is_stored:
             await self._store_step(step)
-        await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+        await self._store_calls([call])
         self._live.log.emit(ActionRequested(required_action(call)))
 
     def _begin(self, call: Call) -> None:
@@ -356,7 +357,7 @@ class StepCalls:
             yield from ledger.store_step(record, step)
             return (yield from ledger.raise_reservation(record, tokens, nanos))
 
-        if tokens or nanos:
+        if record.keeps_content and (tokens or nanos):
             try:
                 self._live.set_reservation(await self._database.run(script))
             except BudgetExhausted:  # is raised again before the next answer
