@@ -12,7 +12,15 @@ from app.core.security import ADMIN
 from app.models import ToolCall, TurnStep
 from app.services.ports import ToolDefinition
 from app.services.prompt_lines import PromptMessage, PromptResult
-from app.services.tool_ports import Approval, ApprovalBy, Effect, ToolKind
+from app.services.tool_ports import (
+    Approval,
+    ApprovalBy,
+    Effect,
+    ToolKind,
+    ToolOutcome,
+    ToolQuestion,
+    ToolResult,
+)
 from app.services.turns import LiveTurn, RequestKey, TurnOptions, TurnRequest
 from app.services.turns.errors import ToolsNotTaken, TurnCancellation
 from app.state import State
@@ -112,3 +120,24 @@ async def test_request_with_a_key_is_not_answered_anew_where_tools_may_have_acte
     with pytest.raises(TurnCancellation):
         await start(state, agent_id)
     assert len((await client.get("/turns")).json()) == 1
+
+
+async def test_question_of_an_mcp_server_is_refused(
+    state: State,
+    database: Database,
+    agent_id: str,
+    give_tools: GiveTools,
+    chat_model: ScriptedChatModel,
+    runner: ScriptedRunner,
+) -> None:
+    await give_tools(agent_tools(pinned("refund", effect=Effect.READ)))
+    question = ToolQuestion("Really?", None, None, {})
+    runner.answers["refund"] = ToolResult(ToolOutcome.ASKS, "", question=question)
+    chat_model.script = [(("refund", "{}"),), ("I cannot.",)]
+
+    reply = await state["turns"].result(await start(state, agent_id))
+
+    assert reply.content == "I cannot."
+    last = chat_model.requests[1].messages[-1]
+    assert "needs a conversation that is stored" in last.content
+    assert await written(database) == 0

@@ -48,6 +48,7 @@ _STATUS = {
     ToolOutcome.FAILED: CallStatus.FAILED,
     ToolOutcome.UNKNOWN: CallStatus.UNKNOWN,
 }
+_NEEDS_STORAGE = "This tool waits for somebody to act, which needs a conversation that is stored."
 _UNKNOWN_RESULT = (
     "It is not known whether this call was done: the server or the connection broke while it ran. "
     "Do not call it again without asking the user."
@@ -182,11 +183,7 @@ class StepCalls:
                 "The same call failed twice already; it is not run again. Try something else.",
             )
         elif not self._live.record.keeps_content and _must_wait(tool, is_tainted=is_tainted):
-            _refuse(
-                call,
-                "tool-unreachable",
-                "This tool waits for somebody to act, which needs a conversation that is stored.",
-            )
+            _refuse(call, "tool-unreachable", _NEEDS_STORAGE)
         elif tool.needs_approval(is_tainted=is_tainted):
             call.status = CallStatus.AWAITING_APPROVAL
             call.approval_by = tool.approval_by.value
@@ -305,11 +302,9 @@ class StepCalls:
                 progress_sink(self._live.log, call) if tool.kind is ToolKind.MCP else None,
             )
         )
-        if result.question and record.keeps_content:
+        if result.question:
             await self._wait_for_answer(step, call, result.question)
             return
-        if result.question:  # an unstored turn cannot wait
-            result = ToolResult(ToolOutcome.FAILED, "It asks a question that nobody can answer.")
         self._take_result(call, result)
         if self._files and result.files and record.keeps_content:
             call.images = await store_images(self._files, record, call.name, result.files)
@@ -318,10 +313,14 @@ class StepCalls:
         await self._store_call(step, call)
 
     async def _wait_for_answer(self, step: Step, call: Call, question: ToolQuestion) -> None:
+        if not self._live.record.keeps_content:
+            _refuse(call, "tool-unreachable", _NEEDS_STORAGE)
+            emit_end(self._live.log, call)
+            return
         call.ask(question)
         if not step.is_stored:
             await self._store_step(step)
-        await self._database.run_repeatable(ledger.store_calls, self._live.record, [call])
+        await self._store_calls([call])
         self._live.log.emit(ActionRequested(required_action(call)))
 
     def _begin(self, call: Call) -> None:
