@@ -12,6 +12,7 @@ import anyio
 import httpx2
 import hypothesis
 import pytest
+import sniffio
 from pydantic import SecretStr
 
 from app.core.config import Settings
@@ -47,6 +48,17 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+
+
+@pytest.fixture(autouse=True)
+def outside_of_loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let a test without a loop call `anyio.run` while a fixture of wider scope has one open."""
+    if request.node.get_closest_marker("anyio"):
+        yield
+        return
+    token = sniffio.current_async_library_cvar.set(None)
+    yield
+    sniffio.current_async_library_cvar.reset(token)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from app.services.openai_service import (
     ProviderClient,
 )
 from app.services.openai_service.chat_reply import ReplyReader
-from app.services.openai_service.pcm import PcmReader
+from app.services.openai_service.pcm import CompressedSpeech, PcmReader
 from app.services.ports import (
     AudioFormat,
     ChatFinished,
@@ -168,8 +168,8 @@ SPEECH_FAILURES = REFUSALS | {
     Fault.RESET_AT_TOKEN: UpstreamIncomplete,
     Fault.STALL_AT_TOKEN: ProviderTimeout,
     Fault.CONTENT_LENGTH_LIE: UpstreamIncomplete,
-    Fault.MP3: UpstreamIncomplete,
-    Fault.MP3_ID3: UpstreamIncomplete,
+    Fault.MP3: CompressedSpeech,
+    Fault.MP3_ID3: CompressedSpeech,
     Fault.SOUND_IS_TEXT: UpstreamIncomplete,
 }
 ONLY_REALTIME = {

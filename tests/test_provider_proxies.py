@@ -32,7 +32,8 @@ HELLO = ChatRequest([PromptMessage("user", "Hello")])
 ASK_ONCE = """
 import asyncio, sys
 from app.services.openai_service import OpenAIChatModel, ProviderClient, make_speaker
-from app.services.ports import ChatRequest, PromptMessage
+from app.services.ports import ChatRequest
+from app.services.prompt_lines import PromptMessage
 
 async def main(url, key, path):
     async with ProviderClient(url, key) as client:

@@ -154,4 +154,6 @@ def test_a_start_builds_each_route_once() -> None:
         "Route",
         "EndpointRoute",
         "_TextMessageRoute",
+        "_ChatCompletionRoute",
+        "_ResponseRoute",
     }

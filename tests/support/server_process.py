@@ -148,5 +148,6 @@ def open_session(client: httpx2.Client, **agent: object) -> str:
     """Make an agent and a session with it; return the session's id."""
     body = {"name": "Ada", "system_prompt": "You are Ada. Answer in one short sentence."} | agent
     made = client.post("/agents", json=body)
+    assert made.status_code == 201, made.text
     session = client.post("/sessions", json={"agent_id": made.json()["id"]})
     return session.json()["id"]

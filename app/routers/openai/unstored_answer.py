@@ -18,6 +18,7 @@ from app.http.idempotency import REPLAYED, request_key
 from app.http.openai_errors import InvalidParameter, error_body, mark_final
 from app.http.permissions import endpoint_policy
 from app.http.problems import problem_response
+from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     JSON_TYPE,
     parse_json_body,
@@ -86,6 +87,7 @@ async def start_turn(
     turns: TurnEngine = state["turns"]
     caller = state["caller"]
     endpoint_policy((METHOD,), path).check(caller)
+    require_known_parameters(scope.get("query_string", b"").decode("latin-1"), ())
     headers: dict[bytes, bytes] = dict(scope["headers"])
     require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
     require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), BODY_BYTES)

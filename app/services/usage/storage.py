@@ -12,6 +12,7 @@ from sqlalchemy import (
     Enum,
     LargeBinary,
     String,
+    case,
     cast,
     func,
     inspect,
@@ -24,6 +25,7 @@ from app.core.database import Database
 from app.core.limits import Quota
 from app.models import (
     Agent,
+    AgentMcpServer,
     AgentTool,
     AgentVersion,
     ApiKey,
@@ -31,9 +33,13 @@ from app.models import (
     IdempotencyKey,
     KeptToolUsage,
     KeptUsage,
+    McpServer,
+    McpTool,
     Message,
     Session,
+    SessionFile,
     StoredClip,
+    StoredFile,
     StoredRecording,
     StoredSecret,
     Tool,
@@ -55,9 +61,10 @@ ROW_BYTES = 300
 TURN_BYTES = 5 * ROW_BYTES
 """A turn, its two messages, its events and the key of its request."""
 COUNTED: tuple[type[Base], ...] = (
-    Agent, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey, KeptToolUsage, KeptUsage,
-    Message, Session, StoredClip, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion,
-    Turn, TurnEventBatch, TurnStep,
+    Agent, AgentMcpServer, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey,
+    KeptToolUsage, KeptUsage, McpServer, McpTool, Message, Session, SessionFile, StoredClip,
+    StoredFile, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion, Turn, TurnEventBatch,
+    TurnStep,
 )  # fmt: skip
 """Every row that a client can make any number of, and that stays."""
 _LONG_TEXT = 200
@@ -74,6 +81,8 @@ def stored_bytes(column: Any, dialect: str) -> ColumnElement[int]:  # noqa: ANN4
 def row_bytes(table: type[Base], dialect: str) -> ColumnElement[int]:
     """Return the size of a row of one of the tables in `COUNTED`."""
     size: ColumnElement[int] = literal(ROW_BYTES)
+    if table is StoredFile:  # its bytes are in a column, or in the file store
+        size += case((StoredFile.in_store, StoredFile.size_bytes), else_=0)
     for column in _long_columns(table):
         is_jsonb = dialect == "postgresql" and isinstance(column.type, Json)
         length = func.pg_column_size(column) if is_jsonb else stored_bytes(column, dialect)
@@ -88,7 +97,8 @@ def size_of(row: Base) -> int:
         getattr(row, mapper.get_property_by_column(column).key)
         for column in _long_columns(type(row))
     )
-    return ROW_BYTES + sum(map(_value_bytes, values))
+    elsewhere = row.size_bytes if isinstance(row, StoredFile) and row.in_store else 0
+    return ROW_BYTES + elsewhere + sum(map(_value_bytes, values))
 
 
 def _long_columns(table: type[Base]) -> list[ColumnElement[Any]]:

@@ -42,12 +42,12 @@ export interface SendOptions {
   signal?: AbortSignal;
 }
 
-export interface VoiceReply {
-  turnId: string;
-  /** Text, or parts: texts, images and documents. */
+/** Text, or parts: texts, images and documents. */
 export type MessageContent = Schemas["TextMessageCreate"]["content"];
 
-/** What was understood of the recording. */
+export interface VoiceReply {
+  turnId: string;
+  /** What was understood of the recording. */
   transcript: string;
   reply: Reply;
   mp3: Uint8Array;
