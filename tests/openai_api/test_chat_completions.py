@@ -80,6 +80,23 @@ async def test_agents_are_models(client: httpx2.AsyncClient, agent_id: str) -> N
     assert gone.json()["error"]["code"] == "model_not_found"
 
 
+async def test_agents_of_one_name_that_are_made_at_once_have_slugs_of_their_own(
+    client: httpx2.AsyncClient,
+) -> None:
+    made: list[httpx2.Response] = []
+
+    async def make() -> None:
+        made.append(await client.post("/agents", json={"name": "Grace"}))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(make)
+
+    assert [response.status_code for response in made] == [201] * 20
+    models = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert len(set(models)) == len(models) >= 20
+
+
 async def test_slug_stays_when_the_agent_is_renamed(
     client: httpx2.AsyncClient, agent_id: str
 ) -> None:

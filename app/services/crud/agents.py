@@ -26,9 +26,7 @@ from app.services.crud.errors import (
     VersionChanged,
     VersionNotFound,
 )
-from app.services.crud.slugs import SLUG_PREFIX, free_slug
-
-_SLUG_ATTEMPTS = 3
+from app.services.crud.slugs import SLUG_PREFIX, free_slug, unused_slug
 
 
 class PersonaChanges(TypedDict, total=False):
@@ -62,27 +60,29 @@ async def create_agent(
 
 
 async def _insert_agent(db: AsyncSession, workspace_id: UUID, persona: PersonaChanges) -> Agent:
-    for attempts_left in reversed(range(_SLUG_ATTEMPTS)):
-        now = utc_now()
-        slug = await free_slug(db, workspace_id, persona.get("name", ""))
-        agent = Agent(
-            workspace_id=workspace_id,
-            version=1,
-            slug=slug,
-            created_at=now,
-            updated_at=now,
-            **persona,
-        )
-        try:
-            async with db.begin_nested():
-                db.add(agent)
-                await db.flush()
-        except IntegrityError:  # another transaction took the slug
-            if not attempts_left:
-                raise
-        else:
-            return agent
-    raise AssertionError
+    name = persona.get("name", "")
+    try:
+        async with db.begin_nested():
+            return await _insert(db, workspace_id, persona, await free_slug(db, workspace_id, name))
+    except IntegrityError:  # another transaction took the slug meanwhile, and may take the next
+        return await _insert(db, workspace_id, persona, unused_slug(name))
+
+
+async def _insert(
+    db: AsyncSession, workspace_id: UUID, persona: PersonaChanges, slug: str
+) -> Agent:
+    now = utc_now()
+    agent = Agent(
+        workspace_id=workspace_id,
+        version=1,
+        slug=slug,
+        created_at=now,
+        updated_at=now,
+        **persona,
+    )
+    db.add(agent)
+    await db.flush()
+    return agent
 
 
 async def list_agents(

@@ -32,4 +32,9 @@ async def free_slug(db: AsyncSession, workspace_id: UUID, name: str) -> str:
     query = select(Agent.slug).where(Agent.workspace_id == workspace_id, Agent.slug.in_(numbered))
     taken = set(await db.scalars(query))
     free = (candidate for candidate in numbered if candidate not in taken)
-    return next(free, f"{slug}-{new_id().hex[-12:]}")
+    return next(free, None) or unused_slug(name)
+
+
+def unused_slug(name: str) -> str:
+    """Return the slug of a name with random digits behind it, which no agent has."""
+    return f"{slug_of(name)}-{new_id().hex[-12:]}"
