@@ -134,6 +134,8 @@ def _error(problem: dict[str, Any], status: int) -> dict[str, Any]:
     code: str = problem["code"]
     given: str = problem.get("openai_code") or _CODES.get(code, code.replace("-", "_"))
     faults: list[dict[str, Any]] = problem.get("errors") or []
+    if faults and "loc" not in faults[0]:  # of an answer, not of the request
+        faults = []
     if faults and faults[0]["type"] == "missing":
         given = "missing_required_parameter"
     param = problem.get("param") or _PARAMETERS.get(code) or _name_of(faults)

@@ -36,6 +36,11 @@ PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+NO_SCHEMA = {"type": "json_schema"}
+ARRAY_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "list", "schema": {"type": "array"}},
+}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
 
@@ -311,7 +316,9 @@ FUNCTION: dict[str, Any] = {"type": "function"}
         ("modalities", "unsupported_parameter", {"modalities": ["text", "audio"]}),
         ("audio", "unsupported_parameter", {"audio": {"voice": "alloy"}}),
         ("web_search_options", "unsupported_parameter", {"web_search_options": {}}),
-        ("response_format", "unsupported_parameter", {"response_format": {"type": "json_object"}}),
+        ("response_format.type", "invalid_value", {"response_format": {"type": "xml"}}),
+        ("response_format.json_schema", "invalid_value", {"response_format": NO_SCHEMA}),
+        ("response_format.json_schema.schema", "invalid_value", {"response_format": ARRAY_FORMAT}),
         ("tools[0].type", "unsupported_value", {"tools": [{"type": "web_search"}]}),
         ("tools[0].function", "missing_required_parameter", {"tools": [FUNCTION]}),
         (

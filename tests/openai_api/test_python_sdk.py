@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from openai.types.responses import EasyInputMessageParam, FunctionToolParam
+from pydantic import BaseModel
 
 from tests.openai_api.conftest import add_agent, server_of
 from tests.support.provider import Fault, Provider
@@ -24,6 +25,11 @@ WEATHER: ChatCompletionToolParam = {
     },
 }
 HI: ChatCompletionMessageParam = {"role": "user", "content": "Hi"}
+
+
+class TicketOrder(BaseModel):
+    city: str
+    tickets: int
 
 
 pytestmark = pytest.mark.usefixtures("provider")
@@ -329,3 +335,13 @@ def test_response_that_would_be_stored_is_refused(client: OpenAI) -> None:
         client.responses.create(model="agent-ada", input="Hi")
 
     assert (refused.value.param, refused.value.code) == ("store", "unsupported_parameter")
+
+
+def test_typed_answer_is_parsed(client: OpenAI, provider: Provider) -> None:
+    provider.chat.text = '{"city": "Oslo", "tickets": 2}'
+
+    answer = client.chat.completions.parse(
+        model="agent-ada", messages=[HI], response_format=TicketOrder
+    )
+
+    assert answer.choices[0].message.parsed == TicketOrder(city="Oslo", tickets=2)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from app.http.openai_errors import InvalidParameter
+from app.routers.openai.answer_format import answer_format
 from app.schemas.openai_chat import ChatCompletionCreate
 from app.services.ports import ONE_FUNCTION, ChatOptions, ToolDefinition
 from app.services.prompt_lines import (
@@ -58,6 +59,7 @@ def turn_request(body: ChatCompletionCreate) -> TurnRequest:
         system_prompt=_PARAGRAPH.join(instructions) or None,
         temperature=body.temperature,
         max_output_tokens=body.max_completion_tokens or body.max_tokens,
+        answer_format=answer_format(body.response_format, "response_format", "json_schema"),
     )
 
 
@@ -73,10 +75,6 @@ def _refuse_unsupported(body: ChatCompletionCreate) -> None:
         raise InvalidParameter(name, "Log probabilities are not supported.", _UNSUPPORTED)
     if "audio" in (more.get("modalities") or ()):
         raise InvalidParameter("modalities", "Answers are text alone.", _UNSUPPORTED)
-    if body.response_format and body.response_format.get("type") != "text":
-        raise InvalidParameter(
-            "response_format", "Only the response format `text` is supported.", _UNSUPPORTED
-        )
 
 
 def _options(body: ChatCompletionCreate, choice: str | None) -> ChatOptions:

@@ -1,8 +1,9 @@
 """Read a request for a response: input items become a prompt, parameters a `TurnRequest`."""
 
-from typing import Any, cast
+from typing import Any
 
 from app.http.openai_errors import InvalidParameter
+from app.routers.openai.answer_format import answer_format
 from app.routers.openai.chat_request import choose_tools, read_messages, tool_definition
 from app.schemas.openai_responses import ResponseCreate
 from app.services.ports import ChatOptions, ToolDefinition
@@ -37,6 +38,7 @@ def turn_request(body: ResponseCreate) -> TurnRequest:
         system_prompt=_PARAGRAPH.join(instructions) or None,
         temperature=body.temperature,
         max_output_tokens=body.max_output_tokens,
+        answer_format=answer_format((body.text or {}).get("format"), "text.format"),
     )
 
 
@@ -52,9 +54,6 @@ def _refuse_unsupported(body: ResponseCreate) -> None:
         raise InvalidParameter(
             "truncation", "Nothing is left out of the input: only `disabled` is supported.", _VALUE
         )
-    form: Any = (body.text or {}).get("format") or {}
-    if not isinstance(form, dict) or cast("dict[str, Any]", form).get("type", "text") != "text":
-        raise InvalidParameter("text.format", "Only the format `text` is supported.", _UNSUPPORTED)
 
 
 def _read_input(body: ResponseCreate) -> tuple[list[str], list[PromptLine]]:

@@ -1,6 +1,6 @@
 """What the endpoints of unstored turns share: start one, and give its answer in a dialect."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -130,6 +130,7 @@ class UnstoredAnswer:
     def __init__(self, live: LiveTurn, dialect: Dialect) -> None:
         self._live = live
         self._dialect = dialect
+        self._is_typed = live.record.has_answer_schema
         live.client_count += 1
 
     async def response(self, receive: Receive, *, is_stream: bool) -> Response:
@@ -156,8 +157,11 @@ class UnstoredAnswer:
         """Yield the stream; raises the turn's error as long as nothing was yielded."""
         has_begun = False
         async with aclosing(follow_here(self._live, _SILENCE_SECONDS)) as batches:
-            async for values in batches:
-                is_over = bool(values) and values[-1].type in TERMINAL
+            async for batch in batches:
+                is_over = bool(batch) and batch[-1].type in TERMINAL
+                values = self._shown(batch)
+                if batch and not values:
+                    continue
                 if not has_begun:
                     if values and not is_over and not any(isinstance(v, _SHOWN) for v in values):
                         continue
@@ -170,8 +174,17 @@ class UnstoredAnswer:
                     yield frames
         if not has_begun:
             self._raise_error()
-        error = self._live.outcome.error if self._live.outcome else None
+        outcome = self._live.outcome
+        error = outcome.error if outcome else None
+        if outcome and not error and self._is_typed and outcome.content:
+            yield self._dialect.encode([OutputTextDelta(outcome.content)])
         yield self._encode_error(error) if error else self._dialect.complete(self._live)
+
+    def _shown(self, values: Sequence[EventValue]) -> Sequence[EventValue]:
+        """Leave out the text of an answer that may be rejected: it is sent once it is valid."""
+        if not self._is_typed:
+            return values
+        return [value for value in values if not isinstance(value, OutputTextDelta)]
 
     def _encode_error(self, error: AppError) -> bytes:
         return self._dialect.fail(error_body(error))

@@ -182,6 +182,12 @@ class TurnRecord:
     """False for an unstored turn: its row has no session, and neither messages nor events."""
 
     @property
+    def has_answer_schema(self) -> bool:
+        """True where the answer must be JSON."""
+        of_request = self.request is not None and self.request.answer_format is not None
+        return of_request or self.persona.output_schema is not None
+
+    @property
     def has_sound(self) -> bool:
         """True if the user message is a recording, or the answer is spoken."""
         return self.modality is Modality.VOICE or self.output is Modality.VOICE

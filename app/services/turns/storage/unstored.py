@@ -149,6 +149,10 @@ def _new_record(
         raise ToolsNotTaken("This agent has tools of its own: send the request without `tools`.")
     persona = _persona_of_request(stored, request)
     texts = _texts(request)
+    chosen = request.answer_format
+    schema = chosen.format.schema if chosen else persona.output_schema
+    if schema is not None:
+        texts = [*texts, orjson.dumps(schema).decode()]
     require_room_for_all(persona, account.context_tokens, texts)
     lines = [PromptMessage("", text) for text in texts]
     return TurnRecord(
