@@ -210,8 +210,8 @@ def _errors(method: str, path: str, operation: dict[str, Any]) -> list[int]:
         statuses.update(_AUTHENTICATED)
     if "requestBody" in operation:
         statuses.update(_WITH_BODY)
-    if "requestBody" in operation or operation.get("parameters"):
-        statuses.add(422)
+    if "system" not in operation.get("tags", ()) or operation.get("parameters"):
+        statuses.add(422)  # of unknown query parameters, if of nothing else
     if path.startswith(_OPENAI_PREFIX) and 422 in statuses:  # noqa: PLR2004
         statuses = statuses - {422} | {400}
     return sorted(statuses)
