@@ -99,6 +99,11 @@ class AnswerFormat:
         return cls(ResponseFormat(stored["name"], schema, stored["is_strict"]), stored["speak"])
 
 
+def schema_of_answer(persona: Persona, chosen: AnswerFormat | None) -> Mapping[str, Any] | None:
+    """Return the schema of an answer: the one that was chosen for it, else the agent's."""
+    return chosen.format.schema if chosen else persona.output_schema
+
+
 @value_object(frozen=True, slots=True)
 class TurnRequest:
     """What one turn asks for beside its message; stored, so that a later attempt has it, too."""
@@ -184,8 +189,8 @@ class TurnRecord:
     @property
     def has_answer_schema(self) -> bool:
         """True where the answer must be JSON."""
-        of_request = self.request is not None and self.request.answer_format is not None
-        return of_request or self.persona.output_schema is not None
+        chosen = self.request.answer_format if self.request else None
+        return schema_of_answer(self.persona, chosen) is not None
 
     @property
     def has_sound(self) -> bool:

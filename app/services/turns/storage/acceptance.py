@@ -42,6 +42,7 @@ from app.services.turns.records import (
     TurnOptions,
     TurnRecord,
     TurnRequest,
+    schema_of_answer,
 )
 from app.services.turns.storage import file_uses, idempotency_keys, turn_statements
 from app.services.turns.storage.repetition import UNSETTLED_IDS, run_again_or_find
@@ -247,7 +248,7 @@ def _schema_text(persona: Persona, options: TurnOptions, output: Modality) -> st
     Raises `SpeechNotNamed` where nothing says what of it is read aloud.
     """
     chosen = options.answer_format
-    schema = chosen.format.schema if chosen else persona.output_schema
+    schema = schema_of_answer(persona, chosen)
     if schema is None:
         return ""
     if output is Modality.VOICE and not (chosen.speak if chosen else persona.output_speak):

@@ -32,6 +32,7 @@ from app.services.turns.records import (
     TurnOptions,
     TurnRecord,
     TurnRequest,
+    schema_of_answer,
 )
 from app.services.turns.storage import idempotency_keys, leases, turn_statements
 from app.services.turns.storage.acceptance import (
@@ -149,8 +150,7 @@ def _new_record(
         raise ToolsNotTaken("This agent has tools of its own: send the request without `tools`.")
     persona = _persona_of_request(stored, request)
     texts = _texts(request)
-    chosen = request.answer_format
-    schema = chosen.format.schema if chosen else persona.output_schema
+    schema = schema_of_answer(persona, request.answer_format)
     if schema is not None:
         texts = [*texts, orjson.dumps(schema).decode()]
     require_room_for_all(persona, account.context_tokens, texts)
