@@ -28,10 +28,10 @@ from app.services.mcp_service.worker_process import (
     McpWorkerProcess,
     WorkerRequest,
     carry_events,
-    end_process,
     spawn_worker,
 )
 from app.services.sandbox.frames import Fields
+from app.services.sandbox.subprocesses import end_process
 
 logger = logging.getLogger(__name__)
 

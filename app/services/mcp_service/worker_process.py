@@ -21,7 +21,6 @@ from app.services.sandbox.frames import (
 from app.services.sandbox.subprocesses import start_process
 
 _READ_BYTES = 1 << 20
-_END_SECONDS = 2.0
 _TLS_ROOTS = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 """Each reserves 64 MB of address space, which the limit of memory counts."""
@@ -119,16 +118,3 @@ def _take(worker: McpWorkerProcess, fields: Fields) -> None:
         case _:
             if request := worker.requests.get(int(fields["id"])):
                 request.take(fields)
-
-
-async def end_process(process: Process) -> None:
-    """Close its stdin, which is its sign to go, then insist."""
-    with anyio.CancelScope(shield=True):
-        if process.stdin is not None:
-            process.stdin.close()
-        with anyio.move_on_after(_END_SECONDS):
-            await process.wait()
-            return
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

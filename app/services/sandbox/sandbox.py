@@ -9,7 +9,6 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Self
 
 import anyio
@@ -28,7 +27,7 @@ from app.services.sandbox.frames import (
     encode_frame,
 )
 from app.services.sandbox.limits import JobLimits
-from app.services.sandbox.subprocesses import start_process
+from app.services.sandbox.subprocesses import end_process, start_process
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ _ATTEMPTS = 2
 _SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """A process with threads cannot be forked safely."""
 _READ_BYTES = 1 << 20
-_END_SECONDS = 2.0
 
 
 class _Worker:
@@ -224,7 +222,7 @@ class Sandbox:
         finally:
             self._worker = None
             self._rescue(worker)
-            await _end(process)
+            await end_process(process)
         return worker.is_ready
 
     async def _carry_events(self, worker: _Worker) -> None:
@@ -274,16 +272,3 @@ def _result(fields: Fields, payload: bytes) -> JobOutput | JobCrashed:
 
 def _unavailable() -> WorkerUnavailable:
     return WorkerUnavailable("Uploads cannot be read at the moment.", retry_after_seconds=5)
-
-
-async def _end(process: Process) -> None:
-    """Close its stdin, which is its sign to go, then insist."""
-    with anyio.CancelScope(shield=True):
-        if process.stdin is not None:
-            process.stdin.close()
-        with anyio.move_on_after(_END_SECONDS):
-            await process.wait()
-            return
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -2,9 +2,12 @@
 
 import asyncio
 from asyncio.subprocess import Process
+from contextlib import suppress
 from typing import Any
 
 import anyio
+
+_END_SECONDS = 2.0
 
 
 async def start_process(*command: str, **options: Any) -> Process:
@@ -16,3 +19,16 @@ async def start_process(*command: str, **options: Any) -> Process:
     with anyio.CancelScope(shield=True):
         processes.append(await asyncio.create_subprocess_exec(*command, **options))
     return processes[0]
+
+
+async def end_process(process: Process) -> None:
+    """Close its stdin, which is its sign to go, and kill it after 2 s; not to be cancelled."""
+    with anyio.CancelScope(shield=True):
+        if process.stdin is not None:
+            process.stdin.close()
+        with anyio.move_on_after(_END_SECONDS):
+            await process.wait()
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
