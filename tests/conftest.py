@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.database.migrations import upgrade
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.support import (
     compiled_statements,
     documented_statuses,
@@ -32,7 +32,7 @@ from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscr
 from tests.support.postgres import PgBouncer, PostgresServer
 from tests.support.recycled_databases import RecycledDatabases
 from tests.support.tools import IN_CI, missing_tool
-from tests.support.turns import assert_nothing_is_left, assert_nothing_stays_registered
+from tests.support.turns import assert_nothing_is_left, assert_nothing_stays_registered, open_server
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -196,7 +196,7 @@ def providers(
 async def state(
     settings: Settings, database: Database, providers: Providers
 ) -> AsyncIterator[State]:
-    async with build_state(settings, database, providers) as state:
+    async with open_server(settings, database, providers) as state:
         yield state
         await assert_nothing_stays_registered(state["turns"])
     await assert_nothing_is_left(database)
@@ -216,7 +216,7 @@ def second_server(settings: Settings, database: Database, providers: Providers) 
     async def start(**changes: Any) -> AsyncGenerator[State]:
         own_providers: Any = {name: changes.pop(name, each) for name, each in providers.items()}
         own_settings = settings.model_copy(update=changes)
-        async with build_state(own_settings, database, own_providers) as other:
+        async with open_server(own_settings, database, own_providers) as other:
             yield other
             await assert_nothing_stays_registered(other["turns"])
 

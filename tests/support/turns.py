@@ -1,16 +1,19 @@
 """What tests of turns share: a provider that waits, a dead server, and what must not be left."""
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 import anyio
 from sqlalchemy import or_, select, update
 
+from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import Caller
 from app.models import Turn, TurnStatus, utc_now
 from app.services.turns import Reply, TurnEngine
 from app.services.turns.execution.live_turn import LiveTurn
+from app.state import Providers, State, build_state
 from tests.support.waiting import until
 
 LIVE = {TurnStatus.QUEUED, TurnStatus.IN_PROGRESS}
@@ -90,6 +93,23 @@ async def assert_nothing_stays_registered(engine: TurnEngine) -> None:
     with suppress(TimeoutError):
         await until(lambda: not registered())
     assert not registered(), f"the engine still has {registered()}"
+
+
+@asynccontextmanager
+async def open_server(
+    settings: Settings, database: Database, providers: Providers
+) -> AsyncGenerator[State]:
+    """Build a server's state; on SQLite it has looked for turns of stopped servers.
+
+    The only server of a SQLite file takes over all turns that are not its own. A test that has two
+    servers on one file begins once both have done so.
+    """
+    async with build_state(settings, database, providers) as state:
+        if database.is_sqlite:
+            maintenance = state["turns"]._maintenance  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            with anyio.fail_after(20):
+                await maintenance.first_round.wait()
+        yield state
 
 
 async def reply_to_text(

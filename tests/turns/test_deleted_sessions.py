@@ -13,8 +13,9 @@ from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Budget, KeptUsage, Session, Turn
 from app.services.turns.errors import TurnLost
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import open_server
 from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
@@ -54,7 +55,7 @@ async def test_running_turn_is_cancelled_and_billed(
     gate = Gate()
     held = FakeChatModel()
     held.while_thinking = gate
-    async with build_state(settings, database, {**providers, "chat_model": held}) as other:
+    async with open_server(settings, database, {**providers, "chat_model": held}) as other:
         chat_model = providers["chat_model"]
         assert isinstance(chat_model, FakeChatModel)
         chat_model.while_thinking = gate

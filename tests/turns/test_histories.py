@@ -20,9 +20,10 @@ from app.services.turns.context.history_cache import (
 )
 from app.services.turns.context.prompt import LOADED_MESSAGES
 from app.services.turns.records import HistoryMessage
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import open_server
 from tests.turns.test_voice_turns import upload
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +100,7 @@ async def test_what_other_servers_answered_meanwhile_is_shown(
 ) -> None:
     await talk(client, session_id, chat_model, "one", "two")
     async with (
-        build_state(settings, database, providers) as other,
+        open_server(settings, database, providers) as other,
         client_of(settings, other) as elsewhere,
     ):
         await talk(elsewhere, session_id, chat_model, "three", "four")

@@ -27,6 +27,7 @@ from app.state import Providers, State, build_state
 from tests.conftest import Postgres, client_of
 from tests.faults.commit_proxy import CommitProxy, Loss, commit_proxy
 from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import open_server
 from tests.test_postgres_runner import ADD
 from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
@@ -262,7 +263,7 @@ async def test_turn_on_another_server_is_cancelled_when_the_request_had_no_answe
     proxy: Losing,
     loss: Loss,
 ) -> None:
-    async with build_state(settings, database, providers) as other:
+    async with open_server(settings, database, providers) as other:
         gate = Gate()
         chat_model.while_thinking = gate
         turn = await other["turns"].start(ADMIN, UUID(session_id), "Hi")

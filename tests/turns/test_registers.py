@@ -21,8 +21,9 @@ from app.services.turns.errors import ServerDraining
 from app.services.turns.execution.reconciliation import RegisterReconciler
 from app.services.turns.storage import leases
 from app.services.usage import StorageMeter
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
+from tests.support.turns import open_server
 from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
@@ -60,7 +61,7 @@ async def test_queued_turn_that_another_server_runs_leaves_the_register_when_it_
     gate = Gate()
     chat_model.while_thinking = gate
     first = state["turns"]
-    async with build_state(settings, database, providers) as other:
+    async with open_server(settings, database, providers) as other:
         second = other["turns"]
         queued = await queue_behind_another_server(first, second, gate, session_id)
         gate.opened.set()

@@ -13,9 +13,9 @@ from app.core.security import ADMIN
 from app.models import BusyPolicy, Message, Turn, TurnStatus
 from app.services.turns import TurnOptions
 from app.services.turns.storage import leases
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import Gate
+from tests.support.turns import Gate, open_server
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ async def test_a_server_that_starts_leaves_it_alone(
 ) -> None:
     turn_id = await waiting_turn(database, state, chat_model, session_id)
     asked = len(chat_model.requests)
-    async with build_state(settings, database, providers) as restarted:
+    async with open_server(settings, database, providers) as restarted:
         other = await restarted["turns"].find(ADMIN, turn_id)
         assert other.record.status is TurnStatus.REQUIRES_ACTION
 

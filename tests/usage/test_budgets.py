@@ -17,11 +17,11 @@ from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID, Caller
 from app.models import Budget, Message, Turn
 from app.services.turns import LiveTurn
 from app.services.usage.errors import BudgetExhausted, TooManyTurns
-from app.state import Providers, State, build_state
+from app.state import Providers, State
 from tests.conftest import StartServer
 from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import Gate, reply_to_text
+from tests.support.turns import Gate, open_server, reply_to_text
 
 pytestmark = pytest.mark.anyio
 
@@ -179,8 +179,8 @@ async def test_two_servers_share_the_limits(
     # Two processes on one SQLite file are not possible: there they are two of one pool.
     own = database if database.is_sqlite else Database.from_settings(settings)
     async with (
-        build_state(limited, database, providers) as first,
-        build_state(limited, own, providers) as second,
+        open_server(limited, database, providers) as first,
+        open_server(limited, own, providers) as second,
     ):
         started, refused = await start_in_all([first, second], session_ids)
         gate.opened.set()

@@ -141,7 +141,7 @@ class TurnEngine:
         reconciler = RegisterReconciler(
             self._database, self._owner_id, self._turns, self.recover, self._remote_outcomes.leave
         )
-        maintenance = Maintenance(
+        self._maintenance = Maintenance(
             self._database,
             self._owner_id,
             self._turns,
@@ -155,7 +155,7 @@ class TurnEngine:
         )
         async with anyio.create_task_group() as background:
             await background.start(self._tasks.run)
-            maintenance.start(background)
+            self._maintenance.start(background)
             background.start_soon(self._remote_turns.run)
             try:
                 yield

@@ -68,6 +68,8 @@ class Maintenance:
         self._histories = histories
         self._expire_actions = expire_actions
         self._has_recovered = False
+        self.first_round = anyio.Event()
+        """Set once turns of stopped servers were looked for."""
         self._warned_at = -math.inf
         self._database_was_available = True
         """False after a round without the database: other servers must renew their leases first."""
@@ -128,6 +130,7 @@ class Maintenance:
         may_claim = not self._has_recovered if alone else was_steady
         if may_claim and not self._draining.is_set():
             await self._reconciler.claim(self._recover_expired)
+            self.first_round.set()
         self._database_was_available = True
         await self._reconciler.compare(owned, may_take_on=not self._draining.is_set())
 
