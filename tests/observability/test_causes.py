@@ -35,6 +35,7 @@ from tests.observability.world import World, world_of
 from tests.support import planted_secrets
 from tests.support.fake_providers import FakeChatModel
 from tests.support.provider import Fault, Provider
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -196,8 +197,7 @@ async def fill_the_queue(world: World) -> list[Line]:
         async with anyio.create_task_group() as group:
             for _ in range(QUEUE_LIMIT):
                 group.start_soon(world.say)
-            while engine.turn_counts()["queued"] < QUEUE_LIMIT:
-                await anyio.sleep(0.01)
+            await until(lambda: engine.turn_counts()["queued"] >= QUEUE_LIMIT)
             answers.append(await world.say())
             group.cancel_scope.cancel()
         world.provider.chat.token_delay_seconds = 0

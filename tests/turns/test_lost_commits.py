@@ -28,6 +28,7 @@ from tests.conftest import Postgres, client_of
 from tests.faults.commit_proxy import CommitProxy, Loss, commit_proxy
 from tests.support.fake_providers import FakeChatModel
 from tests.support.turns import open_server
+from tests.support.waiting import until
 from tests.test_postgres_runner import ADD
 from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
@@ -133,9 +134,7 @@ async def test_message_is_taken_on_when_its_client_left_before_the_commit_was_lo
         proxy.then = group.cancel_scope.cancel
         group.start_soon(state["turns"].start, ADMIN, UUID(session_id), "Hi")
 
-    with anyio.fail_after(60):
-        while await statuses(database) != [TurnStatus.COMPLETED]:
-            await anyio.sleep(0.02)
+    await until_statuses(database, TurnStatus.COMPLETED)
     async with database.reading() as db:
         assert (await db.scalars(select(Turn.attempt))).all() == [1]
 
@@ -221,9 +220,7 @@ async def test_events_of_a_checkpoint_whose_commit_had_no_answer_are_stored_once
     proxy.next_loss = ("checkpoint", loss)
     turn = await state["turns"].start(ADMIN, UUID(session_id), "Hi")
     await gate.arrived.wait()
-    with anyio.fail_after(60):
-        while turn.log.unstored_events() or turn.has_unknown_commit:
-            await anyio.sleep(0.02)
+    await until(lambda: not (turn.log.unstored_events() or turn.has_unknown_commit))
     stored = await event_numbers(database)
     gate.opened.set()
     await state["turns"].result(turn)
@@ -318,9 +315,7 @@ async def test_turns_that_were_taken_over_in_an_unknown_commit_are_run(
         turn = await engine.start(ADMIN, UUID(session_id), "Hi")
         await gate.arrived.wait()
 
-    with anyio.fail_after(60):
-        while await statuses(database) != [TurnStatus.COMPLETED]:
-            await anyio.sleep(0.05)
+    await until_statuses(database, TurnStatus.COMPLETED)
 
     assert proxy.lost["recovery"] == 1
     async with database.reading() as db:
@@ -384,6 +379,15 @@ PID = PreparedStatement(lambda _: select(func.pg_backend_pid()))
 async def statuses(database: Database) -> list[TurnStatus]:
     async with database.reading() as db:
         return list((await db.scalars(select(Turn.status).order_by(Turn.user_seq))).all())
+
+
+async def until_statuses(database: Database, *expected: TurnStatus) -> None:
+    """Wait until the session's turns have these statuses."""
+
+    async def are_stored() -> bool:
+        return await statuses(database) == list(expected)
+
+    await until(are_stored)
 
 
 async def event_numbers(database: Database) -> list[int]:

@@ -21,6 +21,7 @@ from tests.support.application import client_of
 from tests.support.fake_providers import FakeChatModel, FakeSpeaker, FakeTranscriber
 from tests.support.sse import parse
 from tests.support.turns import Gate, abandon, wait_until_settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -304,8 +305,7 @@ async def test_turns_taken_over_after_a_crash_keep_their_output(
             lambda: say(client, sessions[0], EVENTS), lambda: hear(client, sessions[1], speech)
         )):  # fmt: skip
             group.start_soon(send)
-            while gate.waiting <= number:
-                await anyio.sleep(0.01)
+            await until(lambda arrived=number: gate.waiting > arrived)
         async with database.reading() as db:
             rows = await db.execute(select(Turn.session_id, Turn.id))
             by_session = {str(session): turn for session, turn in rows}

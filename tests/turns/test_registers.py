@@ -24,6 +24,7 @@ from app.services.usage import StorageMeter
 from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
 from tests.support.turns import open_server
+from tests.support.waiting import until
 from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
@@ -205,9 +206,10 @@ async def test_live_row_of_a_server_that_does_not_run_it_is_taken_on(
     chat_model.while_thinking = None
     register_of(engine).pop(turn.record.id)  # as if the answer of its COMMIT was never read
 
-    with anyio.fail_after(60):
-        while await stored(database, turn) != (TurnStatus.COMPLETED, 2):
-            await anyio.sleep(0.05)
+    async def is_run_again() -> bool:
+        return await stored(database, turn) == (TurnStatus.COMPLETED, 2)
+
+    await until(is_run_again)
     gate.opened.set()
     await assert_nothing_is_left(database, [engine])
 
@@ -273,9 +275,7 @@ async def test_one_failing_checkpoint_does_not_stop_those_of_other_turns(
     broken, *others = turns
     broken.log.unstored_events = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]  # a bug of ours
 
-    with anyio.fail_after(60):
-        while any(turn.log.unstored_events() for turn in others):
-            await anyio.sleep(0.02)
+    await until(lambda: not any(turn.log.unstored_events() for turn in others))
     del broken.log.unstored_events
     gate.opened.set()
     with anyio.fail_after(60):
