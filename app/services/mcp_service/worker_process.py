@@ -1,6 +1,5 @@
 """The worker process for MCP as the server sees it: its pipes, and the requests it has in hand."""
 
-import asyncio
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -10,14 +9,7 @@ import anyio
 
 from app.services.mcp_port import McpProgress, OnProgress
 from app.services.sandbox.environment import minimal_environment
-from app.services.sandbox.frames import (
-    HEAD,
-    Fields,
-    ProtocolBroken,
-    decode_fields,
-    decode_head,
-    encode_frame,
-)
+from app.services.sandbox.frames import Fields, encode_frame, receive_frame
 from app.services.sandbox.subprocesses import start_process
 
 _READ_BYTES = 1 << 20
@@ -94,16 +86,13 @@ async def carry_events(worker: McpWorkerProcess) -> None:
     stream = worker.process.stdout
     assert stream is not None  # noqa: S101  # it was made with a pipe
     try:
-        while True:
-            json_bytes, _ = decode_head(await stream.readexactly(HEAD.size))
-            fields = decode_fields(await stream.readexactly(json_bytes))
+        while frame := await receive_frame(stream):
+            fields, _ = frame
             worker.heard_at = time.monotonic()
             if fields["event"] == "missing":
                 worker.missing = str(fields["package"])
                 return
             _take(worker, fields)
-    except (asyncio.IncompleteReadError, ConnectionError, ProtocolBroken):
-        return
     except (KeyError, TypeError, ValueError):  # what it read has taken it over
         worker.kill()
 
