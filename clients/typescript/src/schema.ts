@@ -4203,6 +4203,11 @@ export interface components {
             error: components["schemas"]["TurnError"] | null;
             /** Finish Reason */
             finish_reason: string | null;
+            /**
+             * Stop Reason
+             * @description The limit of the agent's `tool_policy` that ended its calls, if one did.
+             */
+            stop_reason: ("max_steps" | "max_calls" | "max_usd_per_turn") | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];
@@ -4278,6 +4283,11 @@ export interface components {
             error: components["schemas"]["TurnError"] | null;
             /** Finish Reason */
             finish_reason: string | null;
+            /**
+             * Stop Reason
+             * @description The limit of the agent's `tool_policy` that ended its calls, if one did.
+             */
+            stop_reason: ("max_steps" | "max_calls" | "max_usd_per_turn") | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];
