@@ -339,8 +339,9 @@ class TurnRead(Response):
     ended_at: datetime | None
     error: TurnError | None
     finish_reason: str | None
-    stop_reason: Literal["max_steps", "max_calls", "max_usd_per_turn"] | None = Field(
-        description="The limit of the agent's `tool_policy` that ended its calls, if one did."
+    stop_reason: str | None = Field(
+        description="The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or "
+        "`max_usd_per_turn`."
     )
     model: str | None
     usage: TurnUsageRead

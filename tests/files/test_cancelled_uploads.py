@@ -34,11 +34,13 @@ async def test_cancelled_upload_leaves_no_file_open() -> None:
         await application(scope, receive, send)
 
     transport = httpx2.ASGITransport(serve)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
-        async with anyio.create_task_group() as tasks:
-            files = {"file": ("large.bin", TWO_MEGABYTES)}
-            tasks.start_soon(lambda: client.post("/files", files=files))
-            await arrived.wait()
-            tasks.cancel_scope.cancel()
+    async with (
+        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
+        anyio.create_task_group() as tasks,
+    ):
+        files = {"file": ("large.bin", TWO_MEGABYTES)}
+        tasks.start_soon(lambda: client.post("/files", files=files))
+        await arrived.wait()
+        tasks.cancel_scope.cancel()
 
     assert [upload.file.closed for upload in uploads] == [True]

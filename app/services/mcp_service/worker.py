@@ -30,11 +30,11 @@ class EventWriter:
         self._writer = writer
         self._lock = anyio.Lock()
 
-    async def send(self, fields: Fields) -> None:
+    async def send(self, fields: Fields, payload: bytes = b"") -> None:
         """Write one frame; ends the process where nobody reads any more."""
         async with self._lock:
             try:
-                self._writer.write(encode_frame(fields))
+                self._writer.write(encode_frame(fields, payload))
                 await self._writer.drain()
             except OSError:
                 os._exit(0)

@@ -26,6 +26,8 @@ class WorkerRequest:
         self.changed = anyio.Event()
         self.question: Fields | None = None
         self.end: Fields | None = None
+        self.images = b""
+        """Of its result, one after the other."""
 
     def take(self, fields: Fields) -> None:
         """Take an event of the worker's about it."""
@@ -87,17 +89,17 @@ async def carry_events(worker: McpWorkerProcess) -> None:
     assert stream is not None  # noqa: S101  # it was made with a pipe
     try:
         while frame := await receive_frame(stream):
-            fields, _ = frame
+            fields, payload = frame
             worker.heard_at = time.monotonic()
             if fields["event"] == "missing":
                 worker.missing = str(fields["package"])
                 return
-            _take(worker, fields)
+            _take(worker, fields, payload)
     except (KeyError, TypeError, ValueError):  # what it read has taken it over
         worker.kill()
 
 
-def _take(worker: McpWorkerProcess, fields: Fields) -> None:
+def _take(worker: McpWorkerProcess, fields: Fields, payload: bytes) -> None:
     match fields["event"]:
         case "ready":
             worker.is_ready = True
@@ -106,4 +108,5 @@ def _take(worker: McpWorkerProcess, fields: Fields) -> None:
             pass
         case _:
             if request := worker.requests.get(int(fields["id"])):
+                request.images = payload
                 request.take(fields)

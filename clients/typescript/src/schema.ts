@@ -4205,9 +4205,9 @@ export interface components {
             finish_reason: string | null;
             /**
              * Stop Reason
-             * @description The limit of the agent's `tool_policy` that ended its calls, if one did.
+             * @description The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or `max_usd_per_turn`.
              */
-            stop_reason: ("max_steps" | "max_calls" | "max_usd_per_turn") | null;
+            stop_reason: string | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];
@@ -4285,9 +4285,9 @@ export interface components {
             finish_reason: string | null;
             /**
              * Stop Reason
-             * @description The limit of the agent's `tool_policy` that ended its calls, if one did.
+             * @description The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or `max_usd_per_turn`.
              */
-            stop_reason: ("max_steps" | "max_calls" | "max_usd_per_turn") | null;
+            stop_reason: string | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];
