@@ -53,7 +53,8 @@ class AppError(Exception):
     first line of its docstring is the title that clients see. `detail` is for the
     client: it holds no secret, no provider's words and no input. `extensions` are further members
     of the problem document, such as the id of the turn that failed; `quota` is the limit that was
-    reached, if one was.
+    reached, if one was. `has_effects`: what was done before it failed is not undone, so clients are
+    told not to send the request again by themselves.
     """
 
     kind: ClassVar[ErrorKind]
@@ -65,6 +66,7 @@ class AppError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.extensions: dict[str, Any] = {}
         self.quota: Quota | None = None
+        self.has_effects = False
 
     @classmethod
     def title(cls) -> str:

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from typing_extensions import override
 
 from app.http.compression import compressed
-from app.http.multipart import read_multipart
+from app.http.multipart import close_files, read_multipart
 from app.http.permissions import endpoint_policy
 from app.http.problems import PROBLEM_RESPONSES
 from app.http.query_parameters import require_known_parameters
@@ -90,9 +90,14 @@ class EndpointRoute(APIRoute):
             require_announced_length(request.headers.get("content-length", ""), limit_bytes)
             receive = bounded_receive(limit_bytes, request.receive)
             strict_request = _StrictRequest(request.scope, receive)
-            if is_form:  # FastAPI would answer every error of reading it in the same words
-                await strict_request.form()
-            return await handle(strict_request)
+            if not is_form:
+                return await handle(strict_request)
+            # FastAPI would answer every error of reading it in the same words.
+            form = await strict_request.form()
+            try:
+                return await handle(strict_request)
+            finally:
+                close_files(form)
 
         return handle_strictly
 

@@ -38,6 +38,13 @@ class _FileNamingParser(MultiPartParser):
         return bool(unfinished)
 
 
+def close_files(form: FormData) -> None:
+    """Close a form's files at once; Starlette's `close` does not where the request is cancelled."""
+    for _, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            value.file.close()
+
+
 async def read_multipart(request: Request, known: Sequence[str], **limits: Any) -> FormData:
     """Read a form of `multipart/form-data` whose parts are `known`, and each there once.
 

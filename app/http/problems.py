@@ -42,7 +42,7 @@ _STATUS = {
     ErrorKind.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
 }
 _TEMPORARY = {ErrorKind.TOO_MANY, ErrorKind.UNAVAILABLE}
-"""Always answered with `Retry-After`, also when a stored turn's error is replayed."""
+"""Answered with `Retry-After`, also when a stored turn's error is replayed."""
 _LONGEST_KEY = 64
 
 
@@ -141,10 +141,10 @@ def problem_response(error: AppError, request_id: str) -> Response:
     }
     headers: dict[str, str] = {}
     wait_seconds = error.retry_after_seconds
-    if wait_seconds is not None or error.kind in _TEMPORARY:
+    if error.kind is ErrorKind.CONFLICT or error.has_effects:
+        headers["x-should-retry"] = "false"  # OpenAI's SDKs retry 409 and 5xx by default
+    elif wait_seconds is not None or error.kind in _TEMPORARY:
         headers["Retry-After"] = str(max(1, math.ceil(wait_seconds or 0)))
-    if error.kind is ErrorKind.CONFLICT:
-        headers["x-should-retry"] = "false"  # OpenAI's SDKs retry a 409 by default
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RangeNotSatisfiable):

@@ -41,6 +41,7 @@ def turn_shape(turn: Turn) -> TurnRead:
         ended_at=turn.ended_at,
         error=_error(turn),
         finish_reason=turn.finish_reason,
+        stop_reason=turn.stop_reason,
         model=turn.model,
         usage=_usage(turn),
         timings=turn.timings or {},

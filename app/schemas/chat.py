@@ -339,6 +339,10 @@ class TurnRead(Response):
     ended_at: datetime | None
     error: TurnError | None
     finish_reason: str | None
+    stop_reason: str | None = Field(
+        description="The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or "
+        "`max_usd_per_turn`."
+    )
     model: str | None
     usage: TurnUsageRead
     timings: dict[str, float]

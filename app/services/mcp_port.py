@@ -68,7 +68,9 @@ class McpCall:
     arguments: Mapping[str, Any]
     timeout_seconds: float
     max_bytes: int
-    """Of all that the server answers."""
+    """Of all that the server answers, unless it has an image."""
+    max_image_bytes: int
+    """Of an answer with an image, as it is sent."""
     meta: Mapping[str, str]
     """What goes with the call as `_meta`."""
     question: Mapping[str, Any] | None = None
@@ -85,6 +87,8 @@ class McpResult:
     """JSON where the result is structured."""
     structured: Any = None
     """The structured result; `None` where there is none."""
+    images: Sequence[bytes] = field(default=(), repr=False)
+    """At most 4; nothing of them is checked."""
 
 
 @value_object(frozen=True, slots=True)

@@ -85,6 +85,7 @@ def call_of(
     *,
     timeout_seconds: float = 30,
     max_bytes: int = 1 << 20,
+    max_image_bytes: int = 6 << 20,
     **more: Any,
 ) -> McpCall:
     return McpCall(
@@ -94,6 +95,7 @@ def call_of(
         arguments or {},
         timeout_seconds,
         max_bytes,
+        max_image_bytes,
         more.pop("meta", {}),
         **more,
     )

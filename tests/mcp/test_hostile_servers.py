@@ -1,6 +1,9 @@
 """MCP servers that do harm: what they send is bounded, and no call waits for ever."""
 
+import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpcore2
@@ -12,7 +15,8 @@ from app.services.mcp_port import McpError, McpFailure, McpResult, McpTarget
 from app.services.mcp_service.client import McpWorkerClient
 from app.services.mcp_service.guarded_transport import Attempt, GuardedBackend, current_attempt
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
-from tests.mcp.conftest import WORKSPACE, call_of
+from tests.files import made
+from tests.mcp.conftest import WORKSPACE, SdkServer, call_of
 from tests.support.tool_server import Answer, ReceivedRequest, ToolServer, tool_server
 
 pytestmark = pytest.mark.anyio
@@ -169,6 +173,72 @@ async def test_answers_that_refuse_are_no_doubt(
         assert caught.value.failure is failure
         assert caught.value.answer == words or not words
         assert "no such order" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+async def test_answers_with_images_may_be_larger(
+    server: ToolServer, worker: McpWorkerClient, content_type: str
+) -> None:
+    def answer_with(*content: dict[str, Any]) -> Callable[[ReceivedRequest], Answer]:
+        def answer(request: ReceivedRequest) -> Answer:
+            value = result(request, {"content": content, "resultType": "complete"})
+            if content_type == "application/json":
+                return value
+            return Answer(body=b"data: " + value.body + b"\n\n", content_type=content_type)
+
+        return answer
+
+    def image(size: int) -> dict[str, Any]:
+        data = b64encode(made.png() + bytes(size)).decode()
+        return {"type": "image", "data": data, "mimeType": "image/png"}
+
+    text = {"type": "text", "text": "a picture"}
+    long = {"type": "text", "text": "x" * 1_500_000}
+    server.respond = Script(tools_call=answer_with(text, image(3_000_000), image(0)))
+    outcome = await worker.call(call_of(target(server), "draw"))
+    assert isinstance(outcome, McpResult)
+    assert outcome.text == "a picture"
+    assert [len(each) for each in outcome.images] == [3_000_000 + len(made.png()), len(made.png())]
+
+    for refused in ((image(5_000_000),), (long,), (image(0), long)):
+        server.respond = Script(tools_call=answer_with(*refused))
+        with pytest.raises(McpError) as caught:
+            await worker.call(call_of(target(server), "draw"))
+        assert caught.value.failure is McpFailure.TOO_LARGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_large_answers_are_refused_in_little_memory(
+    server: ToolServer, legacy_server: SdkServer
+) -> None:
+    """10 MB cost less than 1 MB, or 2 MB where their length is not announced."""
+
+    def status_kb(pid: int, name: str) -> int:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    def forget_peak(pid: int) -> None:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def small_or_large(request: ReceivedRequest) -> Answer:
+        size = request.json["params"]["arguments"]["characters"]
+        content = [{"type": "text", "text": "x" * size}]
+        return result(request, {"content": content, "resultType": "complete"})
+
+    server.respond = Script(tools_call=small_or_large)
+    async with McpWorkerClient(f"{server.allowed},{legacy_server.allowed}") as worker:
+        for place, most_kb in ((target(server), 1024), (legacy_server.target(), 2048)):
+            for _ in range(3):
+                await worker.call(call_of(place, "large", {"characters": 10}))
+            pid = worker.worker_pid or 0
+            forget_peak(pid)
+            before_kb = status_kb(pid, "VmRSS")
+
+            with pytest.raises(McpError) as caught:
+                await worker.call(call_of(place, "large", {"characters": 10_000_000}))
+
+            assert caught.value.failure is McpFailure.TOO_LARGE
+            assert status_kb(pid, "VmHWM") - before_kb < most_kb
 
 
 async def test_messages_without_end_are_cut(server: ToolServer, worker: McpWorkerClient) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.services.files.images import image_of
 from app.services.mcp_port import McpAnswer, McpCall, McpQuestion, McpResult, McpTarget
 from app.services.mcp_service.client import McpWorkerClient
 from app.services.mcp_service.programs import McpClientSet, read_programs
@@ -71,7 +72,7 @@ async def test_reference_server_over_http(everything: McpTarget) -> None:
     assert listing.server_name == "mcp-servers/everything"
     assert "hello" in echoed.text
     assert "5" in summed.text
-    assert "[an image that this model cannot see]" in image.text
+    assert image_of(image.images[0])
     assert set(structured.structured) == {"temperature", "conditions", "humidity"}
     assert wrong.is_error
 

@@ -16,6 +16,8 @@ from app.services.mcp_port import (
     McpResult,
     OnProgress,
 )
+from app.services.prompt_lines import PromptContent, PromptImage
+from tests.files.made import png as tiny_png
 from tests.mcp.conftest import accept, make_server
 from tests.support import planted_secrets
 from tests.support.fake_mcp import FakeMcp, mcp_tool
@@ -74,6 +76,34 @@ async def test_call_is_made_with_its_id_and_the_model_sees_the_result(
     assert call["result"] == '{"order":7}'
     shown = [line.content for line in chat_model.requests[-1].messages]
     assert '{"order":7}' in shown
+
+
+async def test_images_of_a_result_are_files_and_shown(
+    client: httpx2.AsyncClient,
+    agent_id: str,
+    session_id: str,
+    chat_model: ScriptedChatModel,
+    fake_mcp: FakeMcp,
+) -> None:
+    await give(client, agent_id)
+    chat_model.script = [(("shop__find", "{}"),)]
+    images = [tiny_png(), b"no image"]
+    fake_mcp.outcomes = [McpResult(is_error=False, text="two of them", images=images)]
+
+    await send(client, session_id)
+
+    call = await only_call(client)
+    lines = [
+        "two of them",
+        "[an image: image/png, 3 x 2 pixels]",
+        "[an image that cannot be shown]",
+    ]
+    assert call["result"].split("\n") == lines
+    [file] = call["files"]
+    assert (await client.get(f"/files/{file['file_id']}/content")).content == tiny_png()
+    shown = chat_model.requests[-1].messages[-1]
+    assert isinstance(shown, PromptContent)
+    assert shown.pieces[-1] == PromptImage("image/png", tiny_png())
 
 
 @pytest.mark.parametrize(

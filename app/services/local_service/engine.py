@@ -26,15 +26,8 @@ from app.services.local_service.sources import HUB_URL, Stopped
 from app.services.local_service.weights import WeightPaths, WeightsUnavailable, ensure_weights
 from app.services.ports import ProviderRejected, ProviderUnavailable
 from app.services.sandbox.environment import minimal_environment
-from app.services.sandbox.frames import (
-    HEAD,
-    Fields,
-    ProtocolBroken,
-    decode_fields,
-    decode_head,
-    encode_frame,
-)
-from app.services.sandbox.subprocesses import start_process
+from app.services.sandbox.frames import Fields, encode_frame, receive_frame
+from app.services.sandbox.subprocesses import end_process, start_process
 
 LOG = logging.getLogger(__name__)
 
@@ -284,19 +277,13 @@ class LocalEngine:
             self._link = None
             self._announce_change()
             link.abandon()
-            await _end(process)
+            await end_process(process)
 
     async def _read_events(self, link: WorkerLink) -> None:
         stream = link.process.stdout
         assert stream is not None  # noqa: S101 - started with a pipe
-        while True:
-            try:
-                json_bytes, payload_bytes = decode_head(await stream.readexactly(HEAD.size))
-                fields = decode_fields(await stream.readexactly(json_bytes))
-                payload = await stream.readexactly(payload_bytes)
-            except (asyncio.IncompleteReadError, ConnectionError, ProtocolBroken):
-                return
-            self._take(link, fields, payload)
+        while frame := await receive_frame(stream):
+            self._take(link, *frame)
 
     def _take(self, link: WorkerLink, fields: Fields, payload: bytes) -> None:
         match fields["event"]:
@@ -335,20 +322,6 @@ async def _spawn() -> Process:
         env=minimal_environment(_WORKER_VARIABLES, {"OMP_WAIT_POLICY": "PASSIVE"}),
         start_new_session=True,
     )
-
-
-async def _end(process: Process) -> None:
-    """Close the worker's stdin, which ends it; terminate, then kill it after 2 s each."""
-    with anyio.CancelScope(shield=True):
-        if process.stdin is not None:
-            process.stdin.close()
-        for stop in (process.terminate, process.kill):
-            with anyio.move_on_after(2):
-                await process.wait()
-                break
-            with suppress(ProcessLookupError):
-                stop()
-        await process.wait()
 
 
 def _usable_cores() -> int:

@@ -1,7 +1,7 @@
 """Serves what the server asks for: lists of tools, and calls."""
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from mcp import MCPError
 from pydantic import TypeAdapter, ValidationError
 
 from app.services.mcp_port import McpError, McpFailure
-from app.services.mcp_service.contents import result_fields, tool_fields
+from app.services.mcp_service.contents import images_of, result_fields, tool_fields
 from app.services.mcp_service.guarded_transport import Attempt, current_attempt
 from app.services.mcp_service.session_pool import UNAUTHORIZED, ConnectionPool, McpConnection
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
@@ -30,6 +30,7 @@ _PROGRESS_CHARACTERS = 500
 _STATE_BYTES = 64 * 1024
 _POLLS = 50
 """How often a call is sent again that its server wants to be sent again."""
+_IMAGES = "images"
 _Outcome = types.CallToolResult | types.InputRequiredResult
 _OUTCOME: TypeAdapter[_Outcome] = TypeAdapter(_Outcome)
 
@@ -39,7 +40,9 @@ class RunningRequest:
 
     def __init__(self, fields: Fields, send: Callable[[Fields], Any]) -> None:
         self.number = int(fields["id"])
-        self.attempt = Attempt(int(fields.get("max_bytes") or _LIST_BYTES))
+        self.attempt = Attempt(
+            int(fields.get("max_bytes") or _LIST_BYTES), int(fields.get("max_image_bytes") or 0)
+        )
         self.scope = anyio.CancelScope()
         self.deadline = anyio.CancelScope()
         self.timeout_seconds = float(fields["timeout_seconds"])
@@ -113,9 +116,13 @@ class CallServer:
                 end = await self._end_of(request, fields)
         finally:
             del self._running[request.number]
+            request.attempt.end()
         is_call, is_program = fields["op"] == "call", "program" in fields["target"]
         was_sent = is_call and (request.attempt.was_sent or is_program)
-        await self._frames.send({"event": "end", "id": request.number, "was_sent": was_sent, **end})
+        images: Sequence[bytes] = end.pop(_IMAGES, ())
+        end |= {"event": "end", "id": request.number, "was_sent": was_sent}
+        end["image_bytes"] = [len(image) for image in images]
+        await self._frames.send(end, b"".join(images))
 
     async def _end_of(self, request: RunningRequest, fields: Fields) -> Fields:
         serve = self._list if fields["op"] == "list" else self._call
@@ -191,9 +198,9 @@ class CallServer:
                     )
                 if isinstance(outcome, types.CallToolResult):
                     result = result_fields(outcome)
-                    if len(result["text"]) > request.attempt.max_bytes:  # of a program
+                    if len(result["text"]) > fields["max_bytes"]:  # of a program, or with images
                         raise McpError(McpFailure.TOO_LARGE, "Its result has more than 1 MB.")
-                    return {"result": result}
+                    return {"result": result, _IMAGES: images_of(outcome)}
                 if outcome.input_requests:
                     return {"question": _question(outcome)}
                 responses, state = None, outcome.request_state

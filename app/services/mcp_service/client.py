@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, Self
 from uuid import UUID
 
@@ -142,6 +143,7 @@ class McpWorkerClient:
             "tool": call.tool,
             "arguments": call.arguments,
             "max_bytes": call.max_bytes,
+            "max_image_bytes": call.max_image_bytes,
             "meta": dict(call.meta),
             "question": dict(call.question) if call.question else None,
             "answer": answer,
@@ -212,7 +214,7 @@ class McpWorkerClient:
                 if is_parked:
                     return {"question": request.question}
                 raise McpError(McpFailure.BUSY, "Too many questions wait.", was_sent=True)
-            return _checked(request.end or {})
+            return _checked(request.end or {}) | {"images": request.images}
         finally:
             if not is_parked:
                 worker.requests.pop(number, None)
@@ -366,7 +368,13 @@ def _outcome(end: Fields) -> McpResult | McpQuestion:
         if question := end.get("question"):
             return McpQuestion(**question)
         result = end["result"]
-        return McpResult(bool(result["is_error"]), str(result["text"]), result["structured"])
+        images = BytesIO(end["images"])
+        return McpResult(
+            bool(result["is_error"]),
+            str(result["text"]),
+            result["structured"],
+            tuple(images.read(size) for size in end["image_bytes"]),
+        )
     except (KeyError, TypeError):
         raise _not_understood() from None
 

@@ -1,10 +1,14 @@
 """What a server sent, in the words of the port: plain JSON of bounded size."""
 
 import json
+from base64 import b64decode
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import mcp_types as types
+
+from app.services.files.limits import TOOL_IMAGES
 
 _LONGEST_DESCRIPTION = 64 * 1024
 
@@ -32,8 +36,33 @@ def result_fields(result: types.CallToolResult) -> dict[str, Any]:
     return {"is_error": result.is_error, "text": _text(result.content), "structured": None}
 
 
+def images_of(result: types.CallToolResult) -> Sequence[bytes]:
+    """Return the images of a result; what they are is not looked at."""
+    encoded = filter(None, map(_image_base64, result.content))
+    return [_decoded(image) for image in islice(encoded, TOOL_IMAGES)]
+
+
+def _image_base64(block: types.ContentBlock) -> str | None:
+    match block:
+        case types.ImageContent(data=data):
+            return data
+        case types.EmbeddedResource(resource=types.BlobResourceContents(blob=data) as resource):
+            is_image = (resource.mime_type or "").startswith("image/")
+            return data if is_image else None
+        case _:
+            return None
+
+
+def _decoded(image: str) -> bytes:
+    try:
+        return b64decode(image)
+    except ValueError:
+        return b""
+
+
 def _text(blocks: Sequence[types.ContentBlock]) -> str:
-    return "\n".join(filter(None, map(_block_text, blocks)))
+    others = (block for block in blocks if not _image_base64(block))
+    return "\n".join(filter(None, map(_block_text, others)))
 
 
 def _block_text(block: types.ContentBlock) -> str:
@@ -41,7 +70,7 @@ def _block_text(block: types.ContentBlock) -> str:
         case types.TextContent(text=text):
             return text
         case types.ImageContent():
-            return "[an image that this model cannot see]"
+            return "[an image without data]"
         case types.AudioContent():
             return "[a sound that this model cannot hear]"
         case types.ResourceLink(uri=uri, name=name):

@@ -4,6 +4,7 @@ What fails is noted in the `Attempt` and answered with a made-up error status: t
 connection, and every call on it, when its transport raises.
 """
 
+import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -24,18 +25,28 @@ _CONNECT_SECONDS = 5.0
 _MOST_MESSAGES = 2000
 """Of one answer; each costs the SDK a tenth of a millisecond."""
 _UNCOMPRESSED = frozenset({"", "identity", "chunked"})
+_EVENT_STREAM = "text/event-stream"
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_END = 3
+"""So many bytes before a piece may begin an end in it."""
 _STANDING_STREAM_BYTES = 1 << 20
 """Of the stream on which a server of the older era sends what no call asked for."""
 _SENDS = ("http11.send_request_headers.started", "http2.send_request_headers.started")
 
+_IMAGE = re.compile(rb'"type"\s*:\s*"image"')
+"""Stands in an answer with an image, usually before its data; inside of a text it is escaped."""
+_large_answers = anyio.CapacityLimiter(4)
+
 Resolve = Callable[[str, int], Any]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """What is noted about the requests of one call."""
 
     max_bytes: int
+    max_image_bytes: int = 0
+    """Of an answer that has an image; `max_bytes` where it is less."""
     failure: McpFailure | None = None
     message: str = ""
     was_sent: bool = False
@@ -43,6 +54,9 @@ class Attempt:
     """Of the last answer."""
     received_bytes: int = 0
     messages: int = 0
+    is_over: bool = False
+    is_large: bool = False
+    """True while it is one of the few whose answers are larger than text may be."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Ends the call where nothing more is to be read."""
 
@@ -52,6 +66,32 @@ class Attempt:
             self.failure, self.message = failure, message
         if at_once:
             self.scope.cancel()
+
+    async def takes_more(self, held: Sequence[bytes]) -> bool:
+        """Tell whether an answer may go on that is too large for text, by what came of it.
+
+        Few such answers are read at once.
+        """
+        if self.received_bytes > self.max_image_bytes:
+            return False
+        if not self.is_large and any(map(_IMAGE.search, held)):
+            await _large_answers.acquire_on_behalf_of(self)
+            self.is_large = True
+            if self.is_over:
+                self.end()
+        return self.is_large
+
+    def end(self) -> None:
+        """Note that the call is over; another large answer may be read."""
+        self.is_over = True
+        if self.is_large:
+            self.is_large = False
+            _large_answers.release_on_behalf_of(self)
+
+    def fail_by_size(self) -> None:
+        """Note that an answer is too large, and end the call."""
+        message = f"Its answer has more than {self.max_bytes >> 20} MB, or too many messages."
+        self.fail(McpFailure.TOO_LARGE, message, at_once=True)
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("mcp_attempt", default=None)
@@ -175,12 +215,19 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         refusal = _refusal(response.status, headers)
         if refusal:
             attempt.fail(McpFailure.REFUSED, refusal)
+        elif _announced_bytes(headers) > max(attempt.max_bytes, attempt.max_image_bytes):
+            attempt.fail_by_size()
+        if attempt.failure is not None:
             await response.aclose()
             return httpx2.Response(502)
         return httpx2.Response(
             response.status,
             headers=headers,
-            stream=_BoundedStream(response, attempt),
+            stream=_BoundedStream(
+                response,
+                attempt,
+                _EVENT_ENDS if headers.get("content-type", "").startswith(_EVENT_STREAM) else (),
+            ),
             extensions=cast("dict[str, Any]", response.extensions),
         )
 
@@ -196,33 +243,50 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
 
 
 class _BoundedStream(httpx2.AsyncByteStream):
-    """A body that ends, as if it were over, where it is too long or breaks."""
+    """A body that ends, as if it were over, where it is too long or breaks.
 
-    def __init__(self, response: httpcore2.Response, attempt: Attempt) -> None:
+    Its bytes are held back until one of `ends` is in them, or all of them are there: what is too
+    long is thrown away here, before the SDK has made copies of it.
+    """
+
+    def __init__(
+        self, response: httpcore2.Response, attempt: Attempt, ends: Sequence[bytes]
+    ) -> None:
         self._response = response
         self._attempt = attempt
+        self._ends = ends
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
         attempt = self._attempt
         stream: Any = self._response.stream
         pieces: AsyncIterator[bytes] = stream.__aiter__()
+        held: list[bytes] = []
+        last = b""
         while True:
             try:
                 piece = await anext(pieces)
             except StopAsyncIteration:
-                return
+                break
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
-                return  # cut off: what it means is decided by whether an answer was whole
+                break  # cut off: what it means is decided by whether an answer was whole
             attempt.received_bytes += len(piece)
             attempt.messages += piece.count(b"data:")
-            if attempt.received_bytes > attempt.max_bytes or attempt.messages > _MOST_MESSAGES:
-                attempt.fail(
-                    McpFailure.TOO_LARGE,
-                    f"Its answer has more than {attempt.max_bytes >> 20} MB, or too many messages.",
-                    at_once=True,
-                )
+            held.append(piece)
+            is_large = attempt.received_bytes > attempt.max_bytes
+            if attempt.messages > _MOST_MESSAGES or (
+                is_large and not await attempt.takes_more(held)
+            ):
+                held.clear()
+                attempt.fail_by_size()
                 return
-            yield piece
+            last = last[-_LONGEST_END:] + piece
+            if any(end in last for end in self._ends):
+                for each in held:
+                    yield each
+                held.clear()
+                last = b""
+        for each in held:
+            yield each
 
     @override
     async def aclose(self) -> None:
@@ -250,6 +314,11 @@ def _core_request(request: httpx2.Request, attempt: Attempt) -> httpcore2.Reques
             "trace": note,
         },
     )
+
+
+def _announced_bytes(headers: httpx2.Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else 0
 
 
 def _refusal(status: int, headers: httpx2.Headers) -> str | None:

@@ -256,5 +256,9 @@ class ConnectionPool:
             transport=transport, headers=own | headers, timeout=None, trust_env=False
         ) as client:
             client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            async with streamable_http_client(url, http_client=client) as streams:
+            async with streamable_http_client(
+                url,
+                http_client=client,
+                max_sse_event_size=None,  # `BoundedTransport` has the limits
+            ) as streams:
                 yield streams

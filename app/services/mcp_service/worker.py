@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from app.services.mcp_service.limits import WorkerLimits, confine_worker, watch_loop
-from app.services.sandbox.frames import HEAD, Fields, decode_fields, decode_head, encode_frame
+from app.services.sandbox.frames import Fields, encode_frame, receive_frame
 from app.services.sandbox.limits import die_with_parent
 
 _THREADS = 4
@@ -30,11 +30,11 @@ class EventWriter:
         self._writer = writer
         self._lock = anyio.Lock()
 
-    async def send(self, fields: Fields) -> None:
+    async def send(self, fields: Fields, payload: bytes = b"") -> None:
         """Write one frame; ends the process where nobody reads any more."""
         async with self._lock:
             try:
-                self._writer.write(encode_frame(fields))
+                self._writer.write(encode_frame(fields, payload))
                 await self._writer.drain()
             except OSError:
                 os._exit(0)
@@ -53,9 +53,10 @@ class McpWorker:
 
     async def run(self) -> None:
         """Serve until the server closes the pipe."""
-        opening = await self._read()
-        if opening is None:
+        frame = await receive_frame(self._reader)
+        if frame is None:
             return
+        opening, _ = frame
         try:
             from app.services.mcp_service.calls import CallServer
         except ImportError as error:
@@ -72,7 +73,8 @@ class McpWorker:
             tasks.cancel_scope.cancel()
 
     async def _serve(self, server: Any, tasks: TaskGroup) -> None:  # noqa: ANN401  # of the SDK's side
-        while fields := await self._read():
+        while frame := await receive_frame(self._reader):
+            fields, _ = frame
             match fields["op"]:
                 case "ping":
                     self._frames.send_at_once({"event": "pong"})
@@ -82,13 +84,6 @@ class McpWorker:
                     server.answer(int(fields["id"]), fields)
                 case _:
                     tasks.start_soon(server.serve, fields)
-
-    async def _read(self) -> Fields | None:
-        try:
-            json_bytes, _ = decode_head(await self._reader.readexactly(HEAD.size))
-            return decode_fields(await self._reader.readexactly(json_bytes))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
 
 
 def _pool() -> Any:  # noqa: ANN401  # imported late

@@ -1,6 +1,5 @@
 """The worker process for MCP as the server sees it: its pipes, and the requests it has in hand."""
 
-import asyncio
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -10,14 +9,7 @@ import anyio
 
 from app.services.mcp_port import McpProgress, OnProgress
 from app.services.sandbox.environment import minimal_environment
-from app.services.sandbox.frames import (
-    HEAD,
-    Fields,
-    ProtocolBroken,
-    decode_fields,
-    decode_head,
-    encode_frame,
-)
+from app.services.sandbox.frames import Fields, encode_frame, receive_frame
 from app.services.sandbox.subprocesses import start_process
 
 _READ_BYTES = 1 << 20
@@ -34,6 +26,8 @@ class WorkerRequest:
         self.changed = anyio.Event()
         self.question: Fields | None = None
         self.end: Fields | None = None
+        self.images = b""
+        """Of its result, one after the other."""
 
     def take(self, fields: Fields) -> None:
         """Take an event of the worker's about it."""
@@ -94,21 +88,18 @@ async def carry_events(worker: McpWorkerProcess) -> None:
     stream = worker.process.stdout
     assert stream is not None  # noqa: S101  # it was made with a pipe
     try:
-        while True:
-            json_bytes, _ = decode_head(await stream.readexactly(HEAD.size))
-            fields = decode_fields(await stream.readexactly(json_bytes))
+        while frame := await receive_frame(stream):
+            fields, payload = frame
             worker.heard_at = time.monotonic()
             if fields["event"] == "missing":
                 worker.missing = str(fields["package"])
                 return
-            _take(worker, fields)
-    except (asyncio.IncompleteReadError, ConnectionError, ProtocolBroken):
-        return
+            _take(worker, fields, payload)
     except (KeyError, TypeError, ValueError):  # what it read has taken it over
         worker.kill()
 
 
-def _take(worker: McpWorkerProcess, fields: Fields) -> None:
+def _take(worker: McpWorkerProcess, fields: Fields, payload: bytes) -> None:
     match fields["event"]:
         case "ready":
             worker.is_ready = True
@@ -117,4 +108,5 @@ def _take(worker: McpWorkerProcess, fields: Fields) -> None:
             pass
         case _:
             if request := worker.requests.get(int(fields["id"])):
+                request.images = payload
                 request.take(fields)

@@ -7,7 +7,10 @@ Only the standard library is imported here, because both sides load this module 
 
 import json
 import struct
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from asyncio import StreamReader
 
 HEAD = struct.Struct("!II")
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -68,3 +71,13 @@ def read_frame(stream: BinaryIO) -> tuple[Fields, bytes] | None:
     if len(text) < json_bytes or len(payload) < payload_bytes:
         return None
     return decode_fields(text), payload
+
+
+async def receive_frame(stream: "StreamReader") -> tuple[Fields, bytes] | None:
+    """Read one frame; `None` where the stream has ended, or brings what is no frame."""
+    try:
+        json_bytes, payload_bytes = decode_head(await stream.readexactly(HEAD.size))
+        fields = decode_fields(await stream.readexactly(json_bytes))
+        return fields, await stream.readexactly(payload_bytes)
+    except (EOFError, ConnectionError, ProtocolBroken):
+        return None

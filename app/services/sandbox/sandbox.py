@@ -1,6 +1,5 @@
 """The server's side: who runs next, and the worker process that runs them."""
 
-import asyncio
 import itertools
 import logging
 import os
@@ -18,13 +17,11 @@ from app.services.sandbox.environment import minimal_environment
 from app.services.sandbox.errors import WorkerUnavailable
 from app.services.sandbox.fair_queue import CallerKey, FairQueue, Job, JobCrashed, JobOutput
 from app.services.sandbox.frames import (
-    HEAD,
     Fields,
     ProtocolBroken,
-    decode_fields,
     decode_frame,
-    decode_head,
     encode_frame,
+    receive_frame,
 )
 from app.services.sandbox.limits import JobLimits
 from app.services.sandbox.subprocesses import end_process, start_process
@@ -228,13 +225,8 @@ class Sandbox:
     async def _carry_events(self, worker: _Worker) -> None:
         stream = worker.process.stdout
         assert stream is not None  # noqa: S101  # it was made with a pipe
-        while True:
-            try:
-                json_bytes, payload_bytes = decode_head(await stream.readexactly(HEAD.size))
-                fields = decode_fields(await stream.readexactly(json_bytes))
-                payload = await stream.readexactly(payload_bytes)
-            except (asyncio.IncompleteReadError, ConnectionError, ProtocolBroken):
-                return
+        while frame := await receive_frame(stream):
+            fields, payload = frame
             if fields["event"] == "ready":
                 worker.is_ready = True
             else:

@@ -13,7 +13,6 @@ import orjson
 from app.core.errors import AppError
 from app.core.sealed_errors import SealBroken, SecretsKeyMissing
 from app.core.value_objects import value_object
-from app.services.files.images import image_of
 from app.services.outbound_port import (
     Outbound,
     OutboundError,
@@ -25,7 +24,6 @@ from app.services.tool_ports import (
     Effect,
     PinnedTool,
     ToolCallRequest,
-    ToolFile,
     ToolOutcome,
     ToolResult,
 )
@@ -38,6 +36,7 @@ from app.services.tools.results import (
     STORED_BYTES,
     UnreadableResult,
     cut,
+    image_result,
     select,
     storable,
     text_of,
@@ -200,13 +199,12 @@ def _answered(tool: PinnedTool, response: OutboundResponse, redactor: Redactor) 
 def _image(body: bytes) -> ToolResult | None:
     """Return the result of an answer that is an image; `None` for one of an unknown kind."""
     try:
-        image = image_of(body)
+        image = image_result(body)
     except AppError as error:
         return failed("tool-failed", f"The call was made, but: {error.detail}")
     if image is None:
         return None
-    text = f"[an image: {image.media_type}, {image.width} x {image.height} pixels]"
-    file = ToolFile(image.media_type, body, image.width, image.height)
+    text, file = image
     return ToolResult(ToolOutcome.COMPLETED, text, text, files=(file,))
 
 

@@ -34,6 +34,7 @@ from app.services.tool_ports import (
     McpReference,
     PinnedTool,
     ToolCallRequest,
+    ToolFile,
     ToolOutcome,
     ToolProgress,
     ToolQuestion,
@@ -43,13 +44,15 @@ from app.services.tools.errors import SecretHostMismatch, SecretNotFound
 from app.services.tools.http_request import hidden_values
 from app.services.tools.http_runner import HttpToolRunner, failed, unknown
 from app.services.tools.redaction import Redactor
-from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, storable
+from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, image_result, storable
 from app.services.tools.secret_store import SecretRow, SecretStore, load_secret
 from app.services.tools.templates import ArgumentUnusable, fill_header
 
 logger = logging.getLogger(__name__)
 
 _MAX_RESULT_BYTES = 1 << 20
+_MAX_IMAGE_RESULT_BYTES = 6 << 20
+"""4 MB of images as base64, and what stands around them."""
 _CALL_CODES = {
     McpFailure.ADDRESS_NOT_ALLOWED: "address-not-allowed",
     McpFailure.UNREACHABLE: "tool-unreachable",
@@ -155,6 +158,7 @@ class McpToolRunner:
                     orjson.loads(call.arguments or "{}"),
                     call.tool.timeout_seconds,
                     _MAX_RESULT_BYTES,
+                    _MAX_IMAGE_RESULT_BYTES,
                     meta,
                     call.question.state if call.question else None,
                     McpAnswer(answer["action"], answer.get("content")) if answer else None,
@@ -177,12 +181,30 @@ class McpToolRunner:
             problem := self._http.problem_of_output(tool, result.structured)
         ):
             return failed("tool-failed", f"The call was made, but of its result: {problem}")
+        text, files = _with_images(text, result.images)
         return ToolResult(
             ToolOutcome.COMPLETED,
             cut(text, tool.max_result_bytes),
             cut(text, STORED_BYTES),
             was_sent=True,
+            files=files,
         )
+
+
+def _with_images(text: str, images: Sequence[bytes]) -> tuple[str, tuple[ToolFile, ...]]:
+    """Return the text with a line for each image, and the images that can be shown."""
+    lines, files = [text] if text else [], list[ToolFile]()
+    for data in images:
+        try:
+            found = image_result(data)
+        except AppError:
+            found = None
+        if found:
+            lines.append(found[0])
+            files.append(found[1])
+        else:
+            lines.append("[an image that cannot be shown]")
+    return "\n".join(lines), tuple(files)
 
 
 def _asking(question: McpQuestion, redactor: Redactor) -> ToolResult:

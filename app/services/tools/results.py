@@ -7,6 +7,8 @@ from typing import Any, cast
 import orjson
 
 from app.services.files.html_text import html_to_text
+from app.services.files.images import image_of
+from app.services.tool_ports import ToolFile
 
 STORED_BYTES = 256 * 1024
 FAILURE_BYTES = 2048
@@ -96,6 +98,18 @@ def select(text: str, pointer: str) -> str:
     if isinstance(value, str):
         return storable(value)
     return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def image_result(data: bytes) -> tuple[str, ToolFile] | None:
+    """Return an image and what stands for it in a result's text; `None` for one of unknown kind.
+
+    Raises `FileUnreadable` and `FileTooLarge`.
+    """
+    image = image_of(data)
+    if image is None:
+        return None
+    text = f"[an image: {image.media_type}, {image.width} x {image.height} pixels]"
+    return text, ToolFile(image.media_type, data, image.width, image.height)
 
 
 def storable(text: str) -> str:

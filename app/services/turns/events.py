@@ -286,7 +286,7 @@ class TurnCompleted:
     steps: int = 1
     """How often the model was asked."""
     stop_reason: str | None = None
-    """`max_steps` or `max_calls`, where that ended the calls of tools."""
+    """`max_steps`, `max_calls` or `max_usd_per_turn`, where that ended the calls of tools."""
     output: Any = None
     """The value of an answer that was asked for as JSON."""
 

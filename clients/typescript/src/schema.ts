@@ -4203,6 +4203,11 @@ export interface components {
             error: components["schemas"]["TurnError"] | null;
             /** Finish Reason */
             finish_reason: string | null;
+            /**
+             * Stop Reason
+             * @description The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or `max_usd_per_turn`.
+             */
+            stop_reason: string | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];
@@ -4278,6 +4283,11 @@ export interface components {
             error: components["schemas"]["TurnError"] | null;
             /** Finish Reason */
             finish_reason: string | null;
+            /**
+             * Stop Reason
+             * @description The limit that ended its tool calls, if one did: `max_steps`, `max_calls` or `max_usd_per_turn`.
+             */
+            stop_reason: string | null;
             /** Model */
             model: string | null;
             usage: components["schemas"]["TurnUsageRead"];

@@ -218,6 +218,7 @@ async def test_limits_let_the_model_answer_without_tools(
     assert len(runner.calls) == 2
     turn, _ = await newest_turn(database)
     assert turn.stop_reason == reason
+    assert (await client.get(f"/turns/{turn.id}")).json()["stop_reason"] == reason
 
 
 async def test_effects_are_written_down_before_they_begin(

@@ -58,6 +58,8 @@ async def test_failed_turn_runs_anew_only_where_nothing_was_done(
     chat_model.while_thinking = fail_from_the_second_on
     first = await send(client, session_id, **{"idempotency-key": "k"})
     assert first.status_code == 503
+    assert first.headers.get("retry-after") == ("1" if runs_again else None)
+    assert first.headers.get("x-should-retry") == (None if runs_again else "false")
     chat_model.while_thinking = None
     chat_model.script = [("Two.", ("act", "{}"))]
 
@@ -70,6 +72,7 @@ async def test_failed_turn_runs_anew_only_where_nothing_was_done(
         assert len(await stored_calls(database)) == 1
     else:
         assert again.json()["code"] == "provider-unavailable"
+        assert "retry-after" not in again.headers
         assert (turn.status, turn.attempt) == (TurnStatus.FAILED, 1)
     assert len(runner.calls) == (2 if runs_again else 1)
 

@@ -355,6 +355,7 @@ class LiveTurn:
             raise RuntimeError("the turn is not settled")
         if outcome.error:
             outcome.error.extensions["turn_id"] = str(record.id)
+            outcome.error.has_effects = has_acted(self.progress.steps)
             raise outcome.error.with_traceback(None)
         return Reply(
             id=record.message_id,
