@@ -120,17 +120,19 @@ def steps_of_pattern(pattern: str) -> int:
 
 def _checks_of_member(member: object) -> int:
     """Return what comparing with `enum` or `const` takes, for each of their parts."""
-    members = cast("list[object]", member) if isinstance(member, list) else [member]
+    members: list[object] = [member]
+    if isinstance(member, list):
+        members = cast("list[object]", member)
     kinds = {type(each) for each in members}
     if kinds <= {str} or kinds <= {int}:  # looked up
         return 0
     if not kinds & {dict, list, float}:
         return 2
-    return _FLOAT_CHECKS if _has_float(member) else _CONTAINER_CHECKS
+    return _FLOAT_CHECKS if _has_float(members) else _CONTAINER_CHECKS
 
 
-def _has_float(value: object) -> bool:
-    left = [value]
+def _has_float(values: list[object]) -> bool:
+    left = [*values]
     while left:
         each = left.pop()
         if isinstance(each, float):
