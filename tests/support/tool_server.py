@@ -193,6 +193,28 @@ async def _slow(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
 
 
+async def _informational(writer: asyncio.StreamWriter) -> None:
+    """Say for ever that the answer will come."""
+    while True:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+        await writer.drain()
+
+
+async def _hints(writer: asyncio.StreamWriter) -> None:
+    """Answer after some informational responses."""
+    writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nDone")
+
+
+async def _tiny_chunks(writer: asyncio.StreamWriter) -> None:
+    """Send a body of 50,000 bytes in as many chunks."""
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    writer.write(b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n")
+    await writer.drain()
+
+
 FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = {
     "close": _close,
     "reset": _reset,
@@ -205,6 +227,9 @@ FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = {
     "error": _error,
     "silent": _silent,
     "slow": _slow,
+    "informational": _informational,
+    "hints": _hints,
+    "tiny-chunks": _tiny_chunks,
 }
 
 

@@ -16,6 +16,7 @@ from app.core.security import DEFAULT_WORKSPACE_ID
 from app.models import new_id
 from app.services.tool_ports import PinnedTool, ToolCallRequest, ToolOutcome, ToolResult
 from app.services.tools.definitions import pinned_tool
+from app.services.tools.results import text_of
 from app.state import State
 from tests.support import planted_secrets
 from tests.support.tool_server import Answer, ReceivedRequest, ToolServer
@@ -409,3 +410,18 @@ async def test_wrong_arguments_are_told_without_their_values(
     told = calls.state["tool_runner"].problem_of(tool, arguments)
 
     assert told is None if problem is None else problem in (told or "")
+
+
+async def test_long_answer_is_not_read_on_the_event_loop(calls: Calls) -> None:
+    page = b"<" * 1_000_000
+    tool = await calls.tool()
+    calls.server.answer = Answer(body=page, content_type="text/html")
+    began_at = time.thread_time()
+    text_of(page, "text/html")
+    reading_seconds = time.thread_time() - began_at
+
+    began_at = time.thread_time()
+    result = await calls.run(tool)
+
+    assert result.outcome is ToolOutcome.COMPLETED
+    assert time.thread_time() - began_at < reading_seconds / 2

@@ -10,6 +10,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from typing_extensions import override
 
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
+from app.services.outbound.bounded_handler import SLICE_BYTES, BoundedHandler
 from app.services.outbound.client import GuardedClient, open_outbound
 from app.services.outbound_port import (
     OutboundError,
@@ -54,6 +55,28 @@ class Resolver(AbstractResolver):
     @override
     async def close(self) -> None:
         pass
+
+
+class Transport(asyncio.Transport):
+    """Notes whether it is to read."""
+
+    is_paused = False
+
+    @override
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    @override
+    def is_closing(self) -> bool:
+        return False
+
+    @override
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    @override
+    def resume_reading(self) -> None:
+        self.is_paused = False
 
 
 @pytest.fixture
@@ -314,6 +337,64 @@ async def test_body_is_read_up_to_the_limit(client: GuardedClient, server: ToolS
     assert (len(whole.body), whole.is_truncated) == (12, False)
     assert (len(cut.body), cut.is_truncated) == (11, True)
     assert (len(endless.body), endless.is_truncated) == (100_000, True)
+
+
+async def test_endless_informational_responses_are_no_answer(
+    client: GuardedClient, server: ToolServer
+) -> None:
+    error = await failure_of(send(client, f"{server.url}/fail/informational", timeout_seconds=60))
+
+    assert (error.failure, error.was_sent) == (OutboundFailure.BROKEN, True)
+
+
+async def test_some_informational_responses_come_before_an_answer(
+    client: GuardedClient, server: ToolServer
+) -> None:
+    answer = await send(client, f"{server.url}/fail/hints")
+
+    assert (answer.status, answer.body) == (200, b"Done")
+
+
+async def test_answer_in_tiny_chunks_is_whole(client: GuardedClient, server: ToolServer) -> None:
+    answer = await send(client, f"{server.url}/fail/tiny-chunks")
+
+    assert answer.body == b"x" * 50_000
+
+
+async def test_long_answers_come_over_one_connection(
+    client: GuardedClient, server: ToolServer
+) -> None:
+    server.answer = Answer(body=b"y" * 200_000, content_type="text/plain")
+
+    for _ in range(3):
+        answer = await send(client, f"{server.url}/x", reuses_connections=True)
+        assert answer.body == server.answer.body
+
+    assert server.connections == 1
+
+
+async def test_others_have_their_turn_while_an_answer_is_parsed() -> None:
+    handler = BoundedHandler(asyncio.get_running_loop())
+    transport = Transport()
+    handler.connection_made(transport)
+    handler.set_response_params()
+    chunks = 20_000
+
+    handler.data_received(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\nx\r\n" * chunks
+        + b"0\r\n\r\n"
+    )
+
+    _, payload = await handler.read()
+    assert transport.is_paused
+    pieces: list[int] = []
+    while not payload.at_eof():
+        pieces.append(len(payload.read_nowait()))
+        await asyncio.sleep(0)
+    assert sum(pieces) == chunks
+    assert max(pieces) <= SLICE_BYTES
+    assert not transport.is_paused
 
 
 async def test_cancellation_breaks_the_connection_off(

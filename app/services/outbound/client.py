@@ -21,6 +21,7 @@ from yarl import URL
 
 from app.core.value_objects import value_object
 from app.services.outbound.addresses import Guard
+from app.services.outbound.bounded_handler import bound_answers
 from app.services.outbound_port import (
     OutboundError,
     OutboundFailure,
@@ -222,6 +223,7 @@ async def open_outbound(
             socket_factory=factory,
             ssl=tls or True,
         )
+        bound_answers(connector)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -9,6 +9,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import orjson
+from anyio import CapacityLimiter, to_thread
 
 from app.core.errors import AppError
 from app.core.sealed_errors import SealBroken, SecretsKeyMissing
@@ -58,6 +59,9 @@ _CALL_CODES = {
     OutboundFailure.COMPRESSED: "tool-failed",
 }
 _MASK = "[secret {}]"
+_READ_AT_ONCE_BYTES = 64 * 1024
+"""A longer answer is read in a thread: of a megabyte, reading takes up to half a second."""
+_readers = CapacityLimiter(1)
 
 
 @value_object(frozen=True, slots=True)
@@ -149,11 +153,12 @@ class HttpToolRunner:
             )
         except OutboundError as error:
             return _unanswered(tool, error)
-        return replace(
-            _answered(tool, response, Redactor(secrets.values)),
-            was_sent=True,
-            http_status=response.status,
-        )
+        redactor = Redactor(secrets.values)
+        if len(response.body) > _READ_AT_ONCE_BYTES:
+            result = await to_thread.run_sync(_answered, tool, response, redactor, limiter=_readers)
+        else:
+            result = _answered(tool, response, redactor)
+        return replace(result, was_sent=True, http_status=response.status)
 
     def _validator(self, tool: PinnedTool, what: str, schema: Mapping[str, Any]) -> SchemaValidator:
         key = (tool.tool_id, tool.version, what)

@@ -2,8 +2,8 @@
 
 A schema may be hostile: its owner and the server's other users are different people. So patterns
 run in an engine without backtracking, nothing is fetched, references are local and not recursive,
-and the schema is small even where every reference is replaced by what it refers to. Then no value
-costs more than its size times that of the schema.
+and the schema is small even where every reference is replaced by what it refers to. A value for
+which it may still take long is refused.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,12 @@ import orjson
 
 from app.core.value_objects import value_object
 from app.services.tools.errors import SchemaNotSupported
+from app.services.tools.schema_costs import (
+    SchemaSize,
+    own_size,
+    size_of_value,
+    with_unevaluated,
+)
 
 MAX_SCHEMA_BYTES = 32 * 1024
 MAX_SCHEMA_DEPTH = 10
@@ -25,7 +31,10 @@ _PATTERN_BYTES = 256 * 1024
 """Of a compiled pattern."""
 _MAX_FAULTS = 10
 _MAX_LISTED = 200_000
-"""The most pairs of a schema and a value for which single faults are listed."""
+"""The most that the messages of all faults may have in them."""
+_MAX_CHECKS = 40_000_000
+"""Of one value; it takes the better part of a second."""
+_CHECKS_OF_STEP = 2
 _SCHEMA_2020_12 = "https://json-schema.org/draft/2020-12/schema"
 
 _IN_MAPS = ("properties", "patternProperties", "$defs", "dependentSchemas", "definitions")
@@ -84,12 +93,17 @@ class SchemaValidator:
     def faults(self, value: object) -> tuple[SchemaFault, ...]:
         """Return up to 10 places where `value`, as parsed from JSON, breaks the schema.
 
-        Where value and schema are both large, one fault stands for all.
+        Where value and schema are both large, one fault stands for all; where they are so large
+        that nothing else would run meanwhile, the value is not looked at.
         """
+        size = size_of_value(value)
+        steps = _CHECKS_OF_STEP * size.characters * self._size.steps
+        if size.parts * self._size.checks + steps > _MAX_CHECKS:
+            return (SchemaFault("", "the value is too large to be checked by this schema"),)
         if self._validator.is_valid(value):
             return ()
         # The package makes an error for each branch at each place before it yields the first.
-        if self._size * _nodes(value) > _MAX_LISTED:
+        if size.parts * self._size.listed + steps > _MAX_LISTED:
             return (SchemaFault("", "the value does not match the schema"),)
         found: dict[SchemaFault, None] = {}
         for error in self._validator.iter_errors(value):
@@ -127,12 +141,12 @@ class _Check:
     def __init__(self, root: dict[str, Any], what: str) -> None:
         self._root = root
         self._what = what
-        self._sizes: dict[int, int] = {}
-        """The number of schemas in each that was walked, with references replaced."""
+        self._sizes: dict[int, SchemaSize] = {}
+        """Of each that was walked, with references replaced."""
         self._open: set[int] = set()
 
-    def size(self) -> int:
-        """Return the number of schemas, with references replaced, up to one above the limit.
+    def size(self) -> SchemaSize:
+        """Return the size, with references replaced.
 
         Raises `SchemaNotSupported` for the first fault.
         """
@@ -140,16 +154,16 @@ class _Check:
 
     def run(self) -> None:
         """Raise `SchemaNotSupported` for the first fault, or for the size."""
-        if self.size() > MAX_EXPANDED_SCHEMAS:
+        if self.size().schemas > MAX_EXPANDED_SCHEMAS:
             raise SchemaNotSupported(
                 f"`{self._what}` has more than {MAX_EXPANDED_SCHEMAS} schemas in it, once every "
                 "`$ref` is replaced."
             )
 
-    def _walk(self, schema: object, place: str, depth: int) -> int:
+    def _walk(self, schema: object, place: str, depth: int) -> SchemaSize:
         if not isinstance(schema, dict):
             if isinstance(schema, bool):
-                return 1
+                return SchemaSize(1, 1, 1)
             raise self._refusal(place, "", "a schema is an object, true or false")
         schema = cast("dict[str, Any]", schema)
         if depth > MAX_SCHEMA_DEPTH:
@@ -161,14 +175,14 @@ class _Check:
             return self._sizes[key]
         self._open.add(key)
         self._check_keywords(schema, place)
-        size = 1
+        size = own_size(schema)
         for child, where in _children(schema):
-            size += self._walk(child, f"{place}/{where}", depth + 1)
+            size = size.plus(self._walk(child, f"{place}/{where}", depth + 1))
         if "$ref" in schema:
-            size += self._walk(self._target(schema["$ref"], place), f"{place}/$ref", depth)
+            target = self._target(schema["$ref"], place)
+            size = size.plus(self._walk(target, f"{place}/$ref", depth))
         self._open.discard(key)
-        # Bounded at once: nested references double it at each level.
-        self._sizes[key] = size = min(size, MAX_EXPANDED_SCHEMAS + 1)
+        self._sizes[key] = size = with_unevaluated(schema, size)
         return size
 
     def _check_keywords(self, schema: dict[str, Any], place: str) -> None:
@@ -255,19 +269,6 @@ def _pointer(path: Sequence[str | int]) -> str:
 
 def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _nodes(value: object) -> int:
-    """Return the number of values in a JSON value."""
-    count, left = 0, [value]
-    while left:
-        each = left.pop()
-        count += 1
-        if isinstance(each, dict):
-            left += cast("dict[str, object]", each).values()
-        elif isinstance(each, list):
-            left += cast("list[object]", each)
-    return count
 
 
 def levels(value: object) -> int:
