@@ -15,7 +15,7 @@ export const t = {
   offline: "No network. What you write is kept here.",
   none: "none",
 
-  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
+  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", tools: "Tools", inbox: "Inbox", waiting: (n) => `${n} waiting`, usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
   theme: { label: "Theme", auto: "System", light: "Light", dark: "Dark" },
 
   home: {
@@ -53,6 +53,8 @@ export const t = {
     queued: "Waits for the turn before it…",
     waiting: "Connection lost. The turn goes on; reconnecting…",
     unsent: "Not sent yet: the server cannot be reached. Trying again…",
+    needsYou: "Waits for an action.",
+    thoughts: "Thoughts",
     again: "The server was restarted and answers anew.",
     stopped: "Stopped",
     truncated: "Cut off at the token limit",
@@ -78,6 +80,30 @@ export const t = {
     copyCode: "Copy code",
     play: "Play answer",
   },
+
+  calls: {
+    status: { pending: "Waits", awaiting_approval: "Needs approval", awaiting_output: "Needs output", awaiting_answer: "Asks", running: "Running", completed: "Done", failed: "Failed", denied: "Declined", expired: "Expired", cancelled: "Cancelled", unknown: "Unknown" },
+    arguments: "Arguments", result: "Result", whole: "Show the whole result",
+    kinds: { http: "HTTP", mcp: "MCP", client: "your own code" },
+    effects: { read: "reads only", idempotent: "can be repeated", once: "has an effect" },
+    attempt: (n) => `attempt ${n}`,
+    decisions: { approve: "Approved", deny: "Declined", output: "Output sent", error: "Error sent", answer: "Answered", expire: "Expired" },
+    resolved: (what, by) => `${what} by ${by}`,
+    actions: { approval: "May this be done?", output: "Your code's output is wanted", answer: "A question" },
+    byUser: "the end user may decide, too",
+    until: (time) => `until ${time}`,
+    approve: "Approve", decline: "Decline", reason: "Reason", reasonHint: "The agent is told this.",
+    output: "Output", outputHelp: "JSON, or text. The agent sees it as the result.", sendOutput: "Send output", sendError: "Send as an error",
+    answer: "Answer", visit: "It asks you to visit this address, which is not opened by itself:",
+    unknown: "Unknown outcome", unknownLead: "It is not known whether this was done: the connection broke while it ran, and it is not run again. Look where it would be seen, and tell the agent.",
+    wasDone: "It was done", wasNotDone: "It was not done",
+    known: (name, what, wasDone) => `I have looked: your call ${name}(${what}) was ${wasDone ? "done" : "not done"}.`,
+    items: (n) => (n === 1 ? "1 item" : `${n} items`), fields: (n) => (n === 1 ? "1 field" : `${n} fields`), more: (n) => `${n} more`,
+  },
+
+  inbox: { title: "Inbox", count: (n) => (n === 1 ? "1 call waits" : `${n} calls wait`), empty: "Nothing waits for you.", emptyLead: "Calls of tools that need an approval, an output or an answer are shown here.", open: "Conversation" },
+
+  files: { attach: "Attach images or documents", attached: "Attached", remove: (name) => `Remove ${name}`, sending: "Uploading", tokens: (n) => `about ${n} tokens`, most: (n) => `A message takes at most ${n} files.`, large: "Files of more than 20 MB are not taken.", image: "Image", pasted: "pasted" },
 
   mic: {
     insecure: "The browser gives a page the microphone only on https or on localhost. Open this console as http://localhost, or put https in front of it.",
@@ -128,7 +154,7 @@ export const t = {
 
   palette: { title: "Go to", field: "A place, an agent or a conversation", nothing: "Nothing has this name.", places: "Places", agents: "Agents", sessions: "Conversations" },
 
-  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a s u k y", "talk, agents, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
+  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a o i s u k y", "talk, agents, tools, inbox, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
 
   signIn: { title: "Sign in", lead: "This server asks who you are. Paste an API key; it is kept in a cookie that no script can read.", key: "API key", enter: "Sign in", wrong: "This key is not known here.", out: "Sign out", admin: "Admin key", local: "This machine" },
 };
