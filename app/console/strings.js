@@ -9,6 +9,7 @@ export const t = {
   loading: "Loading…",
   retry: "Try again",
   cancel: "Cancel",
+  back: "Back",
   close: "Close",
   more: "More",
   unarchive: "Unarchive",
@@ -101,6 +102,21 @@ export const t = {
     items: (n) => (n === 1 ? "1 item" : `${n} items`), fields: (n) => (n === 1 ? "1 field" : `${n} fields`), more: (n) => `${n} more`,
   },
 
+  tools: {
+    title: "Tools", servers: "MCP servers", secrets: "Secrets", lead: "What an agent may do besides talking: calls of your API, of your own code, and of MCP servers.",
+    fresh: "New tool", freshClient: "New tool of your own code", import: "Import an OpenAPI document", empty: "No tools yet.", emptyLead: "A tool is a name, a description that the model reads, and a request.",
+    nameHelp: "The model calls it by this name: letters, digits, _ and -.", description: "Description", descriptionHelp: "Tells the model what it does, and when to use it.",
+    method: "Method", headers: "Headers", headersHelp: "One a line. {{secrets.NAME}} and {{user.id}} are filled in; the model never sees them.",
+    parameters: "Parameters, JSON Schema", parametersHelp: "{name} in the address stands for a parameter; the others go into the query or the body.", further: "Body and result", body: "Fixed members of the JSON body", bodyHelp: "The model neither sees nor overrides them.", select: "Part of the answer, JSON Pointer", outputSchema: "Output, JSON Schema",
+    effect: "Effect", byMethod: "by its method", approval: "Approval", byEffect: "by its effect", approvals: { never: "never", after_untrusted: "after untrusted text", always: "always" }, by: "Approved by", who: { operator: "the operator", user: "the end user, too" }, timeout: "Time, seconds", price: "Price of a call, USD", trusted: "Strangers cannot write what it returns",
+    notJson: "This is not JSON.", make: "Make tool", archiveAsk: (name) => `Archive “${name}”? An agent that has it keeps it from being archived.`, signing: "Requests are signed with this secret, so that your server can check who sent them. Copy it now: it is not shown again.",
+    try: "Try it", tryAsk: (name) => `“${name}” has an effect, and this calls it for real.`, tryLead: "One call outside of a conversation: what was sent, secrets masked, and what a model would see.", sent: "Request",
+    document: "OpenAPI 3.0 or 3.1, as JSON", documentHelp: "One tool of each operation; you choose which.", file: "Or a file", base: "Base address", baseHint: "the document's", look: "Show what it would make", importN: (n) => (n === 1 ? "Make 1 tool" : `Make ${n} tools`), imported: (n) => (n === 1 ? "1 tool was made." : `${n} tools were made.`),
+    serversLead: "A server's tools are shown to no model before you accept their definitions, and a changed definition has to be accepted again.", addServer: "Add an MCP server", noServers: "No MCP servers yet.", refresh: "List again", listed: (a, c, r) => `${a} added, ${c} changed, ${r} removed.`, accept: "Accept", acceptAll: (n) => `Accept all ${n}`, statuses: { accepted: "Accepted", pending: "New", changed: "Changed", unusable: "Unusable", removed: "Removed" }, dropAsk: (name) => `Delete the server “${name}”? Its tools go with it.`, auto: "Accept every definition unseen", connect: "Connect",
+    secretsLead: "Keys of the APIs behind your tools. A value can be stored and replaced, and is never shown again; it goes to its hosts alone.", value: "Value", hosts: "Hosts", store: "Store", noSecrets: "No secrets yet.", usedBy: (n) => (n === 0 ? "not used" : n === 1 ? "used by 1 tool or server" : `used by ${n} tools or servers`), dropSecret: (name) => `Delete “${name}”? Calls of tools that use it fail at once.`,
+    ofAgent: "Tools", none: "Make a tool first, or add an MCP server.", asTool: "as the tool says", all: "all that are accepted, now and later", policy: "Limits of a turn", maxSteps: "Steps", maxCalls: "Calls", maxUsd: "Cost, USD", onUnknown: "When an outcome is unknown", unknowns: { fail: "the turn fails", tell: "the model is told" }, filler: "Said while a call takes long", approvalOf: (name) => `Approval of ${name}`,
+  },
+
   inbox: { title: "Inbox", count: (n) => (n === 1 ? "1 call waits" : `${n} calls wait`), empty: "Nothing waits for you.", emptyLead: "Calls of tools that need an approval, an output or an answer are shown here.", open: "Conversation" },
 
   files: { attach: "Attach images or documents", attached: "Attached", remove: (name) => `Remove ${name}`, sending: "Uploading", tokens: (n) => `about ${n} tokens`, most: (n) => `A message takes at most ${n} files.`, large: "Files of more than 20 MB are not taken.", image: "Image", pasted: "pasted" },
@@ -146,7 +162,7 @@ export const t = {
 
   usage: { title: "Usage", range: "Days", by: "By", metric: "Show", groups: { agent: "Agent", model: "Model", key: "Key" }, metrics: { turns: "Turns", tokens: "Tokens", cost: "Cost", speech: "Speech" }, unpriced: (text, n) => (n === 1 ? "1 turn has no known price" : `${text} turns have no known price`), none: "Nothing was used in these days.", local: "This machine", table: "As a table", total: "Total", archived: "deleted", heard: "min heard", chart: (metric) => `${metric} per day` },
 
-  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
+  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", remove: "Delete", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
 
   system: { title: "System", version: "Version", database: "Database", revision: "revision", providers: "Providers", roles: { chat: "Chat", stt: "Speech to text", tts: "Text to speech" }, works: "Works", fails: "Fails", ends: (day) => `shut down on ${day}`, embedded: "on this server", limits: "Limits", upload: "Largest recording", kept: "Recordings are kept", days: (n) => (n === 1 ? "1 day" : `${n} days`), keys: "Idempotency keys are kept", hours: (n) => `${n} hours`, voice: "Voice", docs: "API reference", environment: "Environment" },
 

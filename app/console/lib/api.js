@@ -43,8 +43,8 @@ async function request(method, path, { body, query, key, stream, signal: aborted
 
 export const get = async (path, query) => (await request("GET", path, { query })).json();
 export const post = async (path, body = {}, key = newKey()) => (await request("POST", path, { body, key })).json();
-/** Change something from the `version` that was seen; another one is `version-changed`. */
-export const put = async (path, body, version) => (await request("PUT", path, { body, headers: { "If-Match": `"${version}"` } })).json();
+/** Change something from the `version` that was seen (`null`: from any); another one is `version-changed`. */
+export const put = async (path, body, version) => (await request("PUT", path, { body, headers: version && { "If-Match": `"${version}"` } })).json();
 export const patch = async (path, body) => (await request("PATCH", path, { body })).json();
 export const remove = (path) => request("DELETE", path);
 

@@ -75,7 +75,7 @@ export function Action({ call, onDone }) {
   };
   const View = { approval: Approval, output: Output, answer: Answer }[action];
   return html`<section class="action" aria-label=${t.calls.actions[action]}>
-    <h2>${t.calls.actions[action]}<small>${[by === "user" ? t.calls.byUser : "", expires && t.calls.until(exactly(expires))].filter(Boolean).join(" · ")}</small></h2>
+    <h2>${t.calls.actions[action]}<small>${[action === "approval" && by === "user" ? t.calls.byUser : "", expires && t.calls.until(exactly(expires))].filter(Boolean).join(" · ")}</small></h2>
     <${View} call=${call} question=${question} resolve=${resolve} busy=${busy.value} />
     ${problem.value && html`<p class="state" data-kind="bad" role="alert">${problem.value.message} <code>${problem.value.code}</code></p>`}
   </section>`;

@@ -19,7 +19,7 @@ export function Inbox() {
     try {
       const lists = await Promise.all(WAITING.map((status) => page("tool-calls", { status, limit: 100 })));
       calls.value = lists.flatMap(({ rows }) => rows).toSorted((one, other) => other.created_at.localeCompare(one.created_at)).map((row) => callOf(row));
-      waiting.value = calls.value.length;
+      waiting.value = calls.value.filter((call) => call.status === "awaiting_approval").length;
       problem.value = null;
     } catch (error) { problem.value = error; }
   };
