@@ -39,6 +39,7 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/v1/chat/completions"): _TURN,
     ("post", "/v1/responses"): _TURN,
     ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
+    ("post", "/turns/{turn_id}/retry"): (409,),
     ("post", "/tool-calls/{call_id}/resolution"): (409, 429, 503),
     ("patch", "/keys/{key_id}"): (409,),
     ("post", "/keys/{key_id}/rotate"): (409,),

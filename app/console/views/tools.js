@@ -101,7 +101,7 @@ function Tool({ id, kind: wanted }) {
     try { await remove(`tools/${id}`); go("tools"); } catch (error) { problem.value = error; }
   };
   const fixed = kind === "mcp";
-  const area = (name, label, value, help, rows = 6) => html`<label class="field">${label}<textarea class="input code-input" name=${name} rows=${rows} spellcheck="false" onInput=${(event) => event.target.setCustomValidity("")}>${value}</textarea>${help && html`<small>${help}</small>`}</label>`;
+  const area = (name, label, value, help, rows = 6) => html`<label class="field">${label}<textarea class="input code-input" name=${name} rows=${rows} spellcheck=${false} onInput=${(event) => event.target.setCustomValidity("")}>${value}</textarea>${help && html`<small>${help}</small>`}</label>`;
   const select = (name, label, value, options, names, empty) => html`<label class="field">${label}<select class="input" name=${name}>${empty && html`<option value="">${empty}</option>`}${options.map((one) => html`<option key=${one} value=${one} selected=${one === value}>${names?.[one] ?? one}</option>`)}</select></label>`;
   return html`<main class="page narrow" id="content">
     <p class="crumb"><a href="#/tools">${t.tools.title}</a></p>
@@ -143,7 +143,7 @@ function Trial({ tool }) {
   };
   const shown = result.value;
   return html`<section class="trial-call"><h2>${t.tools.try}</h2><p class="quiet">${t.tools.tryLead}</p>
-    <form class="tool-form" onSubmit=${run}><label class="field">${t.calls.arguments}<textarea class="input code-input" name="arguments" rows="2" spellcheck="false" onInput=${(event) => event.target.setCustomValidity("")}>{}</textarea></label><footer><button class="button">${t.tools.try}</button></footer></form>
+    <form class="tool-form" onSubmit=${run}><label class="field">${t.calls.arguments}<textarea class="input code-input" name="arguments" rows="2" spellcheck=${false} onInput=${(event) => event.target.setCustomValidity("")}>{}</textarea></label><footer><button class="button">${t.tools.try}</button></footer></form>
     ${problem.value && html`<p class="note" data-kind="bad" role="alert">${problem.value.message}</p>`}
     ${shown && html`<div class="call" role="status" data-status=${shown.status}><div class="call-body"><p><span class="pill" data-status=${shown.status}>${t.calls.status[shown.status]}</span> ${shown.http_status ?? ""} ${duration(shown.duration_ms)}</p>
       ${shown.error && html`<p class="state" data-kind="bad"><code>${shown.error.code}</code> ${shown.error.detail}</p>`}
@@ -179,7 +179,7 @@ function Import({ onDone }) {
   const read = async (event) => { const [file] = event.target.files; if (file) area.current.value = await file.text(); };
   return html`<${Dialog} title=${t.tools.import} wide onClose=${() => onDone(false)}>
     ${!found.value ? html`<form onSubmit=${look}>
-      <label class="field">${t.tools.document}<textarea ref=${area} class="input code-input" name="openapi" rows="6" required spellcheck="false" onInput=${(event) => event.target.setCustomValidity("")}></textarea><small>${t.tools.documentHelp}</small></label>
+      <label class="field">${t.tools.document}<textarea ref=${area} class="input code-input" name="openapi" rows="6" required spellcheck=${false} onInput=${(event) => event.target.setCustomValidity("")}></textarea><small>${t.tools.documentHelp}</small></label>
       <label class="field">${t.tools.file}<input class="input" type="file" accept="application/json,.json" onChange=${read} /></label>
       <label class="field">${t.tools.base}<input class="input" name="base_url" placeholder=${t.tools.baseHint} /></label>
       <label class="field">${t.tools.headers}<textarea class="input code-input" name="headers" rows="2" placeholder="Authorization: Bearer {{secrets.SHOP_KEY}}"></textarea></label>
