@@ -40,7 +40,7 @@ LICENCES = {
 MOST_TRANSFERRED_BYTES = 160_000
 MOST_OWN_BYTES = 65_000
 MOST_BYTES = 110_000
-"""Of all places together; those but talk and chat are loaded when they are shown (decision 0020)."""
+"""Of all places together: most are loaded when they are shown (decision 0022)."""
 
 
 def gzipped(name: str) -> int:

@@ -80,6 +80,8 @@ export const t = {
     title: "Title",
     copyCode: "Copy code",
     play: "Play answer",
+    playRecording: "Play recording",
+    noRecording: "The recording is not kept any more.",
   },
 
   calls: {
@@ -146,6 +148,7 @@ export const t = {
     follow: "Live",
     events: "Events",
     open: "Open as a page",
+    steps: "Steps", step: (n) => `Step ${n}`, last: "Last answer", stopReason: "Calls ended by", calls: "Calls", toolCost: "of them tools", loadEvents: "Show events", question: "Conversation",
   },
 
   agents: {

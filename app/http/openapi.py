@@ -99,6 +99,7 @@ _OPENAI_ERROR_SCHEMA: dict[str, Any] = {
     },
     "required": ["error"],
 }
+_AT_MS = {"type": "integer", "description": "Milliseconds since the turn was accepted."}
 _STREAM_ONLY_EVENTS: dict[str, dict[str, Any]] = {
     "server.draining": {
         "type": "object",
@@ -150,6 +151,7 @@ def describe_events(schema: dict[str, Any]) -> None:
                 each["required"] = list(
                     properties
                 )  # all are written, also where they have defaults
+        data.setdefault("properties", {})["at_ms"] = _AT_MS
         components.update(definitions)
         name = f"{_event_schema_name(event)}Data"
         components[name] = data

@@ -103,9 +103,7 @@ def launched(playwright: Playwright) -> Generator[Browser]:
 
 
 @pytest.fixture
-def api(
-    server: ServerProcess, provider: Provider, tool_api: ToolServer
-) -> Iterator[httpx2.Client]:
+def api(server: ServerProcess, provider: Provider, tool_api: ToolServer) -> Iterator[httpx2.Client]:
     """A client of the server, which is as it was after its start."""
     provider.reset()
     tool_api.answer, tool_api.respond = Answer(), None

@@ -203,7 +203,6 @@ def test_hostile_names_arguments_and_results_of_tools_stay_text(
     open_page: OpenPage, api: httpx2.Client, provider: Provider, tool_api: ToolServer
 ) -> None:
     tool_api.answer = Answer(body=HOSTILE.encode(), content_type="text/plain")
-    provider.chat.calls = [("look", f'{{"{HOSTILE[:12]}": "<img src=x onerror=alert(1)>"}}')]
     provider.chat.calls = [("look", '{"<b>": "<img src=x onerror=alert(1)>"}'), (HOSTILE, "{")]
     page = open_page(clerk(api, tool_body("look", tool_api, approval="always")))
     say(page, "Look")
@@ -239,8 +238,8 @@ def test_calls_and_actions_are_accessible(
         opened(call)
     found = {"calls": violations(page)}
     provider.chat.calls, provider.chat.text = [], '{"a": {"b": [1, true, null, "c"]}}'
-    place = clerk(api, output_schema=schema)
-    for place, sign in ((place, ".composer"), ("#/inbox", ".inbox .action >> nth=1")):
+    typed = clerk(api, output_schema=schema)
+    for place, sign in ((typed, ".composer"), ("#/inbox", ".inbox .action >> nth=1")):
         page.evaluate("(place) => { location.hash = place; }", place)
         settle(page)
         page.locator(sign).wait_for()

@@ -14,7 +14,7 @@ from tests.console.test_tool_calls import tool_body
 from tests.mcp.conftest import sdk_server
 from tests.support.tool_server import Answer, ToolServer
 
-SECRET = "sk-never-shown-again"  # noqa: S105  # a secret of the test
+SECRET = "sk-never-shown-again"  # a secret of the test
 
 
 def test_tool_is_made_tried_changed_and_given_to_an_agent(

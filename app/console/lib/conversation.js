@@ -251,6 +251,12 @@ class Conversation {
     if (heard !== null) this.messages.value = this.messages.value.map((message) => (message.turn_id === live.id && message.role === "assistant" ? { ...message, heard_content: heard } : message));
   }
 
+  /** Run the failed turn of the last answer again, in place. */
+  async retry({ turn_id: turnId, modality }) {
+    await post(`turns/${turnId}/retry`, {}, null);
+    return this.#watch(this.messages.peek().filter((message) => message.role === "user" || message.turn_id !== turnId), { turnId, modality });
+  }
+
   async title(title) { this.session.value = { ...this.session.value, ...(await rename(this.session.value, title)) }; }
 
   /** Copy what stands before `seq` into a new session, go there, and say `content` (with `files`): nothing that was said is lost. */

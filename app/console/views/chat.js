@@ -10,7 +10,7 @@ import { html, memo } from "../lib/html.js";
 import { lazy } from "../lib/lazy.js";
 import { Lexer, Markdown } from "../lib/markdown.js";
 import { agentById, go, panelOpen, recent, titleOf } from "../lib/store.js";
-import { ask, CopyButton, Dialog, Empty, Icon, IconButton, Mark, Menu, MenuButton, Ribbon, Trouble } from "../lib/ui.js";
+import { ask, CopyButton, Dialog, Empty, Icon, IconButton, Mark, Menu, MenuButton, notify, Ribbon, Trouble } from "../lib/ui.js";
 import { t } from "../strings.js";
 import { Composer } from "./composer.js";
 
@@ -150,7 +150,7 @@ const Message = memo(({ message, talk, agent, inspect }) => {
   if (message.role !== "assistant") return null;
   return html`<article class="answer" aria-label=${t.chat.answers(agent?.name ?? "")}>
     <${Said} message=${message} talk=${talk} />
-    <${State} status=${message.status} error=${message.live?.error.value ?? message.error} />
+    <${State} status=${message.status} error=${message.live?.error.value ?? message.error} retry=${message === talk.messages.value.at(-1) && message.turn_id && !talk.live.value && (() => talk.retry(message).catch((problem) => notify(problem.message, "bad")))} />
     <${Receipt} message=${message} talk=${talk} inspect=${inspect} />
   </article>`;
 });
@@ -220,8 +220,8 @@ function rangeOf(place, words) {
 
 const Heard = ({ content, heard }) => html`<p class="prose karaoke">${content.slice(0, heard.length)}<span class="unheard" title=${t.chat.unheard}>${content.slice(heard.length)}</span></p>`;
 
-function State({ status, error }) {
-  if (status === "failed") return html`<p class="state" data-kind="bad" role="alert"><b>${t.chat.failed}.</b> ${error?.detail ?? ""} ${error?.code && html`<code>${error.code}</code>`}</p>`;
+function State({ status, error, retry }) {
+  if (status === "failed") return html`<p class="state" data-kind="bad" role="alert"><b>${t.chat.failed}.</b> ${error?.detail ?? ""} ${error?.code && html`<code>${error.code}</code>`}${retry && error?.code !== "unknown-tool-outcome" && html` <button type="button" class="button" onClick=${retry}>${t.retry}</button>`}</p>`;
   if (status === "cancelled") return html`<p class="state">${t.chat.stopped}</p>`;
   return status === "truncated" ? html`<p class="state">${t.chat.truncated}</p>` : null;
 }
@@ -235,7 +235,7 @@ function Question({ message, talk }) {
     <footer><button type="button" class="button" onClick=${() => { editing.value = false; }}>${t.cancel}</button><button class="button primary">${t.chat.editSend}</button></footer></form>`;
   const words = message.content || (talk.messages.value.at(-1) === message && talk.live.value?.transcript.value) || "";
   return html`<article class="question" aria-label=${t.chat.you}>
-    <div class="actions"><${CopyButton} text=${words} size=${16} /><${IconButton} name="edit" label=${t.chat.edit} size=${16} onClick=${() => { editing.value = true; }} /></div>
+    <div class="actions"><${CopyButton} text=${words} size=${16} />${message.modality === "voice" && message.turn_id && html`<${IconButton} name="play" label=${t.chat.playRecording} size=${16} onClick=${() => new Audio(`turns/${message.turn_id}/recording`).play().catch(() => notify(t.chat.noRecording, "bad"))} />`}<${IconButton} name="edit" label=${t.chat.edit} size=${16} onClick=${() => { editing.value = true; }} /></div>
     <div class="bubble" data-voice=${message.modality === "voice"}>${message.modality === "voice" && html`<span class="voice-tag"><${Icon} name="wave" size=${16} />${message.durationMs ? stopwatch(message.durationMs) : ""}</span>`}${words || (files.length ? null : html`<em>…</em>`)}${files.length > 0 && html`<${Attached} parts=${files} />`}</div>
   </article>`;
 }
