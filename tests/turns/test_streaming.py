@@ -1,10 +1,10 @@
 """Turn events: complete, in order, ended once, and there again for those who come back."""
 
-from collections.abc import re
+import re
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import anyio
-import AsyncIterator
 import httpx2
 import pytest
 from sqlalchemy import delete, update
