@@ -4,21 +4,25 @@ import { render } from "preact";
 import { useEffect } from "preact/hooks";
 import { html } from "./lib/html.js";
 import { remove, signedOut } from "./lib/api.js";
-import { agents, drawer, go, loadAgents, loadMe, loadRecent, me, recent, titleOf } from "./lib/store.js";
+import { focusHeading, lazy } from "./lib/lazy.js";
+import { agents, drawer, go, helpOpen, letterKeys, loadAgents, loadMe, loadRecent, loadWaiting, me, paletteOpen, recent, titleOf, waiting } from "./lib/store.js";
 import { Icon, IconButton, Mark, MenuButton, Notices, Question, Trouble } from "./lib/ui.js";
 import { t } from "./strings.js";
-import { Agent, Agents } from "./views/agents.js";
 import { Chat } from "./views/chat.js";
 import { Home } from "./views/home.js";
-import { Keys } from "./views/keys.js";
-import { Help, helpOpen, letterKeys, Palette, paletteOpen } from "./views/palette.js";
-import { Sessions } from "./views/sessions.js";
-import { SignIn } from "./views/sign-in.js";
-import { System } from "./views/system.js";
-import { TurnPage } from "./views/turn.js";
-import { Usage } from "./views/usage.js";
 
-const NAV = [["talk", "", "talk"], ["agents", "agents", "agents"], ["sessions", "sessions", "sessions"], ["usage", "usage", "usage"], ["keys", "keys", "keys"], ["system", "system", "system"]];
+const [Agents, Agent] = ["Agents", "Agent"].map((name) => lazy(() => import("./views/agents.js"), name));
+const [Palette, Help] = ["Palette", "Help"].map((name) => lazy(() => import("./views/palette.js"), name));
+const Inbox = lazy(() => import("./views/inbox.js"), "Inbox");
+const Keys = lazy(() => import("./views/keys.js"), "Keys");
+const Sessions = lazy(() => import("./views/sessions.js"), "Sessions");
+const SignIn = lazy(() => import("./views/sign-in.js"), "SignIn");
+const System = lazy(() => import("./views/system.js"), "System");
+const Tools = lazy(() => import("./views/tools.js"), "Tools");
+const TurnPage = lazy(() => import("./views/turn.js"), "TurnPage");
+const Usage = lazy(() => import("./views/usage.js"), "Usage");
+
+const NAV = [["talk", "", "talk"], ["agents", "agents", "agents"], ["tools", "tools", "tool"], ["inbox", "inbox", "inbox"], ["sessions", "sessions", "sessions"], ["usage", "usage", "usage"], ["keys", "keys", "keys"], ["system", "system", "system"]];
 const place = signal(read());
 const problem = signal(null);
 const theme = signal(document.documentElement.dataset.theme ?? "auto");
@@ -32,10 +36,10 @@ function read() {
 addEventListener("hashchange", () => {
   place.value = read();
   drawer.value = false;
-  requestAnimationFrame(() => { if (!matchMedia("(hover: hover)").matches || !document.querySelector("textarea:focus")) /** @type {HTMLElement} */ (document.querySelector("h1"))?.focus({ preventScroll: true }); });
+  requestAnimationFrame(focusHeading);
 });
 
-const GOTO = { t: "", a: "agents", s: "sessions", u: "usage", k: "keys", y: "system" };
+const GOTO = { t: "", a: "agents", o: "tools", i: "inbox", s: "sessions", u: "usage", k: "keys", y: "system" };
 let waitsForPlace = 0;
 addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") { event.preventDefault(); if (!document.querySelector("dialog[open]")) paletteOpen.value = true; return; }
@@ -61,7 +65,7 @@ function Side() {
   return html`<nav class="side" aria-label=${t.nav.main} data-open=${drawer.value}>
     <header><a class="brand" href="#/"><${Mark} id="brand" size=${28} /><span>${t.product}</span></a><${IconButton} name="close" label=${t.close} class="icon-button phone-only" onClick=${() => { drawer.value = false; }} /></header>
     <a class="button fresh" href="#/"><${Icon} name="plus" size=${16} />${t.nav.fresh}<kbd>N</kbd></a>
-    <ul class="side-nav">${NAV.map(([name, path, icon]) => html`<li key=${name}><a href=${`#/${path}`} aria-current=${(view || "") === path || (path === "agents" && view === "agents") ? "page" : undefined}><${Icon} name=${icon} />${t.nav[name]}</a></li>`)}</ul>
+    <ul class="side-nav">${NAV.map(([name, path, icon]) => html`<li key=${name}><a href=${`#/${path}`} aria-current=${(view || "") === path || (path === "agents" && view === "agents") ? "page" : undefined}><${Icon} name=${icon} />${t.nav[name]}${name === "inbox" && waiting.value > 0 && html`<span class="pill" data-status="live" aria-label=${t.nav.waiting(waiting.value)}>${waiting}</span>`}</a></li>`)}</ul>
     ${recent.value.length > 0 && html`<h2>${t.nav.recent}</h2>`}
     <ul class="side-recent">${recent.value.map((session) => html`<li key=${session.id}><a href=${`#/chat/${session.id}`} aria-current=${view === "chat" && id === session.id ? "page" : undefined} title=${titleOf(session)}>${titleOf(session)}</a></li>`)}</ul>
     <footer><button type="button" class="button quiet" onClick=${() => { paletteOpen.value = true; }}><${Icon} name="search" />${t.palette.title}<kbd>Ctrl K</kbd></button>
@@ -77,6 +81,8 @@ function View() {
     case "chat": return html`<${Chat} key=${id} id=${id} />`;
     case "agents": return id ? html`<${Agent} key=${id} id=${id} query=${query} />` : html`<${Agents} />`;
     case "sessions": return html`<${Sessions} query=${query} />`;
+    case "inbox": return html`<${Inbox} />`;
+    case "tools": return html`<${Tools} id=${id} query=${query} />`;
     case "turns": return html`<${TurnPage} key=${id} id=${id} />`;
     case "usage": return html`<${Usage} />`;
     case "system": return html`<${System} />`;
@@ -100,7 +106,7 @@ async function signOut() {
 }
 
 async function start() {
-  try { problem.value = null; await Promise.all([loadMe(), loadAgents(), loadRecent()]); } catch (error) { problem.value = error; }
+  try { problem.value = null; await Promise.all([loadMe(), loadAgents(), loadRecent()]); loadWaiting().catch(() => {}); } catch (error) { problem.value = error; }
 }
 
 render(html`<${App} />`, document.getElementById("app"));

@@ -9,13 +9,14 @@ export const t = {
   loading: "Loading…",
   retry: "Try again",
   cancel: "Cancel",
+  back: "Back",
   close: "Close",
   more: "More",
   unarchive: "Unarchive",
   offline: "No network. What you write is kept here.",
   none: "none",
 
-  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
+  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", tools: "Tools", inbox: "Inbox", waiting: (n) => `${n} waiting`, usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
   theme: { label: "Theme", auto: "System", light: "Light", dark: "Dark" },
 
   home: {
@@ -53,6 +54,8 @@ export const t = {
     queued: "Waits for the turn before it…",
     waiting: "Connection lost. The turn goes on; reconnecting…",
     unsent: "Not sent yet: the server cannot be reached. Trying again…",
+    needsYou: "Waits for an action.",
+    thoughts: "Thoughts",
     again: "The server was restarted and answers anew.",
     stopped: "Stopped",
     truncated: "Cut off at the token limit",
@@ -77,7 +80,48 @@ export const t = {
     title: "Title",
     copyCode: "Copy code",
     play: "Play answer",
+    playRecording: "Play recording",
+    noRecording: "The recording is not kept any more.",
   },
+
+  calls: {
+    status: { pending: "Waits", awaiting_approval: "Needs approval", awaiting_output: "Needs output", awaiting_answer: "Asks", running: "Running", completed: "Done", failed: "Failed", denied: "Declined", expired: "Expired", cancelled: "Cancelled", unknown: "Unknown" },
+    arguments: "Arguments", result: "Result", whole: "Show the whole result",
+    kinds: { http: "HTTP", mcp: "MCP", client: "your own code" },
+    effects: { read: "reads only", idempotent: "can be repeated", once: "has an effect" },
+    attempt: (n) => `attempt ${n}`,
+    decisions: { approve: "Approved", deny: "Declined", output: "Output sent", error: "Error sent", answer: "Answered", expire: "Expired" },
+    resolved: (what, by) => `${what} by ${by}`,
+    actions: { approval: "May this be done?", output: "Your code's output is wanted", answer: "A question" },
+    byUser: "the end user may decide, too",
+    until: (time) => `until ${time}`,
+    approve: "Approve", decline: "Decline", reason: "Reason", reasonHint: "The agent is told this.",
+    output: "Output", outputHelp: "JSON, or text. The agent sees it as the result.", sendOutput: "Send output", sendError: "Send as an error",
+    answer: "Answer", visit: "It asks you to visit this address, which is not opened by itself:",
+    unknown: "Unknown outcome", unknownLead: "It is not known whether this was done: the connection broke while it ran, and it is not run again. Look where it would be seen, and tell the agent.",
+    wasDone: "It was done", wasNotDone: "It was not done",
+    known: (name, what, wasDone) => `I have looked: your call ${name}(${what}) was ${wasDone ? "done" : "not done"}.`,
+    items: (n) => (n === 1 ? "1 item" : `${n} items`), fields: (n) => (n === 1 ? "1 field" : `${n} fields`), more: (n) => `${n} more`,
+  },
+
+  tools: {
+    title: "Tools", servers: "MCP servers", secrets: "Secrets", lead: "What an agent may do besides talking: calls of your API, of your own code, and of MCP servers.",
+    fresh: "New tool", freshClient: "New tool of your own code", import: "Import an OpenAPI document", empty: "No tools yet.", emptyLead: "A tool is a name, a description that the model reads, and a request.",
+    nameHelp: "The model calls it by this name: letters, digits, _ and -.", description: "Description", descriptionHelp: "Tells the model what it does, and when to use it.",
+    method: "Method", headers: "Headers", headersHelp: "One a line. {{secrets.NAME}} and {{user.id}} are filled in; the model never sees them.",
+    parameters: "Parameters, JSON Schema", parametersHelp: "{name} in the address stands for a parameter; the others go into the query or the body.", further: "Body and result", body: "Fixed members of the JSON body", bodyHelp: "The model neither sees nor overrides them.", select: "Part of the answer, JSON Pointer", outputSchema: "Output, JSON Schema",
+    effect: "Effect", byMethod: "by its method", approval: "Approval", byEffect: "by its effect", approvals: { never: "never", after_untrusted: "after untrusted text", always: "always" }, by: "Approved by", who: { operator: "the operator", user: "the end user, too" }, timeout: "Time, seconds", price: "Price of a call, USD", trusted: "Strangers cannot write what it returns",
+    notJson: "This is not JSON.", make: "Make tool", archiveAsk: (name) => `Archive “${name}”? An agent that has it keeps it from being archived.`, signing: "Requests are signed with this secret, so that your server can check who sent them. Copy it now: it is not shown again.",
+    try: "Try it", tryAsk: (name) => `“${name}” has an effect, and this calls it for real.`, tryLead: "One call outside of a conversation: what was sent, secrets masked, and what a model would see.", sent: "Request",
+    document: "OpenAPI 3.0 or 3.1, as JSON", documentHelp: "One tool of each operation; you choose which.", file: "Or a file", base: "Base address", baseHint: "the document's", look: "Show what it would make", importN: (n) => (n === 1 ? "Make 1 tool" : `Make ${n} tools`), imported: (n) => (n === 1 ? "1 tool was made." : `${n} tools were made.`),
+    serversLead: "A server's tools are shown to no model before you accept their definitions, and a changed definition has to be accepted again.", addServer: "Add an MCP server", noServers: "No MCP servers yet.", refresh: "List again", listed: (a, c, r) => `${a} added, ${c} changed, ${r} removed.`, accept: "Accept", acceptAll: (n) => `Accept all ${n}`, statuses: { accepted: "Accepted", pending: "New", changed: "Changed", unusable: "Unusable", removed: "Removed" }, dropAsk: (name) => `Delete the server “${name}”? Its tools go with it.`, auto: "Accept every definition unseen", connect: "Connect",
+    secretsLead: "Keys of the APIs behind your tools. A value can be stored and replaced, and is never shown again; it goes to its hosts alone.", value: "Value", hosts: "Hosts", store: "Store", noSecrets: "No secrets yet.", usedBy: (n) => (n === 0 ? "not used" : n === 1 ? "used by 1 tool or server" : `used by ${n} tools or servers`), dropSecret: (name) => `Delete “${name}”? Calls of tools that use it fail at once.`,
+    ofAgent: "Tools", none: "Make a tool first, or add an MCP server.", asTool: "as the tool says", all: "all that are accepted, now and later", policy: "Limits of a turn", maxSteps: "Steps", maxCalls: "Calls", maxUsd: "Cost, USD", onUnknown: "When an outcome is unknown", unknowns: { fail: "the turn fails", tell: "the model is told" }, filler: "Said while a call takes long", approvalOf: (name) => `Approval of ${name}`,
+  },
+
+  inbox: { title: "Inbox", count: (n) => (n === 1 ? "1 call waits" : `${n} calls wait`), empty: "Nothing waits for you.", emptyLead: "Calls of tools that need an approval, an output or an answer are shown here.", open: "Conversation" },
+
+  files: { attach: "Attach images or documents", attached: "Attached", remove: (name) => `Remove ${name}`, sending: "Uploading", tokens: (n) => `about ${n} tokens`, most: (n) => `A message takes at most ${n} files.`, large: "Files of more than 20 MB are not taken.", image: "Image", pasted: "pasted" },
 
   mic: {
     insecure: "The browser gives a page the microphone only on https or on localhost. Open this console as http://localhost, or put https in front of it.",
@@ -104,6 +148,7 @@ export const t = {
     follow: "Live",
     events: "Events",
     open: "Open as a page",
+    steps: "Steps", step: (n) => `Step ${n}`, last: "Last answer", stopReason: "Calls ended by", calls: "Calls", toolCost: "of them tools", loadEvents: "Show events", question: "Conversation",
   },
 
   agents: {
@@ -120,7 +165,7 @@ export const t = {
 
   usage: { title: "Usage", range: "Days", by: "By", metric: "Show", groups: { agent: "Agent", model: "Model", key: "Key" }, metrics: { turns: "Turns", tokens: "Tokens", cost: "Cost", speech: "Speech" }, unpriced: (text, n) => (n === 1 ? "1 turn has no known price" : `${text} turns have no known price`), none: "Nothing was used in these days.", local: "This machine", table: "As a table", total: "Total", archived: "deleted", heard: "min heard", chart: (metric) => `${metric} per day` },
 
-  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
+  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", remove: "Delete", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
 
   system: { title: "System", version: "Version", database: "Database", revision: "revision", providers: "Providers", roles: { chat: "Chat", stt: "Speech to text", tts: "Text to speech" }, works: "Works", fails: "Fails", ends: (day) => `shut down on ${day}`, embedded: "on this server", limits: "Limits", upload: "Largest recording", kept: "Recordings are kept", days: (n) => (n === 1 ? "1 day" : `${n} days`), keys: "Idempotency keys are kept", hours: (n) => `${n} hours`, voice: "Voice", docs: "API reference", environment: "Environment" },
 
@@ -128,7 +173,7 @@ export const t = {
 
   palette: { title: "Go to", field: "A place, an agent or a conversation", nothing: "Nothing has this name.", places: "Places", agents: "Agents", sessions: "Conversations" },
 
-  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a s u k y", "talk, agents, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
+  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a o i s u k y", "talk, agents, tools, inbox, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
 
   signIn: { title: "Sign in", lead: "This server asks who you are. Paste an API key; it is kept in a cookie that no script can read.", key: "API key", enter: "Sign in", wrong: "This key is not known here.", out: "Sign out", admin: "Admin key", local: "This machine" },
 };

@@ -39,4 +39,5 @@ interface RunTurnOptions {
   signal?: AbortSignal;
   onEvent: (event: { id?: number; type: string; data: any }) => void;
   onWaiting: (waits: boolean) => void;
+  isWatched?: () => boolean;
 }

@@ -39,6 +39,7 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/v1/chat/completions"): _TURN,
     ("post", "/v1/responses"): _TURN,
     ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
+    ("post", "/turns/{turn_id}/retry"): (409,),
     ("post", "/tool-calls/{call_id}/resolution"): (409, 429, 503),
     ("patch", "/keys/{key_id}"): (409,),
     ("post", "/keys/{key_id}/rotate"): (409,),
@@ -98,6 +99,7 @@ _OPENAI_ERROR_SCHEMA: dict[str, Any] = {
     },
     "required": ["error"],
 }
+_AT_MS = {"type": "integer", "description": "Milliseconds since the turn was accepted."}
 _STREAM_ONLY_EVENTS: dict[str, dict[str, Any]] = {
     "server.draining": {
         "type": "object",
@@ -149,6 +151,7 @@ def describe_events(schema: dict[str, Any]) -> None:
                 each["required"] = list(
                     properties
                 )  # all are written, also where they have defaults
+        data.setdefault("properties", {})["at_ms"] = _AT_MS
         components.update(definitions)
         name = f"{_event_schema_name(event)}Data"
         components[name] = data

@@ -72,6 +72,8 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/turns/{turn_id}"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
     ("GET", "/turns/{turn_id}/events"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
     ("GET", "/turns/{turn_id}/audio"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
+    ("GET", "/turns/{turn_id}/recording"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
+    ("POST", "/turns/{turn_id}/retry"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
     ("POST", "/turns/{turn_id}/cancel"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
     ("GET", "/tool-calls"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
     ("GET", "/tool-calls/{call_id}"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),

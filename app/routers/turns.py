@@ -10,16 +10,17 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AwareDatetime, Field
 
 from app.http.audio_response import audio_response
-from app.http.deps import Caller, DatabaseDep, ReadingDb, Turns, Voice
+from app.http.deps import Accounts, Caller, DatabaseDep, ReadingDb, Turns, Voice
 from app.http.endpoint_route import EndpointRoute
 from app.http.event_stream import EventStream
-from app.http.openapi import EVENT_STREAM_CONTENT, MP3_CONTENT, VOICE_HEADERS
+from app.http.openapi import BINARY_SCHEMA, EVENT_STREAM_CONTENT, MP3_CONTENT, VOICE_HEADERS
 from app.http.pagination import Cursor, Limit, cursor_id, link_next
 from app.http.turn_shape import turn_shape, turn_with_message
 from app.models import TurnStatus
 from app.schemas.chat import TurnCancel, TurnRead, TurnWithMessage
 from app.services import crud
-from app.services.turns import is_complete
+from app.services.turns import audio_store, is_complete
+from app.services.voice.errors import AudioNotStored
 
 router = APIRouter(prefix="/turns", tags=["turns"], route_class=EndpointRoute)
 
@@ -146,6 +147,46 @@ async def listen_to_turn(
     # A page of another site plays what its session token opens.
     headers = {"Cross-Origin-Resource-Policy": "cross-origin"} if token else {}
     return audio_response(answer, range_, headers)
+
+
+@router.get(
+    "/{turn_id}/recording",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"audio/*": {"schema": BINARY_SCHEMA}},
+            "description": "The recording, in the format that it was sent in",
+        }
+    },
+)
+async def get_turn_recording(turn_id: UUID, data: DatabaseDep, caller: Caller) -> Response:
+    """Get the recording that a turn answers, as it was sent."""
+    async with data.reading() as db:
+        turn, _ = await crud.get_turn(db, caller, turn_id)
+        found = await audio_store.read_recording(
+            await db.connection(), caller.workspace_id, turn.id
+        )
+    if found is None:
+        raise AudioNotStored("No recording of this turn is stored.")
+    recording, _ = found
+    headers = {"Content-Disposition": f'attachment; filename="{turn_id}.{recording.format.value}"'}
+    return Response(recording.data, media_type=recording.format.media_type, headers=headers)
+
+
+@router.post("/{turn_id}/retry")
+async def retry_turn(
+    turn_id: UUID, turns: Turns, data: DatabaseDep, caller: Caller, accounts: Accounts
+) -> TurnWithMessage:
+    """Run a failed turn again, as the next attempt of the same turn and message.
+
+    A turn that runs or waits already is not changed. A turn whose tools have done something, and
+    one that has not failed, are refused with `turn-not-retryable`: send the message again instead.
+    """
+    live = await turns.find(caller, turn_id)
+    await turns.actions.retry(live.record, accounts.of(caller))
+    async with data.reading() as db:
+        turn, message = await crud.get_turn(db, caller, turn_id)
+        return await turn_with_message(db, turn, message)
 
 
 @router.post("/{turn_id}/cancel")

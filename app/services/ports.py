@@ -271,6 +271,11 @@ class AudioFormat(StrEnum):
     OGG = "ogg"
     FLAC = "flac"
 
+    @property
+    def media_type(self) -> str:
+        """The media type, such as `audio/mpeg`."""
+        return "audio/mpeg" if self is AudioFormat.MP3 else f"audio/{self.value}"
+
 
 @value_object(frozen=True, slots=True)
 class Recording:

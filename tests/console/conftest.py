@@ -1,16 +1,21 @@
 """A real server, a provider on loopback, and a real browser with a profile for each test."""
 
+import asyncio
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 
 import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
 from tests.support.application import AUDIO
+from tests.support.ports import free_port
 from tests.support.provider import Provider
 from tests.support.server_process import ServerProcess
+from tests.support.tool_server import Answer, ToolServer, tool_server
 from tests.support.tools import ToolMissing, find_tool
 
 WAIT_MS = 30_000
@@ -27,9 +32,44 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="package")
-def server(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def tool_api() -> Iterator[ToolServer]:
+    """The API behind the agents' tools, in a thread."""
+    started: Queue[tuple[ToolServer, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+
+    async def serve() -> None:
+        ended = asyncio.Event()
+        async with tool_server() as tools:
+            started.put((tools, asyncio.get_running_loop(), ended))
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    tools, loop, ended = started.get(timeout=60)
+    yield tools
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+
+
+@pytest.fixture(scope="package")
+def mcp_port() -> int:
+    """Where an MCP server may be; the test that needs one starts it."""
+    return free_port()
+
+
+@pytest.fixture(scope="package")
+def server(
+    provider: Provider,
+    tool_api: ToolServer,
+    mcp_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("console")
-    settings = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": provider.base_url}
+    settings = {
+        "OPENAI_API_KEY": "k",
+        "OPENAI_BASE_URL": provider.base_url,
+        "CHAT_MODEL_VISION": "true",
+        "TOOLS_ALLOWED_ADDRESSES": f"{tool_api.allowed},127.0.0.1:{mcp_port}",
+    }
     with ServerProcess(folder, **settings) as server:
         yield server
 
@@ -63,14 +103,23 @@ def launched(playwright: Playwright) -> Generator[Browser]:
 
 
 @pytest.fixture
-def api(server: ServerProcess, provider: Provider) -> Iterator[httpx2.Client]:
+def api(server: ServerProcess, provider: Provider, tool_api: ToolServer) -> Iterator[httpx2.Client]:
     """A client of the server, which is as it was after its start."""
     provider.reset()
+    tool_api.answer, tool_api.respond = Answer(), None
+    tool_api.requests.clear()
     with server.client() as api:
         for session in api.get("/sessions").json():
             api.delete(f"/sessions/{session['id']}")
         for agent in api.get("/agents").json():
+            api.put(f"/agents/{agent['id']}", json={"tools": []})
             api.delete(f"/agents/{agent['id']}")
+        for mcp_server in api.get("/mcp-servers").json():
+            api.delete(f"/mcp-servers/{mcp_server['id']}")
+        for tool in api.get("/tools").json():
+            api.delete(f"/tools/{tool['id']}")
+        for secret in api.get("/secrets").json():
+            api.delete(f"/secrets/{secret['name']}")
         yield api
 
 

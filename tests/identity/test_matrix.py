@@ -87,6 +87,12 @@ ROWS: dict[str, Row] = {
     "GET /turns/{turn_id}/audio": Row(  # of a text turn, which has none
         "turns:read", users=True, tokens=True, status=404
     ),
+    "GET /turns/{turn_id}/recording": Row(  # of a text turn, which has none
+        "turns:read", users=True, tokens=True, status=404
+    ),
+    "POST /turns/{turn_id}/retry": Row(  # of one that has not failed
+        "turns:write", users=True, tokens=True, status=409
+    ),
     "POST /turns/{turn_id}/cancel": Row("turns:write", users=True, tokens=True),
     "GET /tool-calls": Row("turns:read", users=True, tokens=True),
     "GET /tool-calls/{call_id}": Row("turns:read", users=True, tokens=True),

@@ -11,6 +11,8 @@ class Event:
     id: int | None
     type: str
     data: Any
+    """Without `at_ms`, which every event of a turn has."""
+    at_ms: int | None = None
 
 
 def parse(lines: Iterable[str]) -> list[Event]:
@@ -21,7 +23,8 @@ def parse(lines: Iterable[str]) -> list[Event]:
         if not line:
             if "data" in fields:
                 number = int(fields["id"]) if "id" in fields else None
-                events.append(Event(number, fields["event"], json.loads(fields["data"])))
+                data = json.loads(fields["data"])
+                events.append(Event(number, fields["event"], data, data.pop("at_ms", None)))
             fields = {}
         elif not line.startswith(":"):
             name, _, value = line.partition(": ")

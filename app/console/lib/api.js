@@ -43,8 +43,8 @@ async function request(method, path, { body, query, key, stream, signal: aborted
 
 export const get = async (path, query) => (await request("GET", path, { query })).json();
 export const post = async (path, body = {}, key = newKey()) => (await request("POST", path, { body, key })).json();
-/** Change something from the `version` that was seen; another one is `version-changed`. */
-export const put = async (path, body, version) => (await request("PUT", path, { body, headers: { "If-Match": `"${version}"` } })).json();
+/** Change something from the `version` that was seen (`null`: from any); another one is `version-changed`. */
+export const put = async (path, body, version) => (await request("PUT", path, { body, headers: version && { "If-Match": `"${version}"` } })).json();
 export const patch = async (path, body) => (await request("PATCH", path, { body })).json();
 export const remove = (path) => request("DELETE", path);
 
@@ -79,17 +79,30 @@ async function* eventsOf(response) {
 
 const ENDS = ["turn.completed", "turn.failed", "turn.cancelled"];
 const LONGEST_WAIT_MS = 8000;
+const LOOK_MS = 2000; // how often it is asked whether somebody else has acted
 
 /**
  * Start a turn (`path`, `body`) or join one (`turnId`) and give its events to `onEvent` until it has ended, over lost
  * connections and restarts of the server: the same `Idempotency-Key` asks again, `?after=` goes on where it broke off.
- * `onWaiting(true)` while nothing comes through. Throws `Problem` where asking again is of no use.
+ * `onWaiting(true)` while nothing comes through. A turn that waits for an action is asked for its state as long as
+ * `isWatched()`: a stream for each would use up the browser's connections. Throws `Problem` where asking again is of no use.
  */
-export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = newKey(), turnId, signal: aborted, onEvent, onWaiting }) {
+export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = newKey(), turnId, signal: aborted, onEvent, onWaiting, isWatched = () => true }) {
   let after = 0;
   let failures = 0;
+  let attempt = 1;
+  let isWaiting = false;
   for (;;) {
     try {
+      while (isWaiting) {
+        await pause(LOOK_MS, aborted);
+        if (aborted?.aborted) return;
+        if (!isWatched() || document.hidden) continue;
+        const turn = await get(`turns/${turnId}`);
+        onWaiting(false);
+        isWaiting = turn.status === "requires_action" && turn.attempt === attempt;
+        if (isWaiting) onEvent({ type: "page.looked", data: turn });
+      }
       const response = turnId
         ? await request("GET", `turns/${turnId}/events`, { query: { after }, stream: true, signal: aborted })
         : await request("POST", path, { body, key, stream: true, signal: aborted });
@@ -99,9 +112,12 @@ export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = 
         if (event.id && event.id <= after) continue;
         after = event.id || after;
         turnId ??= event.data.turn_id;
+        if (event.type === "turn.in_progress") attempt = event.data.attempt;
+        isWaiting = event.type === "turn.requires_action";
         onEvent(event);
         if (ENDS.includes(event.type)) return;
       }
+      if (isWaiting) continue;
     } catch (error) {
       if (aborted?.aborted) throw error;
       if (error instanceof Problem && error.code === "events-pruned") return onEvent(settled(await get(`turns/${turnId}`)));
@@ -115,6 +131,9 @@ export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = 
 function settled(turn) {
   return { type: `turn.${turn.status}`, data: { message: turn.message, usage: turn.usage, timings: turn.timings, error: turn.error } };
 }
+
+/** Look at once at the turns that wait: somebody has acted on this page. */
+export const lookNow = () => dispatchEvent(new Event("online"));
 
 /** Waits, but no longer than until the browser says that the network is back. */
 function pause(ms, aborted) {

@@ -2,9 +2,10 @@
 import { batch, signal } from "@preact/signals";
 import { get, newKey, page, post, Problem, runTurn } from "./api.js";
 import { Speaker } from "./audio.js";
+import { callsAfter, callsOf } from "./calls.js";
 import { firstLine } from "./format.js";
 import { Lexer } from "./markdown.js";
-import { aloud, go, loadRecent, newSession, recent, rename } from "./store.js";
+import { aloud, go, loadRecent, loadWaiting, newSession, recent, rename } from "./store.js";
 import { announce } from "./ui.js";
 import { t } from "../strings.js";
 
@@ -31,18 +32,26 @@ export class LiveTurn {
   marks = signal({});   // when what happened, in ms since `began`, by this page's clock
   events = signal([]);
   clips = signal([]);
-  lexer = new Lexer();
+  calls = signal([]);   // of tools, as `calls.js` knows them
+  thoughts = signal("");
+  output = signal(undefined); // the value of an answer in JSON
+  #lexers = [];
   speaker = null;
   #began = performance.now();
   #pending = "";
   #frame = 0;
+  #attempt = 0;
+  #repeats = false; // the next words are those so far
 
   constructor(modality = "text") { this.modality = modality; }
+  /** The lexer of a piece of the answer, which keeps its nodes while it grows. */
+  lexer(index) { return (this.#lexers[index] ??= new Lexer()); }
   get now() { return performance.now() - this.#began; }
   #mark(name) { if (!(name in this.marks.peek())) this.marks.value = { ...this.marks.peek(), [name]: this.now }; }
 
   /** Deltas are shown once a frame, however many come. */
   #paint(delta) {
+    if (this.#repeats) { this.#repeats = false; this.text.value = ""; }
     this.#pending += delta;
     this.#frame ||= requestAnimationFrame(() => this.flush());
   }
@@ -52,14 +61,38 @@ export class LiveTurn {
     if (this.#pending) { this.text.value += this.#pending; this.#pending = ""; }
   }
 
+  /** What was said so far is not said: the answer begins anew. */
+  #begin(attempt) {
+    this.flush();
+    const [isFirst, goesOn] = [!this.#attempt, this.status.peek() === "requires_action"];
+    batch(() => {
+      if (goesOn) this.#repeats = true;
+      else if (!isFirst || attempt > 1) { this.text.value = ""; this.thoughts.value = ""; this.transcript.value = ""; this.clips.value = []; }
+      if (!goesOn && !isFirst) this.again.value = attempt > this.#attempt;
+      this.status.value = "in_progress";
+    });
+    if (!goesOn && !isFirst) { this.speaker?.stop(); this.speaker = null; }
+    if (attempt > 1 && !goesOn) get(`turns/${this.id}`).then((turn) => this.take(turn)).catch(() => {});
+    this.#attempt = attempt;
+  }
+
+  /** Take over what the ledger has: what other pages did, and what was stored before this one watched. */
+  take(turn) {
+    const seen = new Map(this.calls.peek().map((call) => [call.id, call]));
+    if (turn.tool_calls.length || seen.size) this.calls.value = callsOf(turn).map((call) => ({ ...call, at: seen.get(call.id)?.at ?? call.at }));
+  }
+
   apply({ type, data }) {
-    if (type !== "output_text.delta") this.events.value = [...this.events.peek(), { at: this.now, type, data: type === "audio.clip" ? { ...data, mp3: `${data.mp3.length} characters` } : data }];
+    if (type === "page.looked") { this.take(data); return; }
+    if (/^(tool_call|action)/.test(type)) { this.flush(); this.calls.value = callsAfter(this.calls.peek(), { type, data }, this.text.peek().length); }
+    if (!type.endsWith(".delta")) this.events.value = [...this.events.peek(), { at: this.now, type, data: type === "audio.clip" ? { ...data, mp3: `${data.mp3.length} characters` } : data }];
     switch (type) {
       case "turn.created": this.id = data.turn_id; this.#mark("created"); break;
       case "turn.queued": this.status.value = "queued"; break;
-      case "turn.in_progress":
-        if (data.attempt > 1) { this.flush(); batch(() => { this.text.value = ""; this.transcript.value = ""; this.clips.value = []; this.again.value = true; }); this.speaker?.stop(); this.speaker = null; }
-        this.status.value = "in_progress"; this.#mark("started"); break;
+      case "turn.in_progress": this.#begin(data.attempt); this.#mark("started"); break;
+      case "turn.requires_action": this.status.value = "requires_action"; announce(t.chat.needsYou); loadWaiting().catch(() => {}); break;
+      case "action.resolved": loadWaiting().catch(() => {}); break;
+      case "reasoning.delta": this.thoughts.value += data.delta; break;
       case "input_transcript.delta": this.transcript.value += data.delta; break;
       case "input_transcript.done": this.transcript.value = data.text; this.#mark("heard"); break;
       case "output_text.delta": this.#mark("firstToken"); this.#paint(data.delta); break;
@@ -71,7 +104,9 @@ export class LiveTurn {
       case "turn.completed": case "turn.failed": case "turn.cancelled":
         this.flush();
         this.#mark("ended");
-        if (data.message?.content) this.text.value = data.message.content;
+        this.content = data.message?.content;
+        if (this.content && (data.output ?? null) === null) this.text.value = this.content; // of JSON it leaves out the steps' texts
+        this.output.value = data.output ?? undefined;
         this.error.value = data.error ?? null;
         this.receipt.value = { usage: data.usage ?? {}, timings: data.timings ?? {} };
         this.outcome = data.message?.status ?? type.slice(5); // a completed turn's answer may be cut off: "truncated"
@@ -88,7 +123,8 @@ class Conversation {
   live = signal(null);
   problem = signal(null);
   loaded = signal(false);
-  next = signal("");   // what is said once the running turn has ended
+  next = signal(null); // what is said once the running turn has ended: `{text, files}`
+  isShown = false;
   #abort = null;
   #isLoadingOlder = false;
   name = "";
@@ -131,24 +167,28 @@ class Conversation {
   }
 
   /** Say it now, or as soon as the running answer has ended. */
-  async say(content) {
-    if (!this.live.value) return this.#say(content);
-    this.next.value = content;
+  async say(text, files = []) {
+    if (!this.live.value) return this.#say(text, files);
+    this.next.value = { text, files };
     return null;
   }
 
-  #say(content) { return this.#start(content, { path: "messages/text", body: { session_id: this.id, content } }, "text"); }
+  #say(text, files) {
+    const words = text ? [{ type: "text", text }] : [];
+    const content = files.length ? [...words, ...files.map(({ type, file_id }) => ({ type, file_id }))] : text;
+    return this.#start(text, { path: "messages/text", body: { session_id: this.id, content } }, "text", { parts: files.length ? [...words, ...files] : null });
+  }
 
   speak({ blob, durationMs }) {
     const body = new FormData();
     body.append("session_id", this.id);
     body.append("audio", blob, "recording.wav");
-    return this.#start("", { path: "messages/voice", body }, "voice", durationMs);
+    return this.#start("", { path: "messages/voice", body }, "voice", { durationMs });
   }
 
-  #start(content, request, modality, durationMs) {
+  #start(content, request, modality, more) {
     const seq = (this.messages.peek().at(-1)?.seq ?? 0) + 1;
-    const mine = { id: newKey(), seq, role: "user", content, modality, status: "completed", durationMs, created_at: new Date().toISOString() };
+    const mine = { id: newKey(), seq, role: "user", content, modality, status: "completed", ...more, created_at: new Date().toISOString() };
     if (content && this.session.value && !this.session.value.title) this.title(firstLine(content)).catch(() => {});
     return this.#watch([...this.messages.peek(), mine], { ...request, modality });
   }
@@ -160,7 +200,7 @@ class Conversation {
     batch(() => { this.messages.value = before; this.live.value = live; this.problem.value = null; });
     announce(t.chat.answering(this.name));
     try {
-      await runTurn({ ...request, signal: this.#abort.signal, onEvent: (event) => live.apply(event), onWaiting: (yes) => { live.waiting.value = yes; } });
+      await runTurn({ ...request, signal: this.#abort.signal, onEvent: (event) => live.apply(event), onWaiting: (yes) => { live.waiting.value = yes; }, isWatched: () => this.isShown });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       if (!live.id) { // refused: nothing was stored
@@ -179,7 +219,7 @@ class Conversation {
     const seq = asked?.seq ?? 0;
     const question = asked?.role === "user" ? [{ ...asked, turn_id: live.id, content: live.transcript.peek() || asked.content }] : [];
     const status = live.outcome ?? live.status.peek();
-    const answer = { id: `${live.id}-answer`, turn_id: live.id, seq: seq + 1, role: "assistant", content: live.text.peek(), status, modality: live.modality, live, heard_content: null, ...live.receipt.peek(), error: live.error.peek(), created_at: new Date().toISOString() };
+    const answer = { id: `${live.id}-answer`, turn_id: live.id, seq: seq + 1, role: "assistant", content: live.content || live.text.peek(), output: live.output.peek(), status, modality: live.modality, live, heard_content: null, ...live.receipt.peek(), error: live.error.peek(), created_at: new Date().toISOString() };
     batch(() => {
       this.messages.value = [...before.slice(0, before.length - question.length), ...question, answer];
       this.live.value = null;
@@ -187,16 +227,17 @@ class Conversation {
     announce(status === "failed" ? `${t.chat.failed}: ${live.error.peek()?.detail ?? ""}` : live.text.peek().slice(0, 600));
     if (!this.session.value?.title && live.transcript.peek()) this.title(firstLine(live.transcript.peek())).catch(() => {});
     loadRecent().catch(() => {});
-    if (!live.receipt.peek()?.timings?.total_ms && live.id) this.#receipt(live.id).catch(() => {});
+    if (live.id && (live.calls.peek().length || !live.receipt.peek()?.timings?.total_ms)) this.#receipt(live).catch(() => {});
     const { value: next } = this.next;
-    this.next.value = "";
-    if (next) this.#say(next).catch(() => {});
+    this.next.value = null;
+    if (next) this.#say(next.text, next.files).catch(() => {});
   }
 
-  /** What a turn took that did not complete: its last event does not say. */
-  async #receipt(turnId) {
-    const { usage, timings } = await get(`turns/${turnId}`);
-    this.messages.value = this.messages.peek().map((message) => (message.turn_id === turnId && message.role === "assistant" ? { ...message, usage, timings } : message));
+  /** What the last event does not say: what a turn took that did not complete, and how its calls ended. */
+  async #receipt(live) {
+    const turn = await get(`turns/${live.id}`);
+    live.take(turn);
+    this.messages.value = this.messages.peek().map((message) => (message.turn_id === live.id && message.role === "assistant" ? { ...message, usage: turn.usage, timings: turn.timings } : message));
   }
 
   /** End the running answer; of a spoken one, only what was heard stays in the memory of the agent. */
@@ -210,26 +251,32 @@ class Conversation {
     if (heard !== null) this.messages.value = this.messages.value.map((message) => (message.turn_id === live.id && message.role === "assistant" ? { ...message, heard_content: heard } : message));
   }
 
+  /** Run the failed turn of the last answer again, in place. */
+  async retry({ turn_id: turnId, modality }) {
+    await post(`turns/${turnId}/retry`, {}, null);
+    return this.#watch(this.messages.peek().filter((message) => message.role === "user" || message.turn_id !== turnId), { turnId, modality });
+  }
+
   async title(title) { this.session.value = { ...this.session.value, ...(await rename(this.session.value, title)) }; }
 
-  /** Copy what stands before `seq` into a new session, go there, and say `content`: nothing that was said is lost. */
-  async branch(seq, content) {
+  /** Copy what stands before `seq` into a new session, go there, and say `content` (with `files`): nothing that was said is lost. */
+  async branch(seq, content, files = []) {
     const fork = await post(`sessions/${this.id}/fork`, { up_to_seq: seq - 1 });
     const title = content ? firstLine(content) : this.session.value?.title;
     recent.value = [await rename(fork, title), ...recent.value];
     const next = conversation(fork.id);
     await next.load();
     go(`chat/${fork.id}`);
-    if (content) next.say(content).catch(() => {});
+    if (content || files.length) next.say(content, files).catch(() => {});
   }
 }
 
 /** Begin a session with an agent and its first words (text, or a recording). */
-export async function begin(agentId, { text, recording }) {
+export async function begin(agentId, { text, files, recording }) {
   const session = await newSession(agentId, text);
   const fresh = conversation(session.id);
   batch(() => { fresh.session.value = session; fresh.loaded.value = true; });
   go(`chat/${session.id}`);
-  (text ? fresh.say(text) : fresh.speak(recording)).catch(() => {});
+  (recording ? fresh.speak(recording) : fresh.say(text, files)).catch(() => {});
   return fresh;
 }

@@ -15,6 +15,9 @@ export async function loadAgents() {
 export async function loadRecent() { recent.value = (await page("sessions", { order: "updated", preview: true, limit: 40 })).rows; }
 export const titleOf = (session) => session.title || firstLine(session.preview ?? "") || t.chat.untitled;
 
+export const waiting = signal(0);    // calls that wait for an approval
+export async function loadWaiting() { if (may("turns:read")) waiting.value = (await get("tool-calls", { status: "awaiting_approval", limit: 100 })).length; }
+
 export const me = signal(null);      // who is signed in
 export const system = signal(null);  // version, providers, limits; null where they may not be read
 export async function loadMe() {
@@ -33,6 +36,9 @@ export function kept(name, initial) {
 }
 
 export const drawer = signal(false); // the side bar on a phone
+export const paletteOpen = signal(false);
+export const helpOpen = signal(false);
+export const letterKeys = kept("letter-keys", true);
 export const aloud = kept("aloud", true);
 export const panelOpen = kept("panel", false);
 export const drafts = kept("drafts", {});

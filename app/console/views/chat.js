@@ -1,16 +1,22 @@
 /** The conversation: messages, the turn that runs, the composer with its microphone, and the panel of one turn. */
 import { batch, useSignal } from "@preact/signals";
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
-import { remove } from "../lib/api.js";
+import { lookNow, remove } from "../lib/api.js";
+import { piecesOf, piecesOfParts } from "../lib/calls.js";
 import { conversation } from "../lib/conversation.js";
+import { contentOf } from "../lib/files.js";
 import { count, duration, exactly, money, stopwatch } from "../lib/format.js";
 import { html, memo } from "../lib/html.js";
+import { lazy } from "../lib/lazy.js";
 import { Lexer, Markdown } from "../lib/markdown.js";
 import { agentById, go, panelOpen, recent, titleOf } from "../lib/store.js";
-import { ask, CopyButton, Dialog, Empty, Icon, IconButton, Mark, Menu, MenuButton, Ribbon, Trouble } from "../lib/ui.js";
+import { ask, CopyButton, Dialog, Empty, Icon, IconButton, Mark, Menu, MenuButton, notify, Ribbon, Trouble } from "../lib/ui.js";
 import { t } from "../strings.js";
 import { Composer } from "./composer.js";
-import { TurnPanel } from "./turn.js";
+
+const TurnPanel = lazy(() => import("./turn.js"), "TurnPanel");
+const Calls = lazy(() => import("./calls.js"), "Calls");
+const Tree = lazy(() => import("./tree.js"), "Tree");
 
 const WIDE = "(min-width: 75.01rem)"; // as in console.css
 
@@ -118,6 +124,7 @@ export function Thread({ talk, agent, inspect }) {
     if (held.current?.seen.isConnected) box.current.scrollTop += held.current.seen.getBoundingClientRect().top - held.current.top;
     requestAnimationFrame(() => { held.current = null; });
   }, [range.value]);
+  useEffect(() => { talk.isShown = true; lookNow(); return () => { talk.isShown = false; }; }, [talk]);
   useLayoutEffect(() => { toEnd(); }, [talk, talk.loaded.value]);
   useLayoutEffect(() => { if (live) toEnd(matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"); }, [live]);
   useEffect(() => {
@@ -132,7 +139,7 @@ export function Thread({ talk, agent, inspect }) {
       ${talk.session.value?.forked_from_session_id && from === 0 && html`<p class="note"><${Icon} name="fork" size=${16} /><a href=${`#/chat/${talk.session.value.forked_from_session_id}`}>${t.chat.forked}</a></p>`}
       ${talk.loaded.value && !messages.length && !live && html`<${Empty} title=${t.chat.empty} />`}
       ${show(messages.slice(from, cut))}
-      ${atEnd && html`<div class="last-turn">${show(messages.slice(cut))}${live && html`<${Answer} live=${live} agent=${agent} />`}</div>`}
+      ${atEnd && html`<div class="last-turn">${show(messages.slice(cut))}${live && html`<${Answer} live=${live} agent=${agent} talk=${talk} />`}</div>`}
     </div></div>
     ${below.value && html`<button type="button" class="to-latest" aria-label=${t.chat.latest} title=${t.chat.latest} onClick=${() => toEnd(atEnd ? "smooth" : "auto")}><${Icon} name="down" /></button>`}
   </div>`;
@@ -142,24 +149,56 @@ const Message = memo(({ message, talk, agent, inspect }) => {
   if (message.role === "user") return html`<${Question} message=${message} talk=${talk} />`;
   if (message.role !== "assistant") return null;
   return html`<article class="answer" aria-label=${t.chat.answers(agent?.name ?? "")}>
-    <div class="prose">${message.heard_content !== null && message.heard_content !== undefined ? html`<${Heard} ...${message} />` : html`<${Spoken} message=${message} />`}</div>
-    <${State} status=${message.status} error=${message.live?.error.value ?? message.error} />
+    <${Said} message=${message} talk=${talk} />
+    <${State} status=${message.status} error=${message.live?.error.value ?? message.error} retry=${message === talk.messages.value.at(-1) && message.turn_id && !talk.live.value && (() => talk.retry(message).catch((problem) => notify(problem.message, "bad")))} />
     <${Receipt} message=${message} talk=${talk} inspect=${inspect} />
   </article>`;
 });
 
 /** The sentence that is heard now is marked where it stands, without a change to the nodes (CSS Custom Highlight API). */
-function Spoken({ message: { content, live } }) {
+function Said({ message, talk }) {
   const place = useRef(/** @type {any} */ (null));
-  const lexer = useMemo(() => new Lexer(), []); // a whole lexing, which knows links that are defined further down
+  const { content, live, heard_content: heard } = message;
   const sentence = live?.clips.value[live?.speaker?.sounding.value ?? -1]?.text;
   useEffect(() => {
     const range = sentence && window.Highlight && rangeOf(place.current, sentence);
     if (range) CSS.highlights.set("spoken", new Highlight(range));
     return () => window.Highlight && CSS.highlights.delete("spoken");
   }, [sentence]);
-  return html`<div ref=${place}><${Markdown} text=${content} lexer=${lexer} /></div>`;
+  const pieces = piecesOfMessage(message);
+  const value = message.output ?? null;
+  const isHeard = heard !== null && heard !== undefined;
+  const last = pieces.findLastIndex((piece) => piece.text !== undefined); // is shown in another way
+  const shown = value !== null ? pieces.filter((_, index) => index !== last) : isHeard ? pieces.filter((piece) => piece.text === undefined) : pieces;
+  return html`<div ref=${place}>${shown.map((piece, index) => html`<${Piece} key=${index} piece=${piece} message=${message} talk=${talk} />`)}
+    ${value !== null ? html`<${Tree} value=${value} />` : isHeard && html`<${Heard} content=${content} heard=${heard} />`}</div>`;
 }
+
+/** What an answer consists of, as `calls.js` says. */
+function piecesOfMessage({ parts, content, live }) {
+  if (!live) return parts?.some((part) => part.type !== "text") ? piecesOfParts(parts) : [{ text: content }];
+  const thoughts = live.thoughts.value;
+  return [...(thoughts ? [{ thoughts }] : []), ...(live.calls.value.length ? piecesOf(live.text.value, live.calls.value) : [{ text: content }])];
+}
+
+function Piece({ piece, message, talk }) {
+  if (piece.calls) return html`<${Calls} calls=${piece.calls} turnId=${message.turn_id} talk=${talk} />`;
+  if (piece.images) return html`<${Images} ids=${piece.images} />`;
+  if (piece.thoughts) return html`<details class="thoughts"><summary>${t.chat.thoughts}</summary><p>${piece.thoughts}</p></details>`;
+  return html`<${Words} text=${piece.text} />`;
+}
+
+function Words({ text }) {
+  const lexer = useMemo(() => new Lexer(), []); // a whole lexing, which knows links that are defined further down
+  return html`<div class="prose"><${Markdown} text=${text} lexer=${lexer} /></div>`;
+}
+
+const Images = ({ ids }) => html`<div class="images">${ids.map((id) => html`<a key=${id} href=${contentOf(id)} target="_blank" rel="noopener"><img src=${contentOf(id)} alt=${t.files.image} loading="lazy" /></a>`)}</div>`;
+
+/** Images and documents of a question. */
+const Attached = ({ parts }) => html`<div class="attached">
+  <${Images} ids=${parts.filter((part) => part.type === "image").map((part) => part.file_id)} />
+  ${parts.filter((part) => part.type === "file").map((part) => html`<a class="file" key=${part.file_id} href=${contentOf(part.file_id)} download title=${part.name}><${Icon} name="file" size=${16} /><span>${part.name}</span></a>`)}</div>`;
 
 /** Where `words` stand in what is shown, however many nodes they go through; null where they do not. */
 function rangeOf(place, words) {
@@ -179,10 +218,10 @@ function rangeOf(place, words) {
   return range;
 }
 
-const Heard = ({ content, heard_content: heard }) => html`<p class="karaoke">${content.slice(0, heard.length)}<span class="unheard" title=${t.chat.unheard}>${content.slice(heard.length)}</span></p>`;
+const Heard = ({ content, heard }) => html`<p class="prose karaoke">${content.slice(0, heard.length)}<span class="unheard" title=${t.chat.unheard}>${content.slice(heard.length)}</span></p>`;
 
-function State({ status, error }) {
-  if (status === "failed") return html`<p class="state" data-kind="bad" role="alert"><b>${t.chat.failed}.</b> ${error?.detail ?? ""} ${error?.code && html`<code>${error.code}</code>`}</p>`;
+function State({ status, error, retry }) {
+  if (status === "failed") return html`<p class="state" data-kind="bad" role="alert"><b>${t.chat.failed}.</b> ${error?.detail ?? ""} ${error?.code && html`<code>${error.code}</code>`}${retry && error?.code !== "unknown-tool-outcome" && html` <button type="button" class="button" onClick=${retry}>${t.retry}</button>`}</p>`;
   if (status === "cancelled") return html`<p class="state">${t.chat.stopped}</p>`;
   return status === "truncated" ? html`<p class="state">${t.chat.truncated}</p>` : null;
 }
@@ -190,25 +229,32 @@ function State({ status, error }) {
 function Question({ message, talk }) {
   const editing = useSignal(false);
   const area = useRef(/** @type {any} */ (null));
-  if (editing.value) return html`<form class="question editing" onSubmit=${(event) => { event.preventDefault(); talk.branch(message.seq, area.current.value.trim()); }}>
+  const files = message.parts?.filter((part) => part.file_id) ?? [];
+  if (editing.value) return html`<form class="question editing" onSubmit=${(event) => { event.preventDefault(); talk.branch(message.seq, area.current.value.trim(), files); }}>
     <textarea ref=${area} class="input" aria-label=${t.chat.edit} rows="3" autofocus>${message.content}</textarea>
     <footer><button type="button" class="button" onClick=${() => { editing.value = false; }}>${t.cancel}</button><button class="button primary">${t.chat.editSend}</button></footer></form>`;
   const words = message.content || (talk.messages.value.at(-1) === message && talk.live.value?.transcript.value) || "";
   return html`<article class="question" aria-label=${t.chat.you}>
-    <div class="actions"><${CopyButton} text=${words} size=${16} /><${IconButton} name="edit" label=${t.chat.edit} size=${16} onClick=${() => { editing.value = true; }} /></div>
-    <div class="bubble" data-voice=${message.modality === "voice"}>${message.modality === "voice" && html`<span class="voice-tag"><${Icon} name="wave" size=${16} />${message.durationMs ? stopwatch(message.durationMs) : ""}</span>`}${words || html`<em>…</em>`}</div>
+    <div class="actions"><${CopyButton} text=${words} size=${16} />${message.modality === "voice" && message.turn_id && html`<${IconButton} name="play" label=${t.chat.playRecording} size=${16} onClick=${() => new Audio(`turns/${message.turn_id}/recording`).play().catch(() => notify(t.chat.noRecording, "bad"))} />`}<${IconButton} name="edit" label=${t.chat.edit} size=${16} onClick=${() => { editing.value = true; }} /></div>
+    <div class="bubble" data-voice=${message.modality === "voice"}>${message.modality === "voice" && html`<span class="voice-tag"><${Icon} name="wave" size=${16} />${message.durationMs ? stopwatch(message.durationMs) : ""}</span>`}${words || (files.length ? null : html`<em>…</em>`)}${files.length > 0 && html`<${Attached} parts=${files} />`}</div>
   </article>`;
 }
 
-function Answer({ live, agent }) {
+function Answer({ live, agent, talk }) {
   const state = live.speaker?.level ? "speaking" : "thinking";
   const text = live.text.value;
-  const note = live.waiting.value ? (live.marks.value.created ? t.chat.waiting : t.chat.unsent) : live.again.value && !text ? t.chat.again
+  const calls = live.calls.value;
+  const waits = live.status.value === "requires_action";
+  const note = live.waiting.value ? (live.marks.value.created ? t.chat.waiting : t.chat.unsent) : waits ? t.chat.needsYou : live.again.value && !text ? t.chat.again
     : live.status.value === "queued" && live.marks.value.created ? t.chat.queued : live.modality === "voice" && !live.transcript.value ? t.chat.heard : t.chat.thinking;
-  return html`<article class="answer" aria-label=${t.chat.answers(agent?.name ?? "")} aria-busy="true">
+  const pieces = text || calls.length ? piecesOf(text, calls) : [];
+  return html`<article class="answer" aria-label=${t.chat.answers(agent?.name ?? "")} aria-busy=${!waits}>
     ${live.modality === "voice" && live.transcript.value && html`<p class="unseen">${live.transcript}</p>`}
-    ${text ? html`<div class="prose growing"><${Markdown} text=${text} lexer=${live.lexer} grows /></div>` : null}
-    ${(!text || live.waiting.value) && html`<p class="state" data-kind=${live.waiting.value ? "warn" : "wait"}><${Mark} id=${agent?.id} size=${20} state=${state} level=${live.speaker?.level} />${note}</p>`}
+    ${live.thoughts.value && html`<${Piece} piece=${{ thoughts: live.thoughts.value }} />`}
+    ${pieces.map((piece, index) => (piece.text === undefined ? html`<${Piece} key=${index} piece=${piece} message=${{ turn_id: live.id }} talk=${talk} />`
+    : agent?.output_schema ? html`<pre key=${index} class="raw">${piece.text}</pre>`
+    : html`<div key=${index} class="prose growing"><${Markdown} text=${piece.text} lexer=${live.lexer(index)} grows=${index === pieces.length - 1} /></div>`))}
+    ${(pieces.at(-1)?.text === undefined || live.waiting.value || waits) && html`<p class="state" data-kind=${live.waiting.value ? "warn" : "wait"}><${Mark} id=${agent?.id} size=${20} state=${waits ? "still" : state} level=${live.speaker?.level} />${note}</p>`}
   </article>`;
 }
 
@@ -226,7 +272,7 @@ function Receipt({ message, talk, inspect }) {
       <span>${money(done.usage.cost_usd)}</span></button>`}
     <div class="actions"><${CopyButton} text=${message.content} size=${16} />
       ${message.modality === "voice" && html`<${IconButton} name="play" label=${t.chat.play} size=${16} onClick=${() => new Audio(`turns/${message.turn_id}/audio`).play()} />`}
-      ${question?.role === "user" && question.content && html`<${IconButton} name="again" label=${t.chat.retry} size=${16} onClick=${() => talk.branch(question.seq, question.content)} />`}
+      ${question?.role === "user" && (question.content || question.parts) && html`<${IconButton} name="again" label=${t.chat.retry} size=${16} onClick=${() => talk.branch(question.seq, question.content, question.parts?.filter((part) => part.file_id))} />`}
       <${IconButton} name="fork" label=${t.chat.fork} size=${16} onClick=${() => talk.branch(message.seq + 1)} /></div>
   </div>`;
 }

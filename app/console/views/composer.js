@@ -2,6 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { audioContext, Microphone, microphoneObstacle } from "../lib/audio.js";
+import { attach, attachedTo, contentOf, detach, MOST_FILES, reattach } from "../lib/files.js";
 import { firstLine, stopwatch } from "../lib/format.js";
 import { html } from "../lib/html.js";
 import { aloud, drafts, keepDraft } from "../lib/store.js";
@@ -10,10 +11,12 @@ import { t } from "../strings.js";
 
 const microphone = new Microphone(); // one for the page, however many composers there are
 
-/** `talk` is a conversation; without one, `onFirst({text, recording})` begins it. */
+/** `talk` is a conversation; without one, `onFirst({text, files, recording})` begins it. */
 export function Composer({ id, agent, talk, onFirst, still }) {
   const area = useRef(/** @type {any} */ (null));
+  const picker = useRef(/** @type {any} */ (null));
   const text = drafts.value[id] ?? "";
+  const uploads = attachedTo(id).value;
   const began = useSignal(0);
   const obstacle = useSignal(null);
   const { state } = microphone;
@@ -30,12 +33,16 @@ export function Composer({ id, agent, talk, onFirst, still }) {
 
   const send = async () => {
     const words = text.trim();
-    if (!words) return;
+    if (!words && !uploads.length) return;
     audioContext();
+    await Promise.all(uploads.map((upload) => upload.done));
+    if (uploads.some((upload) => upload.problem.peek())) return;
+    const files = uploads.map((upload) => upload.part.peek());
     keepDraft(id, "");
+    detach(id);
     try {
-      await (talk ? talk.say(words) : onFirst({ text: words }));
-    } catch { keepDraft(id, drafts.value[id] || words); }
+      await (talk ? talk.say(words, files) : onFirst({ text: words, files }));
+    } catch { keepDraft(id, drafts.value[id] || words); if (!attachedTo(id).peek().length) reattach(id, uploads); }
   };
   const key = (event) => {
     // An input method confirms with Enter, too; Safari reports that one as key code 229 after the composition's end.
@@ -44,6 +51,17 @@ export function Composer({ id, agent, talk, onFirst, still }) {
     event.preventDefault();
     send();
   };
+
+  const add = (files) => { if (files.length && attach(id, files)) notify(t.files.most(MOST_FILES), "bad"); };
+  const paste = (event) => { const { files } = event.clipboardData; if (files.length) { event.preventDefault(); add(files); } };
+  useEffect(() => { // files are dropped anywhere on the page
+    const has = (event) => event.dataTransfer?.types.includes("Files");
+    const over = (event) => { if (has(event)) event.preventDefault(); };
+    const drop = (event) => { if (has(event)) { event.preventDefault(); add(event.dataTransfer.files); } };
+    addEventListener("dragover", over);
+    addEventListener("drop", drop);
+    return () => { removeEventListener("dragover", over); removeEventListener("drop", drop); };
+  }, [id]);
 
   const open = async (handsFree) => {
     obstacle.value = microphoneObstacle();
@@ -86,22 +104,36 @@ export function Composer({ id, agent, talk, onFirst, still }) {
   return html`<div class="composer-place">
     ${obstacle.value && html`<p class="note" role="alert">${t.mic[obstacle.value]}<${IconButton} name="close" label=${t.close} size=${16} onClick=${() => { obstacle.value = null; }} /></p>`}
     ${talk?.problem.value && talk.loaded.value && html`<p class="note" data-kind="bad" role="alert">${talk.problem.value.message}</p>`}
-    ${talk?.next.value && html`<p class="note">${t.chat.next}<span class="grow">“${firstLine(talk.next.value)}”</span><${IconButton} name="close" label=${t.cancel} size=${16} onClick=${() => { keepDraft(id, talk.next.value); talk.next.value = ""; }} /></p>`}
+    ${talk?.next.value && html`<p class="note">${t.chat.next}<span class="grow">“${firstLine(talk.next.value.text)}”</span><${IconButton} name="close" label=${t.cancel} size=${16} onClick=${() => { keepDraft(id, talk.next.value.text); talk.next.value = null; }} /></p>`}
     <form class="composer" data-mic=${state.value} onSubmit=${(event) => { event.preventDefault(); send(); }}>
+      ${uploads.length > 0 && html`<ul class="uploads" aria-label=${t.files.attached}>${uploads.map((upload) => html`<${Attachment} key=${upload.key} upload=${upload} remove=${() => { detach(id, upload); area.current.focus(); }} />`)}</ul>`}
       ${on && html`<${Listening} began=${began} handsFree=${microphone.handsFree} />`}
       <textarea ref=${area} rows="1" hidden=${on} aria-label=${t.chat.message} placeholder=${t.chat.placeholder(agent?.name ?? t.home.agentName)} value=${text} enterkeyhint="enter"
-        onInput=${(event) => keepDraft(id, event.target.value)} onKeyDown=${key}></textarea>
+        onInput=${(event) => keepDraft(id, event.target.value)} onKeyDown=${key} onPaste=${paste}></textarea>
+      <input ref=${picker} type="file" multiple hidden onChange=${(event) => { add([...event.target.files]); event.target.value = ""; }} />
       <div class="composer-row">
+        <${IconButton} name="clip" label=${t.files.attach} onClick=${() => picker.current.click()} />
         <${IconButton} name=${aloud.value ? "sound" : "mute"} label=${t.chat.aloud} aria-pressed=${aloud.value} onClick=${() => { aloud.value = !aloud.value; }} />
         <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} onClick=${handsFree}><${Icon} name="wave" />${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</button>
         <span class="grow"></span>
         ${on && !microphone.handsFree && html`<${IconButton} name="trash" label=${t.chat.discard} onClick=${() => { microphone.release(true); microphone.close(); }} />`}
         ${!(on && microphone.handsFree) && html`<button type="button" class="round" data-kind=${state.value === "recording" ? "live" : "plain"} aria-label=${state.value === "recording" ? t.chat.sendRecording : t.chat.talk} title=${t.chat.talkHint} onClick=${record}><${Icon} name=${state.value === "recording" ? "send" : "mic"} /></button>`}
         ${live || sounds ? html`<button type="button" class="round" data-kind="stop" aria-label=${t.chat.stop} title=${t.chat.stop} onClick=${() => talk.stop()}><${Icon} name="stop" /></button>`
-          : !on && html`<button class="round" data-kind="primary" aria-label=${t.chat.send} title=${t.chat.send} disabled=${!text.trim()}><${Icon} name="send" /></button>`}
+          : !on && html`<button class="round" data-kind="primary" aria-label=${t.chat.send} title=${t.chat.send} disabled=${!text.trim() && !uploads.length}><${Icon} name="send" /></button>`}
       </div>
     </form>
   </div>`;
+}
+
+/** One file of the message that is written: how far it is, or why it is not taken. */
+function Attachment({ upload, remove }) {
+  const part = upload.part.value;
+  const problem = upload.problem.value;
+  const percent = Math.round(upload.progress.value * 100);
+  return html`<li class="upload" data-kind=${problem ? "bad" : "good"}>
+    ${part?.type === "image" ? html`<img src=${contentOf(part.file_id)} alt="" />` : html`<${Icon} name="file" />`}
+    <span><bdi title=${upload.name}>${upload.name}</bdi><small role=${problem ? "alert" : undefined}>${problem ? problem.message : part ? (part.text_tokens ? t.files.tokens(part.text_tokens) : `${part.width} × ${part.height}`) : html`<progress aria-label=${t.files.sending} max="100" value=${percent}></progress>`}</small></span>
+    <${IconButton} name="close" label=${t.files.remove(upload.name)} size=${16} onClick=${remove} /></li>`;
 }
 
 const BARS = 48;

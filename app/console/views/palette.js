@@ -1,15 +1,12 @@
 /** One field that leads everywhere (Ctrl or Cmd K), and the list of keys (`?`). */
-import { signal, useSignal } from "@preact/signals";
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { page } from "../lib/api.js";
 import { html } from "../lib/html.js";
-import { agents, go, kept, recent, titleOf } from "../lib/store.js";
+import { agents, go, helpOpen, letterKeys, paletteOpen, recent, titleOf } from "../lib/store.js";
 import { Dialog, Icon, Mark } from "../lib/ui.js";
 import { t } from "../strings.js";
 
-export const paletteOpen = signal(false);
-export const helpOpen = signal(false);
-export const letterKeys = kept("letter-keys", true);
 const MOST = 8;
 
 export function Palette({ places }) {

@@ -19,7 +19,7 @@ export function SignIn({ onDone }) {
   };
   return html`<main class="sign-in" id="content"><form onSubmit=${enter}>
     <${Mark} id="brand" size=${56} /><h1 tabindex="-1">${t.signIn.title}</h1><p class="lead">${t.signIn.lead}</p>
-    <label class="field">${t.signIn.key}<input class="input" type="password" required autocomplete="off" autofocus spellcheck="false" placeholder="ap_…" value=${key.value} aria-invalid=${problem.value ? "true" : undefined} onInput=${(event) => { key.value = event.target.value; problem.value = ""; }} />
+    <label class="field">${t.signIn.key}<input class="input" type="password" required autocomplete="off" autofocus spellcheck=${false} placeholder="ap_…" value=${key.value} aria-invalid=${problem.value ? "true" : undefined} onInput=${(event) => { key.value = event.target.value; problem.value = ""; }} />
       ${problem.value && html`<small data-wrong="true" role="alert">${problem.value}</small>`}</label>
     <button class="button primary" disabled=${!key.value.trim()}>${t.signIn.enter}</button></form></main>`;
 }

@@ -2,11 +2,13 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { get, runTurn } from "../lib/api.js";
+import { callsOf } from "../lib/calls.js";
 import { LiveTurn } from "../lib/conversation.js";
 import { count, duration, exactly, money } from "../lib/format.js";
 import { html } from "../lib/html.js";
 import { CopyButton, Icon, IconButton, STAGES, stagesOf, Trouble } from "../lib/ui.js";
 import { t } from "../strings.js";
+import { Calls } from "./calls.js";
 
 const ENDED = ["completed", "failed", "cancelled"];
 
@@ -67,9 +69,37 @@ function TurnBody({ id, watched, heading: Heading = "h3" }) {
     <section><${Heading}>${t.turn.timeline}<//><${Timeline} turn=${turn} live=${live} running=${running} /></section>
     ${!running && html`<section><${Heading}>${t.turn.receipt}<//><dl class="facts">${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>`}
     <section><${Heading}>${t.turn.ids}<//><dl class="facts">${[["turn", turn.id], ["session", turn.session_id], ["message", turn.message.id]].map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd class="id"><code title=${value}>${value.slice(0, 8)}…${value.slice(-6)}</code><${CopyButton} text=${value} size=${16} /></dd></div>`)}</dl></section>
+    ${turn.steps.length > 0 && html`<${Steps} turn=${turn} Heading=${Heading} />`}
+    ${!live && html`<${PastEvents} id=${id} />`}
     ${live?.events.value.length > 0 && html`<details><summary>${t.turn.events} <span>${live.events.value.length}</span></summary><ol class="events">${live.events.value.map(({ at, type, data }, index) => html`
       <li key=${index}><time>${duration(at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`}
   </div>`;
+}
+
+/** The model's answers before the last one, with their tokens and calls. */
+function Steps({ turn, Heading }) {
+  const calls = callsOf(turn);
+  const tokens = (prompt, completion) => `${count(prompt)} → ${count(completion)} tokens`;
+  const sum = (name) => turn.steps.reduce((all, step) => all + step[name], 0);
+  return html`<section><${Heading}>${t.turn.steps}<//><ol class="steps">${turn.steps.map((step) => html`<li key=${step.number}>
+      <p><b>${t.turn.step(step.number)}</b><span class="quiet">${[step.model, tokens(step.prompt_tokens, step.completion_tokens)].filter(Boolean).join(" · ")}</span></p>
+      ${step.content && html`<p class="step-text">${step.content}</p>`}<${Calls} calls=${calls.filter((call) => call.step === step.number).map((call) => ({ ...call, action: null }))} turnId=${turn.id} /></li>`)}
+    ${turn.status === "completed" && html`<li><p><b>${t.turn.last}</b><span class="quiet">${[turn.model, tokens(turn.usage.prompt_tokens - sum("prompt_tokens"), turn.usage.completion_tokens - sum("completion_tokens"))].filter(Boolean).join(" · ")}</span></p></li>`}</ol></section>`;
+}
+
+/** The events of a turn that has ended, as long as they are stored. */
+function PastEvents({ id }) {
+  const events = useSignal(null);
+  const problem = useSignal(null);
+  const load = async (event) => {
+    if (!event.target.open || events.value) return;
+    const past = new LiveTurn();
+    try {
+      await runTurn({ turnId: id, onEvent: (one) => { if (!one.type.startsWith("page.")) past.apply(one); }, onWaiting: () => {} });
+      events.value = past.events.peek();
+    } catch (error) { problem.value = error; }
+  };
+  return html`<details onToggle=${load}><summary>${t.turn.events}</summary>${problem.value && html`<p class="note">${problem.value.message}</p>`}<ol class="events">${(events.value ?? []).map(({ at, type, data }, index) => html`<li key=${index}><time>${data.at_ms === undefined ? "" : duration(at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`;
 }
 
 /** From the marks of a turn that is watched, the timings that it will have. */
@@ -85,7 +115,8 @@ function Timeline({ turn, live, running }) {
   }, [running, live]);
   const timings = running && live ? soFar(live.marks.value, now.value) : turn.timings;
   const spans = stagesOf({ ...turn, timings });
-  const end = Math.max(timings.total_ms ?? 0, spans.at(-1)?.to ?? 0) || 1;
+  const ended = turn.tool_calls.filter((call) => call.ended_at).map((call) => new Date(call.ended_at).getTime() - new Date(turn.created_at).getTime());
+  const end = Math.max(timings.total_ms ?? 0, spans.at(-1)?.to ?? 0, ...ended) || 1;
   const step = [50, 100, 250, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000].find((size) => end / size <= 5) ?? 120_000;
   const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, index) => index * step);
   const created = live?.marks.value.created ?? 0;
@@ -94,6 +125,7 @@ function Timeline({ turn, live, running }) {
     <div class="timeline-scale" aria-hidden="true">${ticks.map((tick) => html`<span key=${tick} style=${{ left: `${(tick / end) * 100}%` }}>${tick < 1000 ? `${tick} ms` : `${tick / 1000} s`}</span>`)}</div>
     <ol>${STAGES.map((stage) => spans.find((span) => span.stage === stage)).filter(Boolean).map(({ stage, from, to }, index, all) => html`
       <li key=${stage}><span>${t.turn.stages[stage]}</span><div class="track"><i data-stage=${stage} data-running=${running && index === all.length - 1} style=${place(from, to)}></i></div><b>${duration(to - from)}</b></li>`)}
+      ${turn.tool_calls.filter((call) => call.started_at).map((call) => { const [from, to] = [call.started_at, call.ended_at ?? call.started_at].map((at) => new Date(at).getTime() - new Date(turn.created_at).getTime()); return html`<li key=${call.id}><span title=${call.name}>${call.name}</span><div class="track"><i data-stage="calling" data-status=${call.status} style=${place(Math.max(0, from), Math.max(from, to))}></i></div><b>${duration(to - from)}</b></li>`; })}
       ${live?.clips.value.map((clip) => html`<li key=${clip.index} class="clip"><span title=${clip.text}>${clip.text}</span><div class="track"><i data-stage="speaking" style=${place(Math.max(0, clip.at - created - 8), clip.at - created)}></i></div><b>${duration(clip.duration)}</b></li>`)}
     </ol></div>`;
 }

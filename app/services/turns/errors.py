@@ -172,6 +172,13 @@ class ActionNotWanted(AppError):
     code = "action-not-wanted"
 
 
+class TurnNotRetryable(AppError):
+    """The turn has not failed, or its tools have done something."""
+
+    kind = ErrorKind.CONFLICT
+    code = "turn-not-retryable"
+
+
 class EventsPruned(AppError):
     """The turn's events are not stored any more."""
 

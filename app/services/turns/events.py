@@ -16,10 +16,6 @@ from app.core.value_objects import value_object
 from app.models import MessageStatus, Modality, Role
 from app.services.turns.records import Usage
 
-AFTER_ATTEMPT = 10_000
-"""Each attempt begins this far above the last stored number. What the attempt before it showed,
-stored or not, has lower numbers, so that a subscriber who resumes misses nothing."""
-
 
 class EventType(StrEnum):
     """Event types; the values are the names in the event stream."""
@@ -344,6 +340,8 @@ class TurnEvent:
     type: EventType
     _value: EventValue | None = None
     _json: bytes = field(default=b"")
+    at_ms: int | None = None
+    """Milliseconds since the turn was accepted; once stored, it is in the JSON alone."""
 
     def __eq__(self, other: object) -> bool:
         """Compare number, type and JSON."""
@@ -356,9 +354,9 @@ class TurnEvent:
         return hash(self.number)
 
     @classmethod
-    def of(cls, number: int, value: EventValue) -> "TurnEvent":
+    def of(cls, number: int, value: EventValue, at_ms: int | None = None) -> "TurnEvent":
         """Create an event with a number and a value."""
-        return cls(number, value.type, value)
+        return cls(number, value.type, value, at_ms=at_ms)
 
     @property
     def value(self) -> EventValue:
@@ -373,6 +371,8 @@ class TurnEvent:
         if not self._json:
             # asyncpg has its own UUID type, which orjson encodes only with `str`.
             encoded = orjson.dumps(self._value, default=str, option=orjson.OPT_UTC_Z)
+            if self.at_ms is not None:
+                encoded = b'{"at_ms":%d%s%s' % (self.at_ms, b"," * (encoded != b"{}"), encoded[1:])
             # A copy, because orjson's bytes keep their buffer of several kilobytes allocated.
             self._json = bytes(memoryview(encoded))
         return self._json

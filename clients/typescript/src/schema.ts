@@ -575,6 +575,49 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/turns/{turn_id}/recording": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Turn Recording
+         * @description Get the recording that a turn answers, as it was sent.
+         */
+        get: operations["get_turn_recording"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/turns/{turn_id}/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Retry Turn
+         * @description Run a failed turn again, as the next attempt of the same turn and message.
+         *
+         *     A turn that runs or waits already is not changed. A turn whose tools have done something, and
+         *     one that has not failed, are refused with `turn-not-retryable`: send the message again instead.
+         */
+        post: operations["retry_turn"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/turns/{turn_id}/cancel": {
         parameters: {
             query?: never;
@@ -4495,12 +4538,17 @@ export interface components {
              * Format: uuid
              */
             message_id: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * TurnQueued
          * @description The turn waits for another turn of its session.
          */
-        TurnQueuedEventData: Record<string, never>;
+        TurnQueuedEventData: {
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
+        };
         /**
          * TurnInProgress
          * @description The turn runs. Above attempt 1, and where it comes again, the answer begins anew.
@@ -4508,6 +4556,8 @@ export interface components {
         TurnInProgressEventData: {
             /** Attempt */
             attempt: number;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * InputTranscriptDelta
@@ -4516,6 +4566,8 @@ export interface components {
         InputTranscriptDeltaEventData: {
             /** Delta */
             delta: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * InputTranscriptDone
@@ -4526,6 +4578,8 @@ export interface components {
             text: string;
             /** Language */
             language: string | null;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * OutputTextDelta
@@ -4534,6 +4588,8 @@ export interface components {
         OutputTextDeltaEventData: {
             /** Delta */
             delta: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ReasoningText
@@ -4542,6 +4598,8 @@ export interface components {
         ReasoningDeltaEventData: {
             /** Delta */
             delta: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * StepStarted
@@ -4550,6 +4608,8 @@ export interface components {
         StepStartedEventData: {
             /** Step */
             step: number;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallArguments
@@ -4562,6 +4622,8 @@ export interface components {
             name: string;
             /** Delta */
             delta: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallCreated
@@ -4583,6 +4645,8 @@ export interface components {
             kind: string | null;
             /** Arguments */
             arguments: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallStarted
@@ -4596,6 +4660,8 @@ export interface components {
             call_id: string;
             /** Attempt */
             attempt: number;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallProgress
@@ -4613,6 +4679,8 @@ export interface components {
             total: number | null;
             /** Message */
             message: string | null;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallCompleted
@@ -4632,6 +4700,8 @@ export interface components {
             duration_ms: number | null;
             /** Files */
             files: string[];
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ToolCallProblem
@@ -4656,6 +4726,8 @@ export interface components {
             /** Status */
             status: string;
             error: components["schemas"]["ToolCallProblem"];
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * RequiredAction
@@ -4691,6 +4763,8 @@ export interface components {
          */
         ActionRequestedEventData: {
             action: components["schemas"]["RequiredAction"];
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * ActionResolved
@@ -4706,6 +4780,8 @@ export interface components {
             decision: string;
             /** By */
             by: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * TurnRequiresAction
@@ -4714,6 +4790,8 @@ export interface components {
         TurnRequiresActionEventData: {
             /** Actions */
             actions: components["schemas"]["RequiredAction"][];
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * AudioClip
@@ -4730,6 +4808,8 @@ export interface components {
             duration_ms: number;
             /** Mp3 */
             mp3: string;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * AnswerMessage
@@ -4823,6 +4903,8 @@ export interface components {
              * @default null
              */
             output: unknown;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * TurnProblem
@@ -4844,6 +4926,8 @@ export interface components {
             error: components["schemas"]["TurnProblem"];
             /** Retryable */
             retryable: boolean;
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         /**
          * TurnCancelled
@@ -4851,6 +4935,8 @@ export interface components {
          */
         TurnCancelledEventData: {
             message: components["schemas"]["AnswerMessage"];
+            /** @description Milliseconds since the turn was accepted. */
+            at_ms?: number;
         };
         TurnCreatedEvent: {
             id: string;
@@ -8938,6 +9024,193 @@ export interface operations {
             /** @description Gateway Timeout */
             504: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_turn_recording: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                turn_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The recording, in the format that it was sent in */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "audio/*": string;
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    retry_turn: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                turn_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TurnWithMessage"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
                     [name: string]: unknown;
                 };
                 content: {

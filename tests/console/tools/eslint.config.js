@@ -1,6 +1,6 @@
 // ESLint's recommended rules for app/console; ESLint is no part of the console.
 const browser = Object.fromEntries(
-  ["addEventListener", "removeEventListener", "alert", "atob", "AudioContext", "AudioWorkletNode", "AudioWorkletProcessor", "Audio", "Blob", "clearInterval", "clearTimeout", "console", "crypto", "CSS", "DOMException", "document", "fetch", "FormData", "getComputedStyle", "Highlight", "history", "Intl", "IntersectionObserver", "isSecureContext", "localStorage", "location", "matchMedia", "navigator", "NodeFilter", "OfflineAudioContext", "performance", "Range", "registerProcessor", "requestAnimationFrame", "cancelAnimationFrame", "ResizeObserver", "setInterval", "setTimeout", "TextDecoderStream", "URL", "URLSearchParams", "window", "AbortController"].map((name) => [name, "readonly"]),
+  ["addEventListener", "removeEventListener", "alert", "atob", "AudioContext", "AudioWorkletNode", "AudioWorkletProcessor", "Audio", "Blob", "clearInterval", "clearTimeout", "console", "crypto", "CSS", "DOMException", "document", "fetch", "FormData", "getComputedStyle", "Highlight", "history", "Intl", "IntersectionObserver", "isSecureContext", "localStorage", "location", "matchMedia", "navigator", "NodeFilter", "OfflineAudioContext", "performance", "Range", "registerProcessor", "requestAnimationFrame", "cancelAnimationFrame", "ResizeObserver", "setInterval", "setTimeout", "TextDecoderStream", "URL", "URLSearchParams", "window", "AbortController", "dispatchEvent", "Event", "XMLHttpRequest"].map((name) => [name, "readonly"]),
 );
 
 export default [

@@ -1,4 +1,4 @@
-"""Take actions on tool calls that wait, and let their turns go on here."""
+"""What lets a stored turn run again here: actions on tool calls that wait, and a retry."""
 
 import logging
 from collections.abc import Callable
@@ -10,15 +10,19 @@ from sqlalchemy import select
 
 from app.core.database import Database, StorageUnavailable
 from app.core.database.retries import retry_while_unavailable
+from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
-from app.services.turns.errors import ServerDraining
+from app.models import TurnStatus
+from app.services.turns.errors import ServerDraining, TurnNotRetryable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.remote_turns import RemoteTurnWatcher
 from app.services.turns.execution.turn_tasks import TurnTasks
 from app.services.turns.records import TurnRecord
 from app.services.turns.storage import resolution
+from app.services.turns.storage.repetition import run_again_or_find
 from app.services.turns.storage.resolution import Resolution, Resolved
 from app.services.turns.storage.tables import turns
+from app.services.usage import Account
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,33 @@ class TurnActions:
         if resolved is None:
             raise RuntimeError("a shielded scope was left early")
         return resolved
+
+    async def retry(self, record: TurnRecord, account: Account) -> None:
+        """Run a failed turn again in place, as its next attempt, charged to `account`.
+
+        A turn that runs or waits already is left as it is. Raises `TurnNotRetryable`,
+        `ServerDraining`, `BudgetExhausted` and `TooManyTurns`.
+        """
+        if self._tasks.draining.is_set():
+            raise ServerDraining("This server is shutting down; try again.", retry_after_seconds=1)
+        if not record.keeps_content:
+            raise TurnNotRetryable("Nothing of this turn is stored: send the request again.")
+
+        def script() -> TransactionScript[tuple[TurnRecord, bool]]:
+            return run_again_or_find(
+                record.workspace_id, record.id, account, self._owner_id, whatever_error=True
+            )
+
+        with self._tasks.accepting(), anyio.CancelScope(shield=True):
+            record, is_unchanged = await self._database.run(script)
+            if not is_unchanged and record.status is TurnStatus.IN_PROGRESS:
+                self._resume(record)
+        if not is_unchanged:
+            return
+        if record.status is TurnStatus.FAILED:
+            raise TurnNotRetryable("Its tools have done something, and might do it twice.")
+        if record.status in {TurnStatus.COMPLETED, TurnStatus.CANCELLED}:
+            raise TurnNotRetryable("Only a turn that has failed can be run again.")
 
     async def wait_until_taken(self, live: LiveTurn) -> None:
         """Wait until a turn that waits for actions goes on or ends, on any server, or is deleted.

@@ -5,10 +5,14 @@ Uses asyncio's events, because anyio's look up the event loop type at each call.
 
 import asyncio
 import math
+import time
 from bisect import bisect_right
 
 from app.services.turns.events import EventValue, OutputTextDelta, ReasoningText, TurnEvent
 
+AFTER_ATTEMPT = 10_000
+"""Each attempt begins this far above the last stored number. What the attempt before it showed,
+stored or not, has lower numbers, so that a subscriber who resumes misses nothing."""
 _COALESCED_SECONDS = 0.02
 
 
@@ -17,6 +21,8 @@ class EventLog:
 
     def __init__(self, after: int = 0) -> None:
         self.events: list[TurnEvent] = []
+        self.began_at = time.time()
+        """When the turn was accepted, in seconds since 1970: from there events have their times."""
         self._changed: asyncio.Event | None = None
         self._last_number = after
         self._stored_count = 0
@@ -35,7 +41,7 @@ class EventLog:
     def emit(self, value: EventValue) -> None:
         """Append an event and wake its subscribers."""
         self.flush_text()
-        self.append(TurnEvent.of(self.next_number, value))
+        self.append(self.next_event(value))
 
     def append_text(self, delta: str) -> None:
         """Append text; deltas within 20 ms are joined to one event, which bounds the cost."""
@@ -72,7 +78,7 @@ class EventLog:
         delta = storable("".join(self._pending_text))
         self._pending_text.clear()
         self._flushed_at = self._running_loop.time()
-        self.append(TurnEvent.of(self.next_number, self._pending_kind(delta)))
+        self.append(self.next_event(self._pending_kind(delta)))
 
     @property
     def _running_loop(self) -> asyncio.AbstractEventLoop:
@@ -85,6 +91,11 @@ class EventLog:
     def next_number(self) -> int:
         """The number of the next event."""
         return self._last_number + 1
+
+    def next_event(self, value: EventValue) -> TurnEvent:
+        """Create the next event, as of now; it is not appended."""
+        at_ms = max(0, round((time.time() - self.began_at) * 1000))
+        return TurnEvent.of(self._last_number + 1, value, at_ms)
 
     def append(self, event: TurnEvent) -> None:
         """Append an event that has the next number."""

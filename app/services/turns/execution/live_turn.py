@@ -23,7 +23,6 @@ from app.services.turns.errors import (
     unknown_outcome,
 )
 from app.services.turns.events import (
-    AFTER_ATTEMPT,
     AnswerMessage,
     EventValue,
     OutputTextDelta,
@@ -38,7 +37,7 @@ from app.services.turns.events import (
     TurnQueued,
     TurnRequiresAction,
 )
-from app.services.turns.execution.event_log import EventLog, storable
+from app.services.turns.execution.event_log import AFTER_ATTEMPT, EventLog, storable
 from app.services.turns.parts import PARAGRAPH, Part, TextPart, ToolCallPart, encode_parts
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
 from app.services.turns.steps import (
@@ -89,6 +88,7 @@ class LiveTurn:
     def __post_init__(self) -> None:
         """Take the ids of the running request."""
         self.context = context_for_turn(self.record.id)
+        self.log.began_at = self.record.created_at.timestamp()
         if self.record.steps:
             self._restore_steps()
 
@@ -216,7 +216,7 @@ class LiveTurn:
                 problem = TurnProblem(error.code, error.title(), error.detail)
                 may_repeat = is_retryable(error) and not has_acted(self.progress.steps)
                 value = TurnFailed(problem, may_repeat)
-        return TurnEvent.of(self.log.next_number, value)
+        return self.log.next_event(value)
 
     def _answer(self, outcome: Outcome) -> AnswerMessage:
         record = self.record

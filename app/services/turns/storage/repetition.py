@@ -28,12 +28,17 @@ from app.services.usage import Account, budgets
 
 
 def run_again_or_find(
-    workspace_id: UUID, turn_id: UUID, account: Account, owner_id: UUID
+    workspace_id: UUID,
+    turn_id: UUID,
+    account: Account,
+    owner_id: UUID,
+    *,
+    whatever_error: bool = False,
 ) -> TransactionScript[tuple[TurnRecord, bool]]:
     """Return the turn of a used idempotency key, and whether it is only found.
 
-    A turn that failed with a retryable error, and did nothing with its tools, is run again and
-    charged to `account`.
+    A turn that failed with a retryable error (or `whatever_error`), and did nothing with its
+    tools, is run again and charged to `account`.
     """
     record = yield from leases.find(workspace_id, turn_id)
     if record.status is not TurnStatus.FAILED:
@@ -46,7 +51,8 @@ def run_again_or_find(
         UNSETTLED_IDS(workspace_id_=workspace_id, session_id_=record.session_id),
     ]
     error_code, user_id, *reserved = failed[0]
-    if not is_retryable(error_of_code(error_code or "", "")) or has_acted(record.steps):
+    may_run = whatever_error or is_retryable(error_of_code(error_code or "", ""))
+    if not may_run or has_acted(record.steps):
         return record, True
     live = not unsettled
     reservation = receipts.repeated_reservation(account, record.persona, now, user_id, *reserved)

@@ -793,41 +793,49 @@ class TurnCreatedEventData(TypedDict, total=False):
     session_id: Required[str]
     user_message_id: Required[str]
     message_id: Required[str]
+    at_ms: int
 
 
 class TurnQueuedEventData(TypedDict, total=False):
-    pass
+    at_ms: int
 
 
 class TurnInProgressEventData(TypedDict, total=False):
     attempt: Required[int]
+    at_ms: int
 
 
 class InputTranscriptDeltaEventData(TypedDict, total=False):
     delta: Required[str]
+    at_ms: int
 
 
 class InputTranscriptDoneEventData(TypedDict, total=False):
     text: Required[str]
     language: Required[str | None]
+    at_ms: int
 
 
 class OutputTextDeltaEventData(TypedDict, total=False):
     delta: Required[str]
+    at_ms: int
 
 
 class ReasoningDeltaEventData(TypedDict, total=False):
     delta: Required[str]
+    at_ms: int
 
 
 class StepStartedEventData(TypedDict, total=False):
     step: Required[int]
+    at_ms: int
 
 
 class ToolCallDeltaEventData(TypedDict, total=False):
     call_id: Required[str]
     name: Required[str]
     delta: Required[str]
+    at_ms: int
 
 
 class ToolCallCreatedEventData(TypedDict, total=False):
@@ -837,11 +845,13 @@ class ToolCallCreatedEventData(TypedDict, total=False):
     name: Required[str]
     kind: Required[str | None]
     arguments: Required[str]
+    at_ms: int
 
 
 class ToolCallStartedEventData(TypedDict, total=False):
     call_id: Required[str]
     attempt: Required[int]
+    at_ms: int
 
 
 class ToolCallProgressEventData(TypedDict, total=False):
@@ -849,6 +859,7 @@ class ToolCallProgressEventData(TypedDict, total=False):
     progress: Required[float]
     total: Required[float | None]
     message: Required[str | None]
+    at_ms: int
 
 
 class ToolCallCompletedEventData(TypedDict, total=False):
@@ -857,6 +868,7 @@ class ToolCallCompletedEventData(TypedDict, total=False):
     preview: Required[str]
     duration_ms: Required[float | None]
     files: Required[list[str]]
+    at_ms: int
 
 
 class ToolCallProblem(TypedDict, total=False):
@@ -868,6 +880,7 @@ class ToolCallFailedEventData(TypedDict, total=False):
     call_id: Required[str]
     status: Required[str]
     error: Required[ToolCallProblem]
+    at_ms: int
 
 
 class RequiredAction(TypedDict, total=False):
@@ -882,16 +895,19 @@ class RequiredAction(TypedDict, total=False):
 
 class ActionRequestedEventData(TypedDict, total=False):
     action: Required[RequiredAction]
+    at_ms: int
 
 
 class ActionResolvedEventData(TypedDict, total=False):
     call_id: Required[str]
     decision: Required[str]
     by: Required[str]
+    at_ms: int
 
 
 class TurnRequiresActionEventData(TypedDict, total=False):
     actions: Required[list[RequiredAction]]
+    at_ms: int
 
 
 class AudioClipEventData(TypedDict, total=False):
@@ -900,6 +916,7 @@ class AudioClipEventData(TypedDict, total=False):
     start_ms: Required[int]
     duration_ms: Required[int]
     mp3: Required[str]
+    at_ms: int
 
 
 class AnswerMessage(TypedDict, total=False):
@@ -930,6 +947,7 @@ class TurnCompletedEventData(TypedDict, total=False):
     steps: Required[int]
     stop_reason: Required[str | None]
     output: Required[Any]
+    at_ms: int
 
 
 class TurnProblem(TypedDict, total=False):
@@ -941,10 +959,12 @@ class TurnProblem(TypedDict, total=False):
 class TurnFailedEventData(TypedDict, total=False):
     error: Required[TurnProblem]
     retryable: Required[bool]
+    at_ms: int
 
 
 class TurnCancelledEventData(TypedDict, total=False):
     message: Required[AnswerMessage]
+    at_ms: int
 
 
 class TurnCreatedEvent(TypedDict, total=False):
