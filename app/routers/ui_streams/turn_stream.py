@@ -115,12 +115,11 @@ class TurnStream:
 
     async def _frames(self) -> AsyncGenerator[bytes]:
         try:
-            async with aclosing(subscribe(self._engine, self._database, self._live, 0)) as batches:
-                async for events in batches:
-                    if not events:
-                        yield PING
-                    elif frames := self._encode([event.value for event in events]):
-                        yield frames
+            async for values in self._batches():
+                if not values:
+                    yield PING
+                elif frames := self._encode(values):
+                    yield frames
         except ServerDraining:  # without a last frame, so that the client knows
             self._may_be_cancelled = False
             return
@@ -131,6 +130,19 @@ class TurnStream:
             return
         self._may_be_cancelled = False
         yield self._begin() + self._dialect.end()
+
+    async def _batches(self) -> AsyncGenerator[Sequence[EventValue]]:
+        """Yield the turn's events, up to the end of the attempt that the client waits for."""
+        after = 0
+        while True:
+            stream = subscribe(self._engine, self._database, self._live, after)
+            async with aclosing(stream) as batches:
+                async for events in batches:
+                    after = events[-1].number if events else after
+                    yield [event.value for event in events]
+            # The stream of an attempt that waits ends, although the next one may have begun.
+            if self._has_begun or self._first_attempt > self._live.record.attempt:
+                return
 
     def _encode(self, values: Sequence[EventValue]) -> bytes:
         """Return the frames of events; nothing for those that the client was shown before."""
