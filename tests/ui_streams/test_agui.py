@@ -25,7 +25,12 @@ def user(content: object) -> dict[str, Any]:
 async def post(
     client: httpx2.AsyncClient, *messages: dict[str, Any], agent: str = "agent-ada", **body: Any
 ) -> httpx2.Response:
-    given = {"threadId": "thread", "runId": str(uuid4()), "messages": messages, "state": {}}
+    given: dict[str, Any] = {
+        "threadId": "thread",
+        "runId": str(uuid4()),
+        "messages": messages,
+        "state": {},
+    }
     return await client.post(f"/agui/{agent}", json=given | body)
 
 
@@ -87,11 +92,11 @@ async def test_output_of_a_clients_tool_lets_the_run_go_on(
 ) -> None:
     await give_tools(agent_tools(CLIENT_TOOL))
     chat_model.script = [(("act", "{}"), ("act", "{}"))]
-    tools = [{"name": "act", "description": "", "parameters": {}}]
+    tools: list[dict[str, Any]] = [{"name": "act", "description": "", "parameters": {}}]
 
     asked = await run(client, user("a"), tools=tools)
     calls: list[str] = asked[-1]["outcome"]["pendingToolCallIds"]
-    answer = {"id": "x", "role": "assistant", "toolCalls": []}
+    answer: dict[str, Any] = {"id": "x", "role": "assistant", "toolCalls": []}
     results = [
         {"id": "r1", "role": "tool", "toolCallId": calls[0], "content": "blue"},
         {"id": "r2", "role": "tool", "toolCallId": calls[1], "content": "", "error": "It broke."},

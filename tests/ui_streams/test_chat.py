@@ -1,7 +1,7 @@
 """`/api/chat` over HTTP: what is stored, streamed, resumed, stopped, regenerated and refused."""
 
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -55,7 +55,7 @@ class Page:
         frames = chunks(response)
         if self.messages and self.messages[-1]["role"] == "assistant":
             self.messages.pop()
-        answer = {"id": frames[0]["messageId"], "role": "assistant", "parts": []}
+        answer: dict[str, Any] = {"id": frames[0]["messageId"], "role": "assistant", "parts": []}
         self.messages.append(answer)
         return frames
 
@@ -225,7 +225,7 @@ async def test_reasoning_is_shown(page: Page, chat_model: ScriptedChatModel) -> 
 
 
 @asynccontextmanager
-async def answering(page: Page, gate: Gate) -> AsyncIterator[list[httpx2.Response]]:
+async def answering(page: Page, gate: Gate) -> AsyncGenerator[list[httpx2.Response]]:
     """Send a message; during the block its turn waits in the model."""
     responses: list[httpx2.Response] = []
 
@@ -280,9 +280,8 @@ async def test_stop_cancels_what_runs_and_what_waits(
     async with answering(page, gate) as sent, anyio.create_task_group() as group:
         group.start_soon(send_another)
         await until(lambda: state["turns"].turn_counts().get("queued") == 1)
-        stopped = await client.delete(f"{PATH}/chat/stream")
+        assert (await client.delete(f"{PATH}/chat/stream")).status_code == 204
 
-    assert stopped.status_code == 204
     for response in (*sent, *waiting):
         assert chunks(response)[-1] == {"type": "abort"}
     assert (await client.delete(f"{PATH}/chat/stream")).status_code == 204
@@ -302,9 +301,9 @@ async def test_busy_chat_is_refused_where_the_client_says_so(page: Page, gate: G
 async def test_regenerating_cancels_the_turn_that_is_replaced(
     page: Page, client: httpx2.AsyncClient, gate: Gate
 ) -> None:
+    again: list[httpx2.Response] = []
+    page.messages = [user("a")]
     async with answering(page, gate) as sent, anyio.create_task_group() as group:
-        page.messages = [user("a")]
-        again: list[httpx2.Response] = []
 
         async def regenerate() -> None:
             again.append(await page.post(trigger="regenerate-message"))
@@ -432,27 +431,27 @@ def data_url() -> str:
     return f"data:image/png;base64,{b64encode(png()).decode()}"
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ({"id": ""}, "`id`: must have 1 to 200 visible characters."),
-        ({"id": "a\x00"}, "`id`: must have 1 to 200 visible characters."),
-        ({"messages": []}, "There is no message to answer."),
-        ({"messages": [{"role": "user"}]}, "A message has no list of `parts`."),
-        ({"messages": [{"role": "user", "parts": [1]}]}, "The parts of a message are objects."),
-        ({"messages": [{"role": "system", "parts": []}]}, "New messages are the user's"),
-        ({"messages": [user("")]}, "A message has a part that is not valid"),
-        ({"messages": [user("x" * 200_001)]}, "A message has a part that is not valid"),
-        ({"messages": [{"role": "assistant", "parts": []}]}, "there is nothing to answer"),
-        (
-            {"messages": [user("a", type="file", url="http://x/y")]},
-            "Files are images by a data URL",
-        ),
-        ({"messages": [user("a", type="audio")]}, "The parts of the user's messages are"),
-        ({"trigger": "resume-stream"}, "`trigger`"),
-        ({"agent": "agent-none"}, "No agent with this id or name exists"),
-    ],
-)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"id": ""}, "`id`: must have 1 to 200 visible characters."),
+    ({"id": "a\x00"}, "`id`: must have 1 to 200 visible characters."),
+    ({"messages": []}, "There is no message to answer."),
+    ({"messages": [{"role": "user"}]}, "A message has no list of `parts`."),
+    ({"messages": [{"role": "user", "parts": [1]}]}, "The parts of a message are objects."),
+    ({"messages": [{"role": "system", "parts": []}]}, "New messages are the user's"),
+    ({"messages": [user("")]}, "A message has a part that is not valid"),
+    ({"messages": [user("x" * 200_001)]}, "A message has a part that is not valid"),
+    ({"messages": [{"role": "assistant", "parts": []}]}, "there is nothing to answer"),
+    (
+        {"messages": [user("a", type="file", url="http://x/y")]},
+        "Files are images by a data URL",
+    ),
+    ({"messages": [user("a", type="audio")]}, "The parts of the user's messages are"),
+    ({"trigger": "resume-stream"}, "`trigger`"),
+    ({"agent": "agent-none"}, "No agent with this id or name exists"),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), REFUSED)
 async def test_what_is_wrong_is_said_in_plain_text(
     page: Page, client: httpx2.AsyncClient, body: dict[str, Any], said: str
 ) -> None:

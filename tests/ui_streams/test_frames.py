@@ -79,6 +79,10 @@ def required(action: str, by: str = "user", **more: Any) -> TurnRequiresAction:
     return TurnRequiresAction([RequiredAction(CALL, action, "weather", "{}", by, None, **more)])
 
 
+def nobody(_action: RequiredAction) -> bool:
+    return False
+
+
 def text_of(frames: Sequence[dict[str, Any]]) -> str:
     """Return the text of an answer, with a `|` between its parts."""
     kinds = {"text-end": "|", "TEXT_MESSAGE_END": "|"}
@@ -268,12 +272,12 @@ def test_approval_is_asked_of_who_may_give_it() -> None:
         "toolCallId": str(CALL),
     }
     assert "tool-approval-request" not in {
-        frame["type"] for frame in chat(*values, may_approve=lambda _: False)
+        frame["type"] for frame in chat(*values, may_approve=nobody)
     }
     outcome = agui(*values)[-1]["outcome"]
     assert outcome["type"] == "interrupt"
     assert outcome["interrupts"][0]["id"] == outcome["interrupts"][0]["toolCallId"] == str(CALL)
-    others = agui(*values, may_approve=lambda _: False)[-1]
+    others = agui(*values, may_approve=nobody)[-1]
     assert others["outcome"] == {"type": "success"}
 
 
