@@ -15,6 +15,7 @@ from app.http.cors import allow_origins
 from app.http.dispatcher import EndpointDispatcher
 from app.http.openai_errors import OpenAIErrorsMiddleware
 from app.http.openapi import describe_errors, describe_events, describe_operations
+from app.http.plain_text_errors import PlainTextErrorsMiddleware
 from app.http.problems import install_problem_handlers
 from app.http.request_log import RequestLogMiddleware
 from app.http.request_normalization import RequestNormalizationMiddleware
@@ -45,6 +46,7 @@ from app.routers import (
     workspaces,
 )
 from app.routers.openai import chat_completions, models, responses
+from app.routers.ui_streams import agui, chat
 from app.state import State, open_state
 
 _DESCRIPTION = """
@@ -61,6 +63,8 @@ _ENDPOINTS = (
     chat_completions,
     responses,
     models,
+    chat,
+    agui,
     files,
     turns,
     tool_calls,
@@ -130,11 +134,13 @@ def create_app(
         (messages_text.METHOD, messages_text.PATH): messages_text.send_text_message,
         chat_completions.ROUTE: chat_completions.create_chat_completion,
         responses.ROUTE: responses.create_response,
+        chat.ROUTE: chat.continue_chat,
     }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:
         front = allow_origins(front, settings.allowed_origins)
-    front = OpenAIErrorsMiddleware(ResponseHeadersMiddleware(front))
+    front = PlainTextErrorsMiddleware(ResponseHeadersMiddleware(front))
+    front = OpenAIErrorsMiddleware(front)
     front = RequestLogMiddleware(front, logs_every_request=settings.access_log)
     app.front = RequestNormalizationMiddleware(front)
     docs.mount_assets(app)

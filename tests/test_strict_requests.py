@@ -19,6 +19,7 @@ async def test_unknown_query_parameter_is_refused_on_every_endpoint(
     method, _, path = name.partition(" ")
     names = (
         "agent_id", "session_id", "turn_id", "tool_id", "call_id", "file_id", "server_id", "model",
+        "agent", "chat_id",
     )  # fmt: skip
     ids = dict.fromkeys(names, str(uuid4())) | {"name": "SHOP_KEY"}
     filled = path.format(**ids, version=1, key_id="abcdefgh", user_id="x", message_id=uuid4())
@@ -34,6 +35,9 @@ async def test_unknown_query_parameter_is_refused_on_every_endpoint(
         assert "unknown_name" in response.json()["error"]["message"]
         return
     assert response.status_code == 422, response.text
+    if path.startswith("/api/chat"):
+        assert "unknown_name" in response.text
+        return
     assert response.json()["code"] == "request-invalid"
     assert "unknown_name" in response.json()["detail"]
 

@@ -11,6 +11,7 @@ _RESPONSE_HEADERS = (
     "X-Session-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
     "X-RateLimit-Resource", "X-Should-Retry", "WWW-Authenticate", "Allow", "Accept-Ranges",
     "Content-Range", "Content-Length", "Content-Disposition", "ETag", "Traceparent", "X-Request-Id",
+    "X-Error-Code", "X-Vercel-AI-UI-Message-Stream",
 )  # fmt: skip
 
 

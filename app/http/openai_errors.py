@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import AppError, ErrorKind
-from app.http.problems import PROBLEM_TYPE, status_of
+from app.http.problem_rewriter import ProblemRewriter, RewrittenError
+from app.http.problems import status_of
 
 PREFIX = "/v1/"
-_PROBLEM_TYPE = PROBLEM_TYPE.encode()
-_LONGEST_PROBLEM_BYTES = 64 * 1024
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -84,50 +83,18 @@ class OpenAIErrorsMiddleware:
             await self._app(scope, receive, send)
             return
         request_id: str = scope["state"]["request_id"]
-        await self._app(scope, receive, _Rewriter(send, request_id))
+        more_headers = ((b"x-request-id", request_id.encode()),)
+        await self._app(scope, receive, ProblemRewriter(send, _rewritten, more_headers))
 
 
-class _Rewriter:
-    """A `send` that holds a problem document back until it is complete."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
-        self._request_id = request_id
-        self._start: Message | None = None
-        self._body = bytearray()
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
-            message = {**message, "headers": headers}
-            if (b"content-type", _PROBLEM_TYPE) in headers:
-                self._start = message
-                return
-        elif self._start and message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if message.get("more_body") and len(self._body) < _LONGEST_PROBLEM_BYTES:
-                return
-            await self._send_error(self._start)
-            return
-        await self._send(message)
-
-    async def _send_error(self, start: Message) -> None:
-        problem: dict[str, Any] = orjson.loads(bytes(self._body))
-        status: int = _STATUSES.get(problem["code"]) or start["status"]
-        if status == _UNPROCESSABLE:
-            status = _BAD_REQUEST
-        body = orjson.dumps(_error(problem, status))
-        headers = [
-            pair for pair in start["headers"] if pair[0] not in {b"content-type", b"content-length"}
-        ]
-        headers += [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        if problem.get(_FINAL):
-            headers.append((b"x-should-retry", b"false"))
-        await self._send({**start, "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+def _rewritten(status: int, problem: dict[str, Any]) -> RewrittenError:
+    status = _STATUSES.get(problem["code"]) or status
+    if status == _UNPROCESSABLE:
+        status = _BAD_REQUEST
+    headers = [(b"content-type", b"application/json")]
+    if problem.get(_FINAL):
+        headers.append((b"x-should-retry", b"false"))
+    return RewrittenError(status, headers, orjson.dumps(_error(problem, status)))
 
 
 def _error(problem: dict[str, Any], status: int) -> dict[str, Any]:

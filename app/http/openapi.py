@@ -5,6 +5,7 @@ from typing import Any
 
 from app.http.content_negotiation import EVENT_STREAM_TYPE
 from app.http.permissions import PUBLIC_PATHS
+from app.http.plain_text_errors import is_plain_text_path
 from app.http.problems import PROBLEM_TYPE
 from app.services.turns.events import EVENT_VALUES, EventType
 
@@ -38,6 +39,10 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/messages/voice"): (*_TURN, 410),
     ("post", "/v1/chat/completions"): _TURN,
     ("post", "/v1/responses"): _TURN,
+    ("post", "/api/chat"): (*_TURN, 410),
+    ("get", "/api/chat/{chat_id}/stream"): _TURN,
+    ("delete", "/api/chat/{chat_id}/stream"): (409,),
+    ("post", "/agui/{agent}"): (*_TURN, 410),
     ("get", "/turns/{turn_id}/audio"): (*_TURN, 416),
     ("post", "/turns/{turn_id}/retry"): (409,),
     ("post", "/tool-calls/{call_id}/resolution"): (409, 429, 503),
@@ -78,6 +83,7 @@ _FORM_NAMES = {
 }
 """FastAPI names the schema of a form after its operation."""
 _PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}}
+_TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 _OPENAI_PREFIX = "/v1/"
 _OPENAI_ERROR = "OpenAIError"
 _OPENAI_ERROR_CONTENT = {"application/json": {"schema": {"$ref": _REFERENCE + _OPENAI_ERROR}}}
@@ -181,12 +187,16 @@ def describe_errors(schema: dict[str, Any]) -> None:
             responses.pop("5XX")
             for status in _errors(method, path, operation):
                 problem: dict[str, Any] = {"description": HTTPStatus(status).phrase}
-                is_openai = path.startswith(_OPENAI_PREFIX)
                 if status in _TEMPORARY:
                     problem["headers"] = {"Retry-After": _RETRY_AFTER}
-                content = _OPENAI_ERROR_CONTENT if is_openai else _PROBLEM_CONTENT
-                responses[str(status)] = {**problem, "content": content}
+                responses[str(status)] = {**problem, "content": _error_content(path)}
     schema["components"]["schemas"][_OPENAI_ERROR] = _OPENAI_ERROR_SCHEMA
+
+
+def _error_content(path: str) -> dict[str, Any]:
+    if path.startswith(_OPENAI_PREFIX):
+        return _OPENAI_ERROR_CONTENT
+    return _TEXT_CONTENT if is_plain_text_path(path) else _PROBLEM_CONTENT
 
 
 def describe_operations(schema: dict[str, Any]) -> None:

@@ -123,6 +123,12 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/v1/models/{model}"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("POST", "/v1/chat/completions"): EndpointPolicy(P.TURNS_WRITE, users=True),
     ("POST", "/v1/responses"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/api/chat"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
+    ("GET", "/api/chat/{chat_id}/stream"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
+    ("DELETE", "/api/chat/{chat_id}/stream"): EndpointPolicy(
+        P.TURNS_WRITE, users=True, tokens=True
+    ),
+    ("POST", "/agui/{agent}"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
     ("GET", "/metrics"): EndpointPolicy(P.METRICS_READ),
     ("POST", "/workspaces"): ADMIN_ONLY,
     ("GET", "/workspaces"): ADMIN_ONLY,

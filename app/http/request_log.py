@@ -34,7 +34,7 @@ _CLIENT_CLOSED_REQUEST = 499
 """As nginx calls a client that left before the answer; it is never sent."""
 _MAX_PATH = 200
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-_STATIC_ROUTES = frozenset(("/messages/text", "/v1/chat/completions", "/v1/responses"))
+_STATIC_ROUTES = frozenset(("/messages/text", "/v1/chat/completions", "/v1/responses", "/api/chat"))
 """Served before FastAPI chooses a route."""
 
 

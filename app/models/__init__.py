@@ -21,6 +21,7 @@ from app.models.chat import (
 from app.models.files import SessionFile, StoredFile
 from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
 from app.models.mcp import AgentMcpServer, McpServer, McpTool
+from app.models.session_names import SessionName
 from app.models.steps import (
     LONG_RESULTS,
     UNFINISHED_CALLS,
@@ -66,6 +67,7 @@ __all__ = [
     "Role",
     "Session",
     "SessionFile",
+    "SessionName",
     "SessionToken",
     "StoredClip",
     "StoredFile",

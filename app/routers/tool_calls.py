@@ -1,27 +1,19 @@
 """`/tool-calls`: the ledger of what agents did, and the actions that calls wait for."""
 
-import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
-from app.core.security import Forbidden, Permission
 from app.http.deps import Caller, DatabaseDep, ReadingDb, Storage, Turns
 from app.http.endpoint_route import EndpointRoute
 from app.http.pagination import Cursor, Limit, cursor_id, link_next
-from app.http.tool_output import image_references, images_of_output, text_of_output
+from app.http.tool_resolution import take_action
 from app.http.turn_shape import tool_call_detail, tool_call_shape
 from app.models import CallStatus
 from app.schemas.tool_calls import ToolCallDetail, ToolCallRead, ToolCallResolve
 from app.services import crud
-from app.services.files.errors import file_not_found
-from app.services.files.rows import find_files
-from app.services.identity import audit
-from app.services.tools.outputs import require_valid_answer, require_valid_output
-from app.services.turns import Resolution, tool_call_not_found
-from app.services.turns.parts import ImagePart
+from app.services.turns import tool_call_not_found
 
 router = APIRouter(prefix="/tool-calls", tags=["tool calls"], route_class=EndpointRoute)
 
@@ -73,63 +65,4 @@ async def resolve_tool_call(  # noqa: PLR0913, PLR0917  # one per dependency
     on: `GET /turns/{turn_id}/events`. The same action again changes nothing; another one is
     refused. An approval whose `approval_by` is `operator` needs the scope `approvals:write`.
     """
-    async with data.reading() as db:
-        call = await crud.find_tool_call(db, caller, call_id)
-        if call and "output" in body.model_fields_set and call.tool_id and call.tool_version:
-            tool = (call.tool_id, call.tool_version)
-            await require_valid_output(db, caller.workspace_id, tool, body.output)
-        if call and body.answer and call.status is CallStatus.AWAITING_ANSWER:
-            require_valid_answer(call.question or {}, body.answer.model_dump())
-    if call is None:
-        raise tool_call_not_found()
-    if body.decision and call.approval_by != "user":
-        _require_operator(caller)
-    images = await _images(data, caller, body)
-    action = _resolution(body, caller.actor, images)
-    if action.decision == "output":
-        size_bytes = len((action.text or "").encode())
-        await storage.require_room(caller.workspace_id, size_bytes)
-    resolved = await turns.actions.resolve(caller.workspace_id, call_id, action)
-    async with data.transaction() as db:
-        call = await crud.find_tool_call(db, caller, call_id)
-        if call is None:
-            raise tool_call_not_found()
-        if resolved.is_new:
-            arguments = hashlib.sha256(call.arguments.encode()).hexdigest()
-            audit.record(
-                db,
-                caller,
-                audit.Action.TOOL_CALL_RESOLVED,
-                call_id,
-                decision=action.decision,
-                arguments_sha256=arguments,
-            )
-        return tool_call_detail(call)
-
-
-def _require_operator(caller: Caller) -> None:
-    if Permission.APPROVALS_WRITE not in caller.permissions:
-        raise Forbidden(f"This approval needs the scope `{Permission.APPROVALS_WRITE}`.")
-
-
-async def _images(data: DatabaseDep, caller: Caller, body: ToolCallResolve) -> Sequence[ImagePart]:
-    """Return the images of an output. Raises `FileNotFound` and `FileUnreadable`."""
-    references = image_references(body.output)
-    if not references:
-        return ()
-    async with data.reading() as db:
-        found = await find_files(db, caller, references)
-    if found.keys() != set(references):
-        raise file_not_found()
-    return images_of_output([found[file_id] for file_id in references])
-
-
-def _resolution(body: ToolCallResolve, by: str, images: Sequence[ImagePart]) -> Resolution:
-    if body.decision:
-        return Resolution(body.decision, by, body.reason if body.decision == "deny" else None)
-    if body.error is not None:
-        return Resolution("error", by, body.error)
-    if body.answer is not None:
-        answer = orjson.dumps(body.answer.model_dump(), option=orjson.OPT_SORT_KEYS)
-        return Resolution("answer", by, answer.decode())
-    return Resolution("output", by, text_of_output(body.output), images)
+    return tool_call_detail(await take_action(turns, data, storage, caller, call_id, body))

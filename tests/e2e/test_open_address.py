@@ -118,6 +118,8 @@ def things(client: httpx2.Client, admin: dict[str, str]) -> dict[str, str]:
         "server_id": str(uuid4()),
         "file_id": file["id"],
         "model": agent["id"],
+        "agent": agent["id"],
+        "chat_id": session["id"],
         "name": name,
         "secret_name": name,
         "version": "1",

@@ -44,6 +44,8 @@ class Row:
     json: dict[str, Any] | None = None
     form: dict[str, str] | None = None
     status: int = 200
+    hides: bool = False
+    """Whether it answers the same where there is nothing, and where that is not the caller's."""
 
     @property
     def names_something(self) -> bool:
@@ -163,6 +165,28 @@ ROWS: dict[str, Row] = {
         "turns:write", users=True,
         json={"model": "{agent_id}", "input": "Hi", "store": False},
     ),
+    "POST /api/chat": Row(
+        "turns:write", users=True, tokens=True,
+        json={
+            "id": "{session_id}",
+            "agent": "{agent_id}",
+            "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+        },
+    ),
+    "GET /api/chat/{chat_id}/stream": Row(
+        "turns:read", users=True, tokens=True, status=204, hides=True
+    ),
+    "DELETE /api/chat/{chat_id}/stream": Row(
+        "turns:write", users=True, tokens=True, status=204, hides=True
+    ),
+    "POST /agui/{agent}": Row(
+        "turns:write", users=True, tokens=True,
+        json={
+            "threadId": "{session_id}",
+            "runId": "{key_id}",
+            "messages": [{"id": "m", "role": "user", "content": "Hi"}],
+        },
+    ),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip
@@ -227,7 +251,7 @@ async def ask(
     row = ROWS[name]
     method, _, path = name.partition(" ")
     known = {**vars(things), "version": "1", "user_id": "user-1", "name": things.secret_name}
-    known["model"] = things.agent_id
+    known |= {"model": things.agent_id, "agent": things.agent_id, "chat_id": things.session_id}
 
     def fill(body: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -250,6 +274,19 @@ def is_openai(name: str) -> bool:
     return " /v1/" in name
 
 
+def is_plain_text(name: str) -> bool:
+    """Tell whether an endpoint's errors are plain text."""
+    return " /api/chat" in name
+
+
+def code_of(name: str, response: httpx2.Response) -> str:
+    """Return the code of an error."""
+    if is_plain_text(name):
+        return response.headers["x-error-code"]
+    problem = response.json()
+    return (problem["error"] if is_openai(name) else problem)["code"]
+
+
 def without_id(response: httpx2.Response) -> bytes:
     return response.content.replace(response.headers["request-id"].encode(), b"")
 
@@ -259,15 +296,20 @@ async def test_nobody_comes_in(world: World, kind: str, speech: bytes) -> None:
     things = await world.things()
     refusals: set[bytes] = set()
     openai_refusals: set[bytes] = set()
+    plain_refusals: set[bytes] = set()
     for name in ROWS:
         response = await ask(world, name, world.callers[kind], things, speech)
         assert response.status_code == HTTPStatus.UNAUTHORIZED, name
-        (openai_refusals if is_openai(name) else refusals).add(without_id(response))
+        if is_plain_text(name):
+            plain_refusals.add(without_id(response))
+        else:
+            (openai_refusals if is_openai(name) else refusals).add(without_id(response))
     for path in OPEN_TO_EVERY_CALLER:
         response = await world.client.get(path, headers=world.callers[kind])
         assert response.status_code == HTTPStatus.UNAUTHORIZED, path
         refusals.add(without_id(response))
-    assert len(refusals) == len(openai_refusals) == 1, "it must not tell what was wrong"
+    counts = [len(each) for each in (refusals, openai_refusals, plain_refusals)]
+    assert counts == [1, 1, 1], "it must not tell what was wrong"
     for path in PUBLIC_PATHS:
         response = await world.client.get(path, headers=world.callers[kind])
         assert response.status_code == HTTPStatus.OK, path
@@ -288,9 +330,13 @@ async def test_somebody_gets_what_is_theirs_and_no_more(
         reads_shared = kind == "other user" and any(each in name + str(row.json) for each in shared)
         if not allowed(row, kind):
             assert response.status_code == HTTPStatus.FORBIDDEN, (name, response.text)
-            problem = response.json()
-            assert (problem["error"] if is_openai(name) else problem)["code"] == "forbidden"
-        elif is_stranger and ("{" in name or row.names_something) and not reads_shared:
+            assert code_of(name, response) == "forbidden"
+        elif (
+            is_stranger
+            and not row.hides
+            and ("{" in name or row.names_something)
+            and not reads_shared
+        ):
             assert response.status_code == HTTPStatus.NOT_FOUND, (name, response.text)
         else:
             assert response.status_code == row.status, (name, response.text)

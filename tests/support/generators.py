@@ -17,7 +17,8 @@ from tests.support.tools import ToolMissing, find_tool
 
 ROOT = Path(__file__).parents[2]
 TYPESCRIPT_CLIENT = ROOT / "clients" / "typescript"
-_PYTHON_LOCK = ROOT / "requirements" / "generators.txt"
+_GENERATORS_LOCK = ROOT / "requirements" / "generators.txt"
+_CLIENTS_LOCK = ROOT / "requirements" / "clients.txt"
 _NODE_MAJOR = 20
 
 
@@ -53,14 +54,22 @@ def installed_node_modules(source: Path, name: str) -> Path:
 
 def python_generators() -> Path:
     """Return the `bin` folder of an environment with `requirements/generators.txt`."""
+    return _python_environment("python", _GENERATORS_LOCK)
 
+
+def python_clients() -> Path:
+    """Return the Python of an environment with `requirements/clients.txt`."""
+    return _python_environment("python-clients", _CLIENTS_LOCK) / "python"
+
+
+def _python_environment(name: str, requirements: Path) -> Path:
     def install(folder: Path) -> None:
         _run([sys.executable, "-m", "venv", str(folder)], folder)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         options = ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
-        _run([*pip, *options, "--requirement", str(_PYTHON_LOCK)], folder)
+        _run([*pip, *options, "--requirement", str(requirements)], folder)
 
-    return _installed("python", [_PYTHON_LOCK], install) / "bin"
+    return _installed(name, [requirements], install) / "bin"
 
 
 def _installed(name: str, locks: Sequence[Path], install: Callable[[Path], None]) -> Path:

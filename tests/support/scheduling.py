@@ -29,6 +29,7 @@ GROUPS = {
     "other faults": ["tests/faults/test_faults.py"],
     "embedded engine": ["tests/embedded/test_engine.py", "tests/e2e/test_embedded_server.py"],
     "TypeScript client": ["tests/clients/test_typescript_client.py"],
+    "clients of other people": ["tests/real_clients/test_clients.py"],
     "Python client": ["tests/clients/test_python_client.py", "tests/clients/test_packages.py"],
     "OpenAI server": ["tests/e2e/test_openai_server.py"],
     "open address": ["tests/e2e/test_open_address.py"],

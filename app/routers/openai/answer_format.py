@@ -43,6 +43,9 @@ def answer_format(form: object, place: str, schema_field: str = "") -> AnswerFor
 
 def _format_of(definition: Mapping[str, Any], place: str) -> AnswerFormat | None:
     given = {name: definition[name] for name in _FIELDS if name in definition}
+    if isinstance(given.get("schema"), dict):  # SDKs name drafts that differ in nothing they use
+        schema = cast("dict[str, Any]", given["schema"])
+        given["schema"] = {key: value for key, value in schema.items() if key != "$schema"}
     try:
         return answer_format_of(ResponseFormatFields(type="json_schema", **given))
     except ValidationError as error:

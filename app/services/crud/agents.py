@@ -18,6 +18,7 @@ from app.models import (
     AgentMcpServer,
     AgentTool,
     AgentVersion,
+    ToolVersion,
     utc_now,
 )
 from app.services.crud.errors import (
@@ -242,6 +243,20 @@ def flat_pins(pins: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
         else:
             flat.append(dict(pin))
     return flat
+
+
+async def client_tool_names(db: AsyncSession, agent: Agent) -> set[str]:
+    """Return the names of the agent's tools that its clients run."""
+    pins = {(UUID(pin["tool_id"]), pin["version"]) for pin in flat_pins(agent.tools)}
+    query = select(ToolVersion).where(
+        ToolVersion.workspace_id == agent.workspace_id,
+        ToolVersion.tool_id.in_({tool_id for tool_id, _ in pins}),
+    )
+    return {
+        tool.definition["name"]
+        for tool in (await db.scalars(query))
+        if (tool.tool_id, tool.version) in pins and tool.definition["kind"] == "client"
+    }
 
 
 async def _link_tools(db: AsyncSession, agent: Agent) -> None:

@@ -38,6 +38,7 @@ from app.models import (
     Message,
     Session,
     SessionFile,
+    SessionName,
     StoredClip,
     StoredFile,
     StoredRecording,
@@ -62,9 +63,9 @@ TURN_BYTES = 5 * ROW_BYTES
 """A turn, its two messages, its events and the key of its request."""
 COUNTED: tuple[type[Base], ...] = (
     Agent, AgentMcpServer, AgentTool, AgentVersion, ApiKey, AuditEntry, IdempotencyKey,
-    KeptToolUsage, KeptUsage, McpServer, McpTool, Message, Session, SessionFile, StoredClip,
-    StoredFile, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion, Turn, TurnEventBatch,
-    TurnStep,
+    KeptToolUsage, KeptUsage, McpServer, McpTool, Message, Session, SessionFile, SessionName,
+    StoredClip, StoredFile, StoredRecording, StoredSecret, Tool, ToolCall, ToolVersion, Turn,
+    TurnEventBatch, TurnStep,
 )  # fmt: skip
 """Every row that a client can make any number of, and that stays."""
 _LONG_TEXT = 200

@@ -1,0 +1,105 @@
+"""`POST /agui/{agent}`: AG-UI 1.0 over stored turns of sessions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from app.core.errors import AppError
+from app.http.endpoint_route import EndpointRoute
+from app.http.idempotency import request_key
+from app.http.openapi import BINARY_SCHEMA
+from app.http.problems import problem_response
+from app.models import BusyPolicy
+from app.routers.ui_streams.agui_frames import AgUiEvents
+from app.routers.ui_streams.agui_request import new_input
+from app.routers.ui_streams.conversation import Conversations
+from app.routers.ui_streams.turn_stream import (
+    TurnStream,
+    agent_of,
+    approval_check,
+    busy_policy,
+    read_request,
+    run_key,
+)
+from app.schemas.chat import DisconnectPolicy
+from app.schemas.ui_streams import AgUiRun
+from app.services.turns import TurnOptions
+
+PATH = "/agui/{agent}"
+
+
+async def run_agent(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request; the ASGI application of the endpoint."""
+    try:
+        response = await _respond(scope, receive)
+        await response(scope, receive, send)
+    except AppError as error:  # a stream raises it only before its first byte
+        response = problem_response(error, scope["state"]["request_id"])
+        await response(scope, receive, send)
+
+
+async def _respond(scope: Scope, receive: Receive) -> Response:
+    state: dict[str, Any] = scope["state"]
+    body, content = await read_request(scope, receive, PATH, AgUiRun)
+    agent: str = scope["path_params"]["agent"]
+    path = PATH.format(agent=agent)
+    options = TurnOptions(
+        on_busy=busy_policy(scope),
+        key=request_key(state["caller"], run_key(body.thread_id, body.run_id), path, content),
+    )
+    conversations = Conversations(state)
+    if body.tools:
+        await conversations.require_client_tools(agent_of(agent), body.tools)
+    turn = await conversations.go_on(body.thread_id, agent_of(agent), new_input(body), options)
+    record = turn.live.record
+    dialect = AgUiEvents(
+        body.thread_id,
+        body.run_id,
+        record.message_id,
+        is_typed=record.has_answer_schema,
+        may_approve=approval_check(state["caller"]),
+        answered=turn.answered,
+    )
+    props = body.forwarded_props
+    cancels = props is not None and props.on_disconnect is DisconnectPolicy.CANCEL
+    return TurnStream(state, turn, dialect).response(cancels_on_disconnect=cancels)
+
+
+class _AgUiRoute(EndpointRoute):
+    """Describes the endpoint as FastAPI's routes do, and serves the plain application."""
+
+    @override
+    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = run_agent
+
+
+router = APIRouter(tags=["user interfaces"], route_class=_AgUiRoute)
+
+
+@router.post(
+    PATH,
+    name="run_agent",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/event-stream": {"schema": BINARY_SCHEMA}},
+            "description": "The events of AG-UI",
+        }
+    },
+)
+async def describe_run(
+    agent: Annotated[str, Path(description="`agent-<slug>`, the agent's id, or its name.")],
+    body: AgUiRun,
+    x_on_busy: Annotated[
+        BusyPolicy | None, Header(description="As `on_busy` of `POST /messages/text`.")
+    ] = None,
+) -> Response:
+    """Run an agent for a client of AG-UI, and stream its events.
+
+    The turn is stored, and goes on where the client leaves, unless `forwardedProps` has
+    `"on_disconnect": "cancel"`. `state` and `context` are ignored.
+    """
+    raise AssertionError((agent, body, x_on_busy), "`run_agent` serves it")
