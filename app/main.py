@@ -44,7 +44,13 @@ from app.routers import (
     users,
     workspaces,
 )
-from app.routers.openai import chat_completions, models, responses
+from app.routers.openai import (
+    chat_completions,
+    conversations,
+    models,
+    responses,
+    stored_responses,
+)
 from app.state import State, open_state
 
 _DESCRIPTION = """
@@ -60,6 +66,8 @@ _ENDPOINTS = (
     messages_text,
     chat_completions,
     responses,
+    stored_responses,
+    conversations,
     models,
     files,
     turns,

@@ -40,8 +40,12 @@ _PARAMETERS = {
     "agent-archived": "model",
     "message-too-long": "messages",
     "tools-not-taken": "tools",
+    "tool-result-unknown": "input",
+    "tool-calls-unanswered": "input",
+    "other-agent-answers": "model",
+    "session-not-found": "conversation",
 }
-_UNPROCESSABLE, _BAD_REQUEST, _SERVER_ERROR = 422, 400, 500
+_UNPROCESSABLE, _BAD_REQUEST, _CONFLICT, _SERVER_ERROR = 422, 400, 409, 500
 _FINAL = "x_should_not_retry"
 
 
@@ -124,7 +128,7 @@ class _Rewriter:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if problem.get(_FINAL):
+        if problem.get(_FINAL) or status == _CONFLICT:
             headers.append((b"x-should-retry", b"false"))
         await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

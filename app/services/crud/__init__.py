@@ -18,6 +18,7 @@ from app.services.crud.errors import (
     AgentArchived,
     AgentNotFound,
     MessageNotFound,
+    ResponseNotFound,
     SearchInvalid,
     SessionBusy,
     SessionNotFound,
@@ -27,7 +28,14 @@ from app.services.crud.errors import (
     session_not_found,
     turn_not_found,
 )
-from app.services.crud.messages import list_history, list_messages
+from app.services.crud.messages import (
+    PostedRow,
+    find_message,
+    list_history,
+    list_messages,
+    post_messages,
+    wipe_message,
+)
 from app.services.crud.session_lists import (
     MOST_COUNTED,
     ListPosition,
@@ -42,6 +50,7 @@ from app.services.crud.session_lists import (
 from app.services.crud.sessions import (
     ImportedMessage,
     SessionChanges,
+    create_conversation,
     create_session,
     delete_session,
     fork_session,
@@ -59,7 +68,15 @@ from app.services.crud.tool_calls import (
     find_tool_calls,
     read_steps,
 )
-from app.services.crud.turns import TurnFilter, find_turns, get_turn, list_turns
+from app.services.crud.turns import (
+    ResponseTurn,
+    TurnFilter,
+    delete_response,
+    find_turns,
+    get_response_turn,
+    get_turn,
+    list_turns,
+)
 from app.services.crud.users import DeletedUser, delete_user, unsettled_turns
 
 __all__ = [
@@ -72,6 +89,9 @@ __all__ = [
     "ListPosition",
     "MessageNotFound",
     "PersonaChanges",
+    "PostedRow",
+    "ResponseNotFound",
+    "ResponseTurn",
     "SearchInvalid",
     "SearchMatch",
     "SessionBusy",
@@ -87,11 +107,14 @@ __all__ = [
     "archive_agent",
     "count_sessions",
     "create_agent",
+    "create_conversation",
     "create_session",
+    "delete_response",
     "delete_session",
     "delete_user",
     "find_agent",
     "find_matches",
+    "find_message",
     "find_tool_call",
     "find_tool_calls",
     "find_turns",
@@ -99,6 +122,7 @@ __all__ = [
     "flat_pins",
     "fork_session",
     "get_agent",
+    "get_response_turn",
     "get_session",
     "get_turn",
     "get_version",
@@ -110,6 +134,7 @@ __all__ = [
     "list_sessions",
     "list_turns",
     "list_versions",
+    "post_messages",
     "read_steps",
     "restore_version",
     "session_not_found",
@@ -120,4 +145,5 @@ __all__ = [
     "update_agent",
     "update_session",
     "visible_sessions",
+    "wipe_message",
 ]
