@@ -47,6 +47,7 @@ _PARAMETERS = {
 }
 _UNPROCESSABLE, _BAD_REQUEST, _CONFLICT, _SERVER_ERROR = 422, 400, 409, 500
 _FINAL = "x_should_not_retry"
+_NO_RETRY = (b"x-should-retry", b"false")
 
 
 class InvalidParameter(AppError):
@@ -128,8 +129,9 @@ class _Rewriter:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if problem.get(_FINAL) or status == _CONFLICT:
-            headers.append((b"x-should-retry", b"false"))
+        is_final = problem.get(_FINAL) or status == _CONFLICT
+        if is_final and _NO_RETRY not in headers:
+            headers.append(_NO_RETRY)
         await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

@@ -154,7 +154,7 @@ def _accept_new(
         turn_statements.HISTORY_AND_WAITING(**session, after_=cached[-1].seq if cached else 0),
     ]
     last_seq, agent_id, user_id, version, archived_at = allocated[0] if allocated else _NO_PLACES
-    if not allocated or message.user_id not in {None, user_id}:
+    if agent_id is None or message.user_id not in {None, user_id}:
         raise session_not_found()
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
