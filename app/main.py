@@ -45,7 +45,13 @@ from app.routers import (
     users,
     workspaces,
 )
-from app.routers.openai import chat_completions, models, responses
+from app.routers.openai import (
+    chat_completions,
+    conversations,
+    models,
+    responses,
+    stored_responses,
+)
 from app.routers.ui_streams import agui, chat
 from app.state import State, open_state
 
@@ -62,6 +68,8 @@ _ENDPOINTS = (
     messages_text,
     chat_completions,
     responses,
+    stored_responses,
+    conversations,
     models,
     chat,
     agui,

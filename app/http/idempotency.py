@@ -1,7 +1,7 @@
 """The `Idempotency-Key` header: a repeated request gets the response of the first one."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from app.services.turns.retention import IDEMPOTENCY_KEY_RETENTION
 from app.services.turns.storage import idempotency_keys
 
 REPLAYED = "Idempotent-Replayed"
-_LONGEST_KEY = 255
+_LONGEST_KEY, _LONGEST_COUNT = 255, 3
 _KEPT_HOURS = IDEMPOTENCY_KEY_RETENTION // timedelta(hours=1)
 
 KeyHeader = Annotated[
@@ -71,6 +71,22 @@ def request_key(caller: Caller, header: bytes | None, path: str, *body: bytes) -
     for part in body:
         digest.update(part)
     return RequestKey(_scoped_key(caller, key), digest.digest())
+
+
+def sdk_key(
+    caller: Caller, headers: Mapping[bytes, bytes], path: str, body: bytes
+) -> RequestKey | None:
+    """Return a key that is made of the request, since OpenAI's SDKs send none with their retries.
+
+    `None` for other clients. They say how often they have sent the request before.
+    """
+    count = headers.get(b"x-stainless-retry-count", b"").decode("latin-1")
+    if not (count.isascii() and count.isdigit() and len(count) <= _LONGEST_COUNT):
+        return None
+    session = headers.get(b"x-session-id", b"")
+    owner = f"{caller.key_id} {caller.user_id} {caller.session_id} POST {path}\n".encode()
+    digest = hashlib.sha256(owner + session + b"\n" + body)
+    return RequestKey(f"sdk-{digest.hexdigest()}", digest.digest(), int(count))
 
 
 def _scoped_key(caller: Caller, key: str) -> str:

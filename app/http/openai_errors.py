@@ -39,9 +39,14 @@ _PARAMETERS = {
     "agent-archived": "model",
     "message-too-long": "messages",
     "tools-not-taken": "tools",
+    "tool-result-unknown": "input",
+    "tool-calls-unanswered": "input",
+    "other-agent-answers": "model",
+    "session-not-found": "conversation",
 }
-_UNPROCESSABLE, _BAD_REQUEST, _SERVER_ERROR = 422, 400, 500
+_UNPROCESSABLE, _BAD_REQUEST, _CONFLICT, _SERVER_ERROR = 422, 400, 409, 500
 _FINAL = "x_should_not_retry"
+_NO_RETRY = (b"x-should-retry", b"false")
 
 
 class InvalidParameter(AppError):
@@ -92,8 +97,8 @@ def _rewritten(status: int, problem: dict[str, Any]) -> RewrittenError:
     if status == _UNPROCESSABLE:
         status = _BAD_REQUEST
     headers = [(b"content-type", b"application/json")]
-    if problem.get(_FINAL):
-        headers.append((b"x-should-retry", b"false"))
+    if problem.get(_FINAL) or status == _CONFLICT:
+        headers.append(_NO_RETRY)
     return RewrittenError(status, headers, orjson.dumps(_error(problem, status)))
 
 

@@ -129,6 +129,26 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
         P.TURNS_WRITE, users=True, tokens=True
     ),
     ("POST", "/agui/{agent}"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
+    ("GET", "/v1/responses/{response_id}"): EndpointPolicy(P.TURNS_READ, users=True),
+    ("DELETE", "/v1/responses/{response_id}"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/v1/responses/{response_id}/cancel"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("GET", "/v1/responses/{response_id}/input_items"): EndpointPolicy(P.TURNS_READ, users=True),
+    ("POST", "/v1/conversations"): EndpointPolicy(P.SESSIONS_WRITE, users=True),
+    ("GET", "/v1/conversations/{conversation_id}"): EndpointPolicy(P.SESSIONS_READ, users=True),
+    ("POST", "/v1/conversations/{conversation_id}"): EndpointPolicy(P.SESSIONS_WRITE, users=True),
+    ("DELETE", "/v1/conversations/{conversation_id}"): EndpointPolicy(P.SESSIONS_WRITE, users=True),
+    ("GET", "/v1/conversations/{conversation_id}/items"): EndpointPolicy(
+        P.SESSIONS_READ, users=True
+    ),
+    ("POST", "/v1/conversations/{conversation_id}/items"): EndpointPolicy(
+        P.SESSIONS_WRITE, users=True
+    ),
+    ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"): EndpointPolicy(
+        P.SESSIONS_READ, users=True
+    ),
+    ("DELETE", "/v1/conversations/{conversation_id}/items/{item_id}"): EndpointPolicy(
+        P.SESSIONS_WRITE, users=True
+    ),
     ("GET", "/metrics"): EndpointPolicy(P.METRICS_READ),
     ("POST", "/workspaces"): ADMIN_ONLY,
     ("GET", "/workspaces"): ADMIN_ONLY,

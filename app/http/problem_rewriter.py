@@ -63,6 +63,7 @@ class ProblemRewriter:
         headers = [
             pair for pair in start["headers"] if pair[0] not in {b"content-type", b"content-length"}
         ]
-        headers += [*new_headers, (b"content-length", str(len(body)).encode())]
+        headers += (pair for pair in new_headers if pair not in headers)
+        headers.append((b"content-length", str(len(body)).encode()))
         await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

@@ -3,6 +3,7 @@
 from app.models.audio import StoredClip, StoredRecording
 from app.models.base import Base, new_id, utc_now
 from app.models.chat import (
+    LISTED,
     LIVE,
     PERSONA_FIELDS,
     UNSETTLED,
@@ -36,6 +37,7 @@ from app.models.turn_log import IdempotencyKey, TurnEventBatch
 from app.models.usage import Budget, KeptToolUsage, KeptUsage, RequestWindow
 
 __all__ = [
+    "LISTED",
     "LIVE",
     "LONG_RESULTS",
     "PERSONA_FIELDS",

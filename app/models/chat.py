@@ -11,6 +11,7 @@ from sqlalchemy import (
     Index,
     String,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -61,6 +62,10 @@ the planner sees that a partial index applies."""
 
 UNSUCCESSFUL = "status IN ('failed', 'cancelled')"
 """Few, and what is looked for in a list of turns."""
+
+
+LISTED = "NOT is_hidden"
+"""The condition for sessions that lists show."""
 
 
 class MessageStatus(StrEnum):
@@ -144,9 +149,12 @@ class Session(Record):
         ),
         Index(None, "workspace_id", "agent_id", "id"),
         Index(None, "workspace_id", "user_id", "id"),
+        Index(None, "workspace_id", "alias", unique=True),
+        Index("ix_sessions_listed", "workspace_id", "id", info={"where": LISTED}),
     )
 
-    agent_id: Mapped[UUID]
+    agent_id: Mapped[UUID | None]
+    """`None` before the first turn of a conversation of OpenAI's API, which names the agent."""
     user_id: Mapped[str | None] = mapped_column(String(200))
     title: Mapped[str | None] = mapped_column(String(200))
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", Json(), default=dict)
@@ -156,6 +164,10 @@ class Session(Record):
     summary: Mapped[str | None]
     """Of the messages up to `summary_seq`, which no longer fit into prompts."""
     summary_seq: Mapped[int | None]
+    is_hidden: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Left out of lists: it holds the history of responses that name no conversation."""
+    alias: Mapped[str | None] = mapped_column(String(64))
+    """What a client calls it, as SHA-256 together with whose it is."""
     updated_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

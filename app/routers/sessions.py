@@ -94,6 +94,10 @@ def _require_flat(given: str) -> str:
 
 MetadataFilter = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_require_flat)]
 Moment = Annotated[AwareDatetime, AfterValidator(storable)]
+Hidden = Annotated[
+    bool,
+    Query(description="Whether to include the sessions of responses that name no conversation."),
+]
 SearchWords = Annotated[NonBlank, StringConstraints(max_length=200)]
 
 
@@ -159,6 +163,7 @@ async def list_sessions(  # noqa: PLR0913  # one per query parameter
     order: Annotated[
         crud.SessionOrder, Query(description="By which time; the newest is first.")
     ] = crud.SessionOrder.CREATED,
+    hidden: Hidden = False,
     preview: Annotated[
         bool,
         Query(
@@ -176,6 +181,7 @@ async def list_sessions(  # noqa: PLR0913  # one per query parameter
         search=q,
         updated_after=updated_after,
         metadata=orjson.loads(metadata) if metadata else None,
+        with_hidden=hidden,
     )
     if order is crud.SessionOrder.CREATED:
         place = cursor_id(cursor)
@@ -237,6 +243,7 @@ async def export_sessions(  # noqa: PLR0913  # one per query parameter
     *,
     agent_id: UUID | None = None,
     user_id: UserId | None = None,
+    hidden: Hidden = False,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
@@ -249,7 +256,7 @@ async def export_sessions(  # noqa: PLR0913  # one per query parameter
     found = await crud.list_sessions(
         db,
         caller,
-        crud.SessionFilter(agent_id=agent_id, user_id=user_id),
+        crud.SessionFilter(agent_id=agent_id, user_id=user_id, with_hidden=hidden),
         after=crud.ListPosition(place) if place else None,
         limit=limit + 1,
     )
@@ -257,10 +264,11 @@ async def export_sessions(  # noqa: PLR0913  # one per query parameter
     agents = {
         agent_id: AgentRead.model_validate(await crud.get_agent(db, caller.workspace_id, agent_id))
         for agent_id in {session.agent_id for session in sessions}
+        if agent_id
     }
     for session in sessions:
         audit.record(db, caller, audit.Action.SESSION_EXPORTED, session.id)
-    lines = [(session, agents[session.agent_id]) for session in sessions]
+    lines = [(session, agents[session.agent_id]) for session in sessions if session.agent_id]
     headers = {"Link": links.headers["Link"]} if "Link" in links.headers else {}
     return bulk_export_response(data, caller, lines, headers)
 
@@ -376,6 +384,8 @@ async def export_session(  # noqa: PLR0913  # what an endpoint can ask for
 ) -> Response:
     """Export all stored data of a conversation as one JSON document."""
     session = await crud.get_session(db, caller, session_id)
+    if session.agent_id is None:
+        raise crud.session_not_found()
     agent = await crud.get_agent(db, caller.workspace_id, session.agent_id)
     audit.record(db, caller, audit.Action.SESSION_EXPORTED, session_id)
     return export_response(

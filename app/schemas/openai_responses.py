@@ -16,8 +16,16 @@ class ReasoningCreate(BaseModel):
     effort: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] | None = None
 
 
+class ConversationReference(BaseModel):
+    """The conversation that a response belongs to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: Annotated[str, Field(max_length=100)]
+
+
 class ResponseCreate(BaseModel):
-    """A conversation to continue; `store` must be false."""
+    """A conversation to continue."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -39,6 +47,9 @@ class ResponseCreate(BaseModel):
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
     truncation: str | None = None
+    previous_response_id: Annotated[str, Field(max_length=100)] | None = None
+    conversation: Annotated[str, Field(max_length=100)] | ConversationReference | None = None
+    background: bool | None = None
     metadata: (
         Annotated[
             dict[
@@ -52,6 +63,12 @@ class ResponseCreate(BaseModel):
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The id of the conversation that it names."""
+        given = self.conversation
+        return given.id if isinstance(given, ConversationReference) else given
 
     @model_validator(mode="before")
     @classmethod

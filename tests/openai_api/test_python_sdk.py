@@ -330,13 +330,6 @@ def test_calls_and_their_outputs_in_responses(client: OpenAI, provider: Provider
     assert answer.output_text == "Hello! How can I help you today?"
 
 
-def test_response_that_would_be_stored_is_refused(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.responses.create(model="agent-ada", input="Hi")
-
-    assert (refused.value.param, refused.value.code) == ("store", "unsupported_parameter")
-
-
 def test_typed_answer_is_parsed(client: OpenAI, provider: Provider) -> None:
     provider.chat.text = '{"city": "Oslo", "tickets": 2}'
 

@@ -94,13 +94,14 @@ async def test_items_become_the_prompt(
 @pytest.mark.parametrize(
     ("param", "code", "changes"),
     [
-        ("store", "unsupported_parameter", {"store": True}),
-        ("store", "unsupported_parameter", {"store": None}),
         ("input", "missing_required_parameter", {"input": None}),
         ("model", "missing_required_parameter", {"model": None}),
-        ("previous_response_id", "unsupported_parameter", {"previous_response_id": "resp_1"}),
+        ("previous_response_id", "previous_response_not_found", {
+            "previous_response_id": "resp_1",
+        }),
+        ("prompt", "unsupported_parameter", {"prompt": {"id": "pmpt_1"}}),
         ("conversation", "unsupported_parameter", {"conversation": "conv_1"}),
-        ("background", "unsupported_parameter", {"background": True}),
+        ("background", "invalid_value", {"background": True}),
         ("truncation", "unsupported_value", {"truncation": "auto"}),
         ("text.format.type", "invalid_value", {"text": {"format": {"type": "xml"}}}),
         ("text.format.name", "invalid_value", {"text": {"format": {"type": "json_schema"}}}),

@@ -1,6 +1,7 @@
 """The dialect of responses as a pure function: events in, numbered events out."""
 
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -14,7 +15,7 @@ from app.services.turns.events import (
 )
 from app.services.turns.records import Usage
 
-HEAD = ResponseHead("ab" * 16, {"id": "resp_1", "object": "response", "model": "agent-ada"})
+HEAD = ResponseHead(UUID("ab" * 16), {"id": "resp_1", "object": "response", "model": "agent-ada"})
 TEXT: dict[str, Any] = {"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}
 ERROR = {"error": {"message": "It broke.", "type": "server_error", "param": None, "code": "x"}}
 

@@ -8,11 +8,13 @@ import anyio
 
 from app.services.ports import (
     ChatFinished,
+    ChatItem,
     ChatRequest,
     FinishReason,
     OnWords,
     Recording,
     TextDelta,
+    ToolCallDelta,
     Transcript,
 )
 
@@ -32,6 +34,8 @@ class FakeChatModel:
         self.while_thinking: Callable[[], Awaitable[None]] | None = None
         self.before_finish: Callable[[], Awaitable[None]] | None = None
         self.context_tokens = 8000
+        self.calls: list[tuple[str, str]] = []
+        """Names and arguments of the tools that the next answer calls instead."""
 
     @property
     def prompts(self) -> list[list[tuple[str, str]]]:
@@ -41,11 +45,17 @@ class FakeChatModel:
             for request in self.requests
         ]
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatItem]:
         """Fulfil `ChatModel.stream`."""
         self.requests.append(request)
         if self.while_thinking:
             await self.while_thinking()
+        if self.calls:
+            calls, self.calls = self.calls, []
+            for place, (name, arguments) in enumerate(calls):
+                yield ToolCallDelta(place, f"call_{place}", name, arguments)
+            yield ChatFinished(FinishReason.TOOL_CALLS, "fake-1", *self.counts)
+            return
         for word in filter(None, self.answer.split(" ")):
             await anyio.lowlevel.checkpoint()
             yield TextDelta(word if word == self.answer.split(" ")[0] else " " + word)

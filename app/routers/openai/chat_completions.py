@@ -9,10 +9,17 @@ from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader
+from app.http.openai_errors import InvalidParameter
 from app.http.openapi import BINARY_SCHEMA
 from app.routers.openai.chat_frames import ChatCompletionChunks, CompletionHead, completion
 from app.routers.openai.chat_request import turn_request
-from app.routers.openai.unstored_answer import METHOD, UnstoredAnswer, endpoint, start_turn
+from app.routers.openai.unstored_answer import (
+    METHOD,
+    UnstoredAnswer,
+    endpoint,
+    read_request,
+    start_unstored,
+)
 from app.schemas.openai_chat import ChatCompletionCreate
 from app.services.turns import LiveTurn
 from app.services.turns.events import EventValue
@@ -61,7 +68,13 @@ class _ChatDialect:
 
 
 async def _respond(scope: Scope, receive: Receive) -> Response:
-    body, live = await start_turn(scope, receive, PATH, ChatCompletionCreate, turn_request)
+    given = await read_request(scope, receive, PATH, ChatCompletionCreate)
+    body = given.body
+    if b"x-session-id" in given.headers:
+        raise InvalidParameter(
+            "X-Session-Id", "This endpoint stores no conversation.", "unsupported_parameter"
+        )
+    live = await start_unstored(scope, given, body.model, turn_request(body))
     answer = UnstoredAnswer(live, _ChatDialect(live, body))
     return await answer.response(receive, is_stream=bool(body.stream))
 

@@ -93,11 +93,12 @@ def _options(body: ChatCompletionCreate, choice: str | None) -> ChatOptions:
 
 
 def read_messages(
-    messages: Sequence[tuple[str, dict[str, Any]]], whole: str
+    messages: Sequence[tuple[str, dict[str, Any]]], whole: str, *, continues: bool = False
 ) -> tuple[list[str], list[PromptLine]]:
     """Return the texts of system and developer messages, and the other messages as a prompt.
 
     Each message comes with its place in the request, for errors; `whole` is the place of all.
+    `continues`: results at the beginning answer calls of the conversation.
     """
     instructions: list[str] = []
     prompt: list[PromptLine] = []
@@ -116,11 +117,13 @@ def read_messages(
             unanswered = [call.id for call in getattr(line, "calls", ())]
         elif role == TOOL_ROLE:
             call_id = message.get("tool_call_id")
-            if call_id not in unanswered:
+            is_first = continues and all(isinstance(line, PromptResult) for line in prompt)
+            if not isinstance(call_id, str) or (call_id not in unanswered and not is_first):
                 raise InvalidParameter(
                     f"{place}.tool_call_id", "It must be the id of a call in the message before it."
                 )
-            unanswered.remove(call_id)
+            if not is_first:
+                unanswered.remove(call_id)
             prompt.append(PromptResult(TOOL_ROLE, _text(message, place), call_id))
         else:
             raise InvalidParameter(

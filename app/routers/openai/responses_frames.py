@@ -4,19 +4,30 @@ Pure, as that of chat completions. Items are closed before the last event, and e
 closed is exactly as the last event has it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from app.core.value_objects import value_object
 from app.routers.openai.chat_frames import DONE
+from app.routers.openai.ids import item_id
 from app.services.turns.events import (
     EventValue,
     OutputTextDelta,
     ReasoningText,
     ToolCallArguments,
+)
+from app.services.turns.parts import (
+    PARAGRAPH,
+    REQUESTED,
+    Part,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
 )
 from app.services.turns.records import Usage
 
@@ -28,8 +39,8 @@ _MESSAGE, _REASONING = "message", "reasoning"
 class ResponseHead:
     """What is known of a response before it begins."""
 
-    message_hex: str
-    """The id of the answer's message, 32 hexadecimal digits; items are named after it."""
+    message_id: UUID
+    """Of the answer; items are named after it."""
     fields: dict[str, Any]
     """All fields of the object but its status, output, error, usage and end."""
 
@@ -55,7 +66,20 @@ class ResponseEvents:
         self._items: list[_Item] = []
         self._calls: dict[str, _Item] = {}
         self._number = 0
+        self.shown_after = -1
+        """Events up to this number are numbered, and not returned: the client has them."""
         self.response = self._object("in_progress")
+
+    def announce(self, kind: str, status: str) -> bytes:
+        """Return the frame of a state before the answer: `kind` without `response.`."""
+        self.response = self._object(status)
+        return self._state(f"response.{kind}")
+
+    def restart(self, number: int) -> None:
+        """Begin anew with an empty answer; the next event has at least the number `number`."""
+        self._number = max(self._number, number)
+        self._items.clear()
+        self._calls.clear()
 
     def begin(self) -> bytes:
         """Return the first frames."""
@@ -73,10 +97,23 @@ class ResponseEvents:
         self.response = self._object(status) | {
             "incomplete_details": {"reason": reason} if reason else None,
             "completed_at": None if reason else completed_at,
-            "output": [_whole(item, self._status(item, status)) for item in self._items],
+            "output": self.items(status),
             "usage": usage_fields(usage),
         }
         return frames + self._state(f"response.{status}") + DONE
+
+    def items(self, status: str) -> list[dict[str, Any]]:
+        """Return the items of what was encoded; the last one has the status `status`."""
+        return [_whole(item, self._status(item, status)) for item in self._items]
+
+    def cancel(self, usage: Usage | None) -> bytes:
+        """Return the last frames of an answer that was cancelled."""
+        frames = self._close_all("incomplete")
+        self.response = self._object("cancelled") | {
+            "output": self.items("incomplete"),
+            "usage": usage_fields(usage) if usage else None,
+        }
+        return frames + self._state("response.incomplete") + DONE
 
     def fail(self, error: dict[str, Any]) -> bytes:
         """Return the last frames of an answer that broke off; `error` is as chat has it."""
@@ -139,8 +176,7 @@ class ResponseEvents:
 
     def _add(self, prefix: str, kind: str) -> _Item:
         index = len(self._items)
-        suffix = f"_{index}" if index else ""
-        item = _Item(index, f"{prefix}_{self._head.message_hex}{suffix}", kind)
+        item = _Item(index, item_id(prefix, self._head.message_id, index), kind)
         self._items.append(item)
         return item
 
@@ -192,8 +228,11 @@ class ResponseEvents:
         return self._event(kind, **place, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        body = orjson.dumps({"type": kind, "sequence_number": self._number, **fields})
+        number = self._number
         self._number += 1
+        if number <= self.shown_after:
+            return b""
+        body = orjson.dumps({"type": kind, "sequence_number": number, **fields})
         return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"
 
     def _object(self, status: str) -> dict[str, Any]:
@@ -205,6 +244,32 @@ class ResponseEvents:
             "completed_at": None,
             "usage": None,
         }
+
+
+def answer_values(
+    content: str, parts: Sequence[Part] | None, *, is_typed: bool
+) -> Iterator[EventValue]:
+    """Yield an answer as the fewest events that tell it, in the order in which it was made.
+
+    Of calls only those of the caller's tools. `is_typed`: its text is one JSON value, which
+    `content` has.
+    """
+    if parts is None:
+        if content:
+            yield OutputTextDelta(content)
+        return
+    has_text = False
+    for part in parts:
+        if isinstance(part, ReasoningPart):
+            yield ReasoningText(part.text)
+        elif isinstance(part, (TextPart, RefusalPart)) and not is_typed:
+            yield OutputTextDelta(PARAGRAPH + part.text if has_text else part.text)
+            has_text = True
+    if is_typed and content:
+        yield OutputTextDelta(content)
+    for part in parts:
+        if isinstance(part, ToolCallPart) and part.status == REQUESTED:
+            yield ToolCallArguments(part.call_id, part.name, part.arguments)
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What the endpoints of unstored turns share: start one, and give its answer in a dialect."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 import anyio
@@ -12,10 +12,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import AppError
+from app.core.security import Caller
+from app.core.value_objects import value_object
 from app.http.disconnection import unless_disconnected
 from app.http.frame_stream import FrameStream
 from app.http.idempotency import REPLAYED, request_key
-from app.http.openai_errors import InvalidParameter, error_body, mark_final
+from app.http.openai_errors import error_body, mark_final
 from app.http.permissions import endpoint_policy
 from app.http.problems import problem_response
 from app.http.query_parameters import require_known_parameters
@@ -28,7 +30,14 @@ from app.http.request_body import (
 )
 from app.routers.openai.chat_frames import PING
 from app.routers.openai.chat_request import agent_of
-from app.services.turns import LiveTurn, TurnEngine, TurnOptions, TurnRequest, follow_here
+from app.services.turns import (
+    LiveTurn,
+    RequestKey,
+    TurnEngine,
+    TurnOptions,
+    TurnRequest,
+    follow_here,
+)
 from app.services.turns.errors import AnswerNotKept, InternalError, is_retryable
 from app.services.turns.events import (
     TERMINAL,
@@ -43,7 +52,7 @@ Body = TypeVar("Body", bound=BaseModel)
 METHOD = "POST"
 BODY_BYTES = 8 << 20
 """A whole conversation comes with each request."""
-_SILENCE_SECONDS = 10.0
+SILENCE_SECONDS = 10.0
 _NO_SESSION = UUID(int=0)
 _SHOWN = (OutputTextDelta, ReasoningText, ToolCallArguments)
 
@@ -72,42 +81,50 @@ class Dialect(Protocol):
         ...
 
 
-async def start_turn(
-    scope: Scope,
-    receive: Receive,
-    path: str,
-    shape: type[Body],
-    read: Callable[[Body], TurnRequest],
-) -> tuple[Body, LiveTurn]:
-    """Check a request, and start the unstored turn that it asks for; return its body and turn.
+@value_object(frozen=True, slots=True)
+class ReadRequest(Generic[Body]):
+    """A request that was checked and read."""
 
-    `shape` has the field `model`. Raises what every endpoint of turns does, and `InvalidParameter`.
-    """
-    state: dict[str, Any] = scope["state"]
-    turns: TurnEngine = state["turns"]
-    caller = state["caller"]
+    caller: Caller
+    headers: Mapping[bytes, bytes]
+    path: str
+    content: bytes
+    body: Body
+
+    @property
+    def key(self) -> RequestKey | None:
+        """The `Idempotency-Key`. Raises `IdempotencyKeyInvalid`."""
+        return request_key(
+            self.caller, self.headers.get(b"idempotency-key"), self.path, self.content
+        )
+
+
+async def read_request(
+    scope: Scope, receive: Receive, path: str, shape: type[Body]
+) -> ReadRequest[Body]:
+    """Check and read a request. Raises what every endpoint does."""
+    caller = scope["state"]["caller"]
     endpoint_policy((METHOD,), path).check(caller)
     require_known_parameters(scope.get("query_string", b"").decode("latin-1"), ())
     headers: dict[bytes, bytes] = dict(scope["headers"])
     require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
     require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), BODY_BYTES)
-    if b"x-session-id" in headers:
-        raise InvalidParameter(
-            "X-Session-Id", "This endpoint stores no conversation.", "unsupported_parameter"
-        )
     content = await read_body(scope, receive, BODY_BYTES)
-    body = parse_json_body(content, shape)
-    model: str = getattr(body, "model")  # noqa: B009  # the shapes have no common base
+    return ReadRequest(caller, headers, path, content, parse_json_body(content, shape))
+
+
+async def start_unstored(
+    scope: Scope, given: ReadRequest[Any], model: str, request: TurnRequest
+) -> LiveTurn:
+    """Start the unstored turn that a request asks for. Raises what every endpoint of turns does."""
+    turns: TurnEngine = scope["state"]["turns"]
     options = TurnOptions(
-        key=request_key(caller, headers.get(b"idempotency-key"), path, content),
-        keeps_content=False,
-        agent=agent_of(model),
-        request=read(body),
+        key=given.key, keeps_content=False, agent=agent_of(model), request=request
     )
-    live = await turns.start(caller, _NO_SESSION, "", None, options)
+    live = await turns.start(given.caller, _NO_SESSION, "", None, options)
     if not live.settled.is_set() and not turns.holds(live):
         raise AnswerNotKept("Another server answers this request, and no answer is stored.")
-    return body, live
+    return live
 
 
 def endpoint(respond: Callable[[Scope, Receive], Awaitable[Response]]) -> ASGIApp:
@@ -156,7 +173,7 @@ class UnstoredAnswer:
     async def _frames(self) -> AsyncGenerator[bytes]:
         """Yield the stream; raises the turn's error as long as nothing was yielded."""
         has_begun = False
-        async with aclosing(follow_here(self._live, _SILENCE_SECONDS)) as batches:
+        async with aclosing(follow_here(self._live, SILENCE_SECONDS)) as batches:
             async for batch in batches:
                 is_over = bool(batch) and batch[-1].type in TERMINAL
                 values = self._shown(batch)
@@ -190,10 +207,15 @@ class UnstoredAnswer:
         return self._dialect.fail(error_body(error))
 
     def _raise_error(self) -> None:
-        outcome = self._live.outcome
-        if outcome is None:
+        if self._live.outcome is None:
             raise InternalError("The server failed to answer; its log says why.")
-        if outcome.error:
-            if not is_retryable(outcome.error):
-                mark_final(outcome.error)
-            raise outcome.error.with_traceback(None)
+        raise_turn_error(self._live)
+
+
+def raise_turn_error(live: LiveTurn) -> None:
+    """Raise the error that a turn ended with, if any; one that stays is marked for SDKs."""
+    error = live.outcome.error if live.outcome else None
+    if error:
+        if not is_retryable(error):
+            mark_final(error)
+        raise error.with_traceback(None)

@@ -19,6 +19,7 @@ from app.services.crud.errors import (
     AgentArchived,
     AgentNotFound,
     MessageNotFound,
+    ResponseNotFound,
     SearchInvalid,
     SessionBusy,
     SessionNotFound,
@@ -28,7 +29,14 @@ from app.services.crud.errors import (
     session_not_found,
     turn_not_found,
 )
-from app.services.crud.messages import list_history, list_messages
+from app.services.crud.messages import (
+    PostedRow,
+    find_message,
+    list_history,
+    list_messages,
+    post_messages,
+    wipe_message,
+)
 from app.services.crud.session_lists import (
     MOST_COUNTED,
     ListPosition,
@@ -52,6 +60,7 @@ from app.services.crud.session_names import (
 from app.services.crud.sessions import (
     ImportedMessage,
     SessionChanges,
+    create_conversation,
     create_session,
     delete_session,
     fork_session,
@@ -69,7 +78,15 @@ from app.services.crud.tool_calls import (
     find_tool_calls,
     read_steps,
 )
-from app.services.crud.turns import TurnFilter, find_turns, get_turn, list_turns
+from app.services.crud.turns import (
+    ResponseTurn,
+    TurnFilter,
+    delete_response,
+    find_turns,
+    get_response_turn,
+    get_turn,
+    list_turns,
+)
 from app.services.crud.users import DeletedUser, delete_user, unsettled_turns
 
 __all__ = [
@@ -82,6 +99,9 @@ __all__ = [
     "ListPosition",
     "MessageNotFound",
     "PersonaChanges",
+    "PostedRow",
+    "ResponseNotFound",
+    "ResponseTurn",
     "SearchInvalid",
     "SearchMatch",
     "SessionBusy",
@@ -98,12 +118,15 @@ __all__ = [
     "client_tool_names",
     "count_sessions",
     "create_agent",
+    "create_conversation",
     "create_named_session",
     "create_session",
+    "delete_response",
     "delete_session",
     "delete_user",
     "find_agent",
     "find_matches",
+    "find_message",
     "find_named_session",
     "find_tool_call",
     "find_tool_calls",
@@ -112,6 +135,7 @@ __all__ = [
     "flat_pins",
     "fork_session",
     "get_agent",
+    "get_response_turn",
     "get_session",
     "get_turn",
     "get_version",
@@ -124,6 +148,7 @@ __all__ = [
     "list_turns",
     "list_versions",
     "place_of_message",
+    "post_messages",
     "read_steps",
     "rename_to",
     "restore_version",
@@ -138,4 +163,5 @@ __all__ = [
     "update_agent",
     "update_session",
     "visible_sessions",
+    "wipe_message",
 ]

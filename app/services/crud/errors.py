@@ -55,6 +55,13 @@ class MessageNotFound(AppError):
     code = "message-not-found"
 
 
+class ResponseNotFound(AppError):
+    """The response does not exist."""
+
+    kind = ErrorKind.NOT_FOUND
+    code = "response-not-found"
+
+
 class TurnNotFound(AppError):
     """The turn does not exist."""
 

@@ -19,13 +19,14 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    text,
     tuple_,
     type_coerce,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.security import Caller
-from app.models import Message, Role, Session
+from app.models import LISTED, Message, Role, Session
 from app.services.crud.search import has_words, says, words_of
 from app.services.crud.sessions import visible_sessions
 
@@ -59,6 +60,8 @@ class SessionFilter:
     """Words that all occur in the title or in one message."""
     updated_after: datetime | None = None
     metadata: Mapping[str, Any] | None = None
+    with_hidden: bool = False
+    """Whether also those are listed that hold responses without a conversation."""
 
 
 class SearchMatch(NamedTuple):
@@ -153,6 +156,8 @@ def _filtered(
 ) -> Select[Any]:
     dialect = db.get_bind().dialect.name
     query = query.where(visible_sessions(caller))
+    if not session_filter.with_hidden:
+        query = query.where(text(LISTED))
     if session_filter.agent_id:
         query = query.where(Session.agent_id == session_filter.agent_id)
     if session_filter.user_id is not None:

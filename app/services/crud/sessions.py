@@ -44,6 +44,7 @@ class NewSession(TypedDict, total=False):
     title: str | None
     metadata_: dict[str, Any]
     user_id: str | None
+    is_hidden: bool
 
 
 class SessionChanges(NewSession, total=False):
@@ -52,9 +53,14 @@ class SessionChanges(NewSession, total=False):
     agent_id: UUID
 
 
-def visible_sessions(caller: Caller) -> ColumnElement[bool]:
-    """Return the SQL condition for the sessions that the caller may see."""
+def visible_sessions(caller: Caller, *, without_agent: bool = False) -> ColumnElement[bool]:
+    """Return the SQL condition for the sessions that the caller may see.
+
+    `without_agent`: also conversations of OpenAI's API before their first turn.
+    """
     conditions = [Session.workspace_id == caller.workspace_id]
+    if not without_agent:
+        conditions.append(Session.agent_id.is_not(None))
     if caller.user_id is not None:
         conditions.append(Session.user_id == caller.user_id)
     if caller.session_id is not None:
@@ -89,6 +95,26 @@ async def create_session(
         created_at=now,
         updated_at=now,
         **columns,
+    )
+    db.add(session)
+    await db.flush()
+    return session
+
+
+async def create_conversation(
+    db: AsyncSession, caller: Caller, metadata: dict[str, Any]
+) -> Session:
+    """Insert a session whose agent is named by its first turn; lists do not show it before."""
+    now = utc_now()
+    session = Session(
+        workspace_id=caller.workspace_id,
+        agent_id=None,
+        user_id=caller.user_id,
+        last_seq=0,
+        metadata_=metadata,
+        is_hidden=True,
+        created_at=now,
+        updated_at=now,
     )
     db.add(session)
     await db.flush()
@@ -139,10 +165,16 @@ async def import_messages(
 
 
 async def get_session(
-    db: AsyncSession, caller: Caller, session_id: UUID, *, for_update: bool = False
+    db: AsyncSession,
+    caller: Caller,
+    session_id: UUID,
+    *,
+    for_update: bool = False,
+    without_agent: bool = False,
 ) -> Session:
     """Return one session. Raises `SessionNotFound`."""
-    query = select(Session).where(visible_sessions(caller), Session.id == session_id)
+    visible = visible_sessions(caller, without_agent=without_agent)
+    query = select(Session).where(visible, Session.id == session_id)
     session = await db.scalar(query.with_for_update() if for_update else query)
     if session is None:
         raise session_not_found()
@@ -166,7 +198,7 @@ async def update_session(
     """
     session = await get_session(db, caller, session_id, for_update=True)
     agent_id = changes.get("agent_id", session.agent_id)
-    if agent_id != session.agent_id:
+    if agent_id and agent_id != session.agent_id:
         await _require_movable(db, session, agent_id)
     if "user_id" in changes:
         _require_own(caller, changes["user_id"])
@@ -187,13 +219,15 @@ async def _require_movable(db: AsyncSession, session: Session, agent_id: UUID) -
         raise SessionBusy("A turn is not finished: wait for it before the agent changes.")
 
 
-async def delete_session(db: AsyncSession, caller: Caller, session_id: UUID) -> None:
+async def delete_session(
+    db: AsyncSession, caller: Caller, session_id: UUID, *, without_agent: bool = False
+) -> None:
     """Delete a session permanently; keep only its usage for `GET /usage`.
 
     Also deletes the idempotency key whose stored response created the session. A turn that still
     runs is cancelled by its server, which stores what it used. Raises `SessionNotFound`.
     """
-    await get_session(db, caller, session_id, for_update=True)
+    await get_session(db, caller, session_id, for_update=True, without_agent=without_agent)
     # Turns before messages: the transaction that stores a transcript locks them in this order.
     await db.execute(
         select(Turn.id)
@@ -204,7 +238,8 @@ async def delete_session(db: AsyncSession, caller: Caller, session_id: UUID) -> 
     await release_waiting(db, caller.workspace_id, session_id)
     await keep_usage_of_session(db, caller.workspace_id, session_id)
     used_files = await rows.files_of_session(db, caller.workspace_id, session_id)
-    await db.execute(delete(Session).where(visible_sessions(caller), Session.id == session_id))
+    visible = visible_sessions(caller, without_agent=without_agent)
+    await db.execute(delete(Session).where(visible, Session.id == session_id))
     await rows.expire_unused(db, caller.workspace_id, session_id, used_files)
     response_start = f'{{"id":"{session_id}"'.encode()
     await db.execute(
@@ -237,6 +272,8 @@ async def fork_session(
         raise SessionBusy(
             "A turn is not finished: wait for it, or set `up_to_seq` to a message before it."
         )
+    if original.agent_id is None:
+        raise session_not_found()
     fork = await create_session(
         db,
         caller,

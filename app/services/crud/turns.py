@@ -7,6 +7,7 @@ or of another end user are treated as absent.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Select, and_, select, text
@@ -16,15 +17,22 @@ from app.core.security import Caller
 from app.models import (
     UNSETTLED,
     UNSUCCESSFUL,
+    Agent,
     Message,
     Session,
     Turn,
     TurnStatus,
 )
 from app.services.crud.errors import (
+    ResponseNotFound,
+    SessionBusy,
     turn_not_found,
 )
 from app.services.crud.sessions import visible_sessions
+from app.services.crud.slugs import SLUG_PREFIX
+
+DELETED = "is_deleted"
+"""The member of a turn's `request` that hides it from clients of OpenAI's API."""
 
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 """An id and `created_at` are made apart, from one clock."""
@@ -123,3 +131,66 @@ async def get_turn(db: AsyncSession, caller: Caller, turn_id: UUID) -> tuple[Tur
         raise turn_not_found()
     turn, message = row
     return turn, message
+
+
+class ResponseTurn(NamedTuple):
+    """A turn as a client of OpenAI's API sees it, with its answer."""
+
+    turn: Turn
+    message: Message
+    session: Session
+    agent: Agent | None
+
+    @property
+    def model(self) -> str:
+        """The name of its agent as a model."""
+        if self.agent is None:
+            return ""
+        return f"{SLUG_PREFIX}{self.agent.slug}" if self.agent.slug else str(self.agent.id)
+
+
+async def get_response_turn(db: AsyncSession, caller: Caller, turn_id: UUID) -> ResponseTurn:
+    """Return a turn that was not deleted as a response. Raises `ResponseNotFound`."""
+    query = (
+        select(Turn, Message, Session, Agent)
+        .join(
+            Message,
+            and_(Message.workspace_id == Turn.workspace_id, Message.id == Turn.message_id),
+        )
+        .join(
+            Session,
+            and_(Session.workspace_id == Turn.workspace_id, Session.id == Turn.session_id),
+        )
+        .outerjoin(Agent, and_(Agent.workspace_id == Turn.workspace_id, Agent.id == Turn.agent_id))
+        .where(Turn.workspace_id == caller.workspace_id, Turn.id == turn_id)
+        .where(visible_sessions(caller))
+    )
+    row = (await db.execute(query)).one_or_none()
+    if row is None or (row[0].request or {}).get(DELETED):
+        raise ResponseNotFound("There is no response with this id.")
+    return ResponseTurn(*row)
+
+
+async def delete_response(db: AsyncSession, caller: Caller, turn_id: UUID) -> UUID | None:
+    """Let nobody find a turn as a response any more; its receipt stays.
+
+    Returns the hidden session that has no other response, which the caller deletes. Raises
+    `ResponseNotFound`, and `SessionBusy` where the turn is not finished.
+    """
+    found = await get_response_turn(db, caller, turn_id)
+    if found.turn.ended_at is None:
+        raise SessionBusy("The response is not finished: cancel it before it is deleted.")
+    found.turn.request = {**(found.turn.request or {}), DELETED: True}
+    await db.flush()
+    if not found.session.is_hidden:
+        return None
+    requests = await db.scalars(
+        select(Turn.request).where(
+            Turn.workspace_id == caller.workspace_id, Turn.session_id == found.session.id
+        )
+    )
+    return (
+        None
+        if any(not (request or {}).get(DELETED) for request in requests)
+        else (found.session.id)
+    )

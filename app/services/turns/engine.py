@@ -177,13 +177,13 @@ class TurnEngine:
 
         It will be settled, even if this server stops. `content` is empty with a recording and
         without `keeps_content`. A used key returns its turn. Raises what `acceptance.accept` does,
-        `StorageFull`, `ServerBusy`, `ServerDraining`, `StorageUnavailable`, and
-        `CommitOutcomeUnknown`.
+        `StorageFull`, `ServerBusy`, `ServerDraining` and `StorageUnavailable`.
         """
         self._require_room(caller, session_id)
         recording = voice.recording if voice else None
         if self._storage:
-            size = TURN_BYTES + len(recording.data if recording else content.encode())
+            given = recording.data if recording else content.encode()
+            size = TURN_BYTES + len(given) + options.more_bytes
             await self._storage.require_room(caller.workspace_id, size)
             self._require_room(caller, session_id)  # it may have begun to drain meanwhile
         message = NewMessage(

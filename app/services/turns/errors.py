@@ -117,6 +117,34 @@ class ToolsNotTaken(AppError):
     code = "tools-not-taken"
 
 
+class ToolResultUnknown(AppError):
+    """A result answers no call of the message before it."""
+
+    kind = ErrorKind.INVALID
+    code = "tool-result-unknown"
+
+
+class ToolCallsUnanswered(AppError):
+    """A call of the message before it has no result."""
+
+    kind = ErrorKind.INVALID
+    code = "tool-calls-unanswered"
+
+
+class OtherAgentAnswers(AppError):
+    """The conversation is one with another agent."""
+
+    kind = ErrorKind.INVALID
+    code = "other-agent-answers"
+
+
+class ConversationMoved(AppError):
+    """The conversation went on meanwhile."""
+
+    kind = ErrorKind.CONFLICT
+    code = "conversation-moved"
+
+
 class UnknownToolOutcome(AppError):
     """It is not known whether a tool call was done.
 
@@ -219,6 +247,11 @@ def _subclasses(error: type[AppError]) -> Iterator[type[AppError]]:
 def tool_call_not_found() -> ToolCallNotFound:
     """Create the error of a tool call that is not there, or that the caller may not see."""
     return ToolCallNotFound("There is no tool call with this id.")
+
+
+def tools_not_taken() -> ToolsNotTaken:
+    """Create the error of a request with tools to an agent that has its own."""
+    return ToolsNotTaken("This agent has tools of its own: send the request without `tools`.")
 
 
 def turn_lost() -> TurnLost:

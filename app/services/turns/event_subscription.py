@@ -22,15 +22,20 @@ _SETTLED = {TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED}
 
 
 async def subscribe(
-    engine: TurnEngine, database: Database, live: LiveTurn, after: int
+    engine: TurnEngine,
+    database: Database,
+    live: LiveTurn,
+    after: int,
+    silence_seconds: float = _HEARTBEAT_SECONDS,
 ) -> AsyncGenerator[Sequence[TurnEvent]]:
     """Yield the events with a number above `after` as they occur, the terminal event last.
 
     A turn that waits for actions ends the stream with `turn.requires_action`, unless it goes on.
 
-    Yields an empty list every 15 s in which nothing happened. Raises `ServerDraining` when this
-    server shuts down: at once for a turn that runs elsewhere, and otherwise when the time for
-    turns to end is over. Raises `EventsPruned` where a settled turn's events are gone.
+    Yields an empty list after each `silence_seconds` in which nothing happened. Raises
+    `ServerDraining` when this server shuts down: at once for a turn that runs elsewhere, and
+    otherwise when the time for turns to end is over. Raises `EventsPruned` where a settled turn's
+    events are gone.
     """
     watched_turn: LiveTurn | None = None
     with ExitStack() as stack:
@@ -59,9 +64,7 @@ async def subscribe(
             if engine.is_draining and not engine.holds(live):
                 raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
             try:
-                async with asyncio.timeout(
-                    _HEARTBEAT_SECONDS
-                ):  # costs half as much as anyio's scope
+                async with asyncio.timeout(silence_seconds):  # costs half as much as anyio's scope
                     await changed.wait()
             except TimeoutError:
                 yield ()

@@ -3,8 +3,8 @@
 A message of plain text has no parts: its words are its `content`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import orjson
@@ -59,6 +59,15 @@ class ToolCallPart:
 
 
 @value_object(frozen=True, slots=True)
+class ToolResultPart:
+    """The caller's answer to a call of one of its own tools, in the message after the call."""
+
+    type: ClassVar = "tool_result"
+    call_id: str
+    content: str
+
+
+@value_object(frozen=True, slots=True)
 class RefusalPart:
     """The model's words where it refused to answer."""
 
@@ -91,8 +100,14 @@ class FilePart:
 
 
 AttachedPart: TypeAlias = ImagePart | FilePart
-InputPart: TypeAlias = TextPart | ImagePart | FilePart
-Part: TypeAlias = TextPart | ReasoningPart | ToolCallPart | RefusalPart | ImagePart | FilePart
+ShownPart: TypeAlias = TextPart | ImagePart | FilePart
+InputPart: TypeAlias = ShownPart | ToolResultPart
+Part: TypeAlias = (
+    TextPart | ReasoningPart | ToolCallPart | ToolResultPart | RefusalPart | ImagePart | FilePart
+)
+REQUESTED = "requested"
+"""The status of a call of the caller's own tools: its result is in the next message."""
+NOT_ANSWERED = "The client did not answer this call."
 _PARTS: dict[str, type[Part]] = {
     part.type: part for part in cast("tuple[type[Part], ...]", Part.__args__)
 }
@@ -115,6 +130,11 @@ def decode_parts(stored: Iterable[dict[str, Any]]) -> list[Part]:
     ]
 
 
+def stored_parts(parts: Iterable[Part] | None) -> str | None:
+    """Return parts as a history has them."""
+    return orjson.dumps(encode_parts(parts)).decode() if parts else None
+
+
 def is_image(part: Part) -> TypeIs[ImagePart]:
     """Tell whether a part is an image."""
     return isinstance(part, ImagePart)
@@ -123,6 +143,31 @@ def is_image(part: Part) -> TypeIs[ImagePart]:
 def has_calls(stored: str | None) -> bool:
     """Tell whether a message's parts, as stored, hold a tool call."""
     return stored is not None and f'"{ToolCallPart.type}"' in stored
+
+
+def has_results(stored: str | None) -> bool:
+    """Tell whether a message's parts, as stored, hold results of the caller's tools."""
+    return stored is not None and f'"{ToolResultPart.type}"' in stored
+
+
+def requested_calls(stored: str | None) -> set[str]:
+    """Return the ids of the calls of the caller's tools in a message's parts, as stored."""
+    if stored is None or f'"{REQUESTED}"' not in stored:
+        return set()
+    parts = decode_parts(orjson.loads(stored))
+    return {
+        part.call_id
+        for part in parts
+        if isinstance(part, ToolCallPart) and part.status == REQUESTED
+    }
+
+
+def results_of(stored: str | None) -> dict[str, str]:
+    """Return the results of the caller's tools in a message's parts, by the ids of the calls."""
+    if stored is None or not has_results(stored):
+        return {}
+    parts = decode_parts(orjson.loads(stored))
+    return {part.call_id: part.content for part in parts if isinstance(part, ToolResultPart)}
 
 
 def has_files(stored: str | None) -> bool:
@@ -151,7 +196,7 @@ class AttachedLine(NamedTuple):
     role: str
     content: str
     """The texts alone."""
-    parts: tuple[InputPart, ...]
+    parts: tuple[ShownPart, ...]
 
 
 def user_line(stored: str, content: str) -> AttachedLine:
@@ -166,14 +211,18 @@ def joined_lines(first: PromptLine, second: PromptLine) -> PromptLine:
     content = PARAGRAPH.join(filter(None, (first.content, second.content)))
     if not isinstance(first, AttachedLine) and not isinstance(second, AttachedLine):
         return PromptMessage(first.role, content)
-    parts: list[InputPart] = []
+    parts: list[ShownPart] = []
     for line in (first, second):
         parts += line.parts if isinstance(line, AttachedLine) else (TextPart(line.content),)
     return AttachedLine(first.role, content, tuple(parts))
 
 
-def prompt_lines(stored: str, content: str) -> list[PromptLine]:
+def prompt_lines(
+    stored: str, content: str, results: Mapping[str, str] | None = None
+) -> list[PromptLine]:
     """Return an assistant's message as a model is shown it: each call followed by its result.
+
+    `results` are those of the caller's tools, from the message after it.
 
     `content` is the text that is shown of the message: what was heard of a spoken answer, and
     nothing of one that broke off. It shortens the text behind the last call alone, for what tools
@@ -195,7 +244,7 @@ def prompt_lines(stored: str, content: str) -> list[PromptLine]:
 
     for part in decode_parts(orjson.loads(stored)):
         if isinstance(part, ToolCallPart):
-            calls.append(part)
+            calls.append(_answered(part, results or {}))
         elif isinstance(part, ImagePart):
             images.append(part)
         elif isinstance(part, (TextPart, RefusalPart)):
@@ -212,6 +261,12 @@ def prompt_lines(stored: str, content: str) -> list[PromptLine]:
     else:
         last_text = ""
     return [*lines, PromptAnswer(ASSISTANT, last_text, ())] if last_text else lines
+
+
+def _answered(call: ToolCallPart, results: Mapping[str, str]) -> ToolCallPart:
+    if call.status != REQUESTED:
+        return call
+    return replace(call, result=results.get(call.call_id, NOT_ANSWERED))
 
 
 def step_lines(

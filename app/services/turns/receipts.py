@@ -23,6 +23,7 @@ from app.services.turns.context.prompt import (
     estimate_tokens,
     line_attached_tokens,
     most_tokens,
+    shown_text,
 )
 from app.services.turns.parts import PARAGRAPH, image_count, shown_texts
 from app.services.turns.records import HistoryMessage, Persona, Progress, Receipt, TurnRecord, Usage
@@ -68,13 +69,20 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     """Return the reservation for a turn that is accepted `now`; `None` without budgets.
 
     `history` ends with the turn's user message; `waiting` turns before it are not answered yet.
-    `user_id` is the end user of the session, `schema_text` the schema that is shown to the model.
+    `user_id` is the end user of the session, `schema_text` what the model is shown
+    of schemas.
     """
     account = request.account
     if not account.budgets(user_id):
         return None
     window = context_window(persona, account.context_tokens)
-    texts = [persona.system_prompt + schema_text, *[message.content for message in history]]
+    texts = [
+        persona.system_prompt + schema_text,
+        *[
+            shown_text(line) if isinstance(line, HistoryMessage) and line.parts else line.content
+            for line in history
+        ],
+    ]
     prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
     prompt_tokens += sum(
         [

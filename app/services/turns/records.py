@@ -1,7 +1,7 @@
 """Value objects of the turn engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -11,10 +11,10 @@ import orjson
 from app.core.errors import AppError
 from app.core.value_objects import value_object
 from app.models import BusyPolicy, MessageStatus, Modality, Role, TurnStatus
-from app.services.ports import ChatOptions, ResponseFormat, ToolDefinition
 from app.services.prompt_lines import PromptLine
 from app.services.tool_ports import AgentTools
-from app.services.turns.parts import InputPart, Part
+from app.services.turns.parts import PARAGRAPH, InputPart, Part
+from app.services.turns.requests import AnswerFormat, Conversation, RequestKey, TurnRequest
 from app.services.turns.steps import Call, Step
 from app.services.usage import Reservation
 
@@ -75,74 +75,24 @@ class Receipt:
     budget_nanos: int = 0
 
 
-@value_object(frozen=True, slots=True)
-class AnswerFormat:
-    """The JSON that one turn's answer must be."""
-
-    format: ResponseFormat
-    speak: str | None = None
-    """A JSON Pointer to what is read aloud."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the value to store; the schema as text, for JSONB forgets the order of names."""
-        return {
-            "name": self.format.name,
-            "schema": orjson.dumps(self.format.schema).decode(),
-            "is_strict": self.format.is_strict,
-            "speak": self.speak,
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "AnswerFormat":
-        """Return what `to_json` wrote."""
-        schema = orjson.loads(stored["schema"])
-        return cls(ResponseFormat(stored["name"], schema, stored["is_strict"]), stored["speak"])
-
-
 def schema_of_answer(persona: Persona, chosen: AnswerFormat | None) -> Mapping[str, Any] | None:
     """Return the schema of an answer: the one that was chosen for it, else the agent's."""
     return chosen.format.schema if chosen else persona.output_schema
 
 
-@value_object(frozen=True, slots=True)
-class TurnRequest:
-    """What one turn asks for beside its message; stored, so that a later attempt has it, too."""
-
-    bucket_limits: Mapping[str, Sequence[str | None]] = field(
-        default_factory=dict[str, Sequence[str | None]]
+def persona_of_request(persona: Persona, request: TurnRequest | None) -> Persona:
+    """Return the persona with what a turn's own request says instead."""
+    if request is None or not request.is_own:
+        return persona
+    limits = [persona.max_output_tokens, request.max_output_tokens]
+    given = [limit for limit in limits if limit is not None]
+    texts = [text for text in (persona.system_prompt, request.system_prompt) if text]
+    return replace(
+        persona,
+        system_prompt=PARAGRAPH.join(texts),
+        temperature=(persona.temperature if request.temperature is None else request.temperature),
+        max_output_tokens=min(given) if given else None,
     )
-    """Of the budgets that pay for further steps, by name: see `reservations.stored_limits`."""
-    prompt: tuple[PromptLine, ...] | None = None
-    """The whole prompt of an unstored turn; never stored."""
-    tools: tuple[ToolDefinition, ...] = ()
-    """The caller's own tools, whose calls end the turn; never stored."""
-    may_call_tools: bool = True
-    options: ChatOptions | None = None
-    system_prompt: str | None = None
-    """Of an unstored turn: behind the agent's own."""
-    temperature: float | None = None
-    """Instead of the agent's."""
-    max_output_tokens: int | None = None
-    """The lower one of it and the agent's counts."""
-
-    answer_format: "AnswerFormat | None" = None
-    """`None` for what the agent's version says."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the value of the column."""
-        return {
-            "bucket_limits": {name: list(limits) for name, limits in self.bucket_limits.items()},
-            **({"answer": self.answer_format.to_json()} if self.answer_format else {}),
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "TurnRequest":
-        """Return what `to_json` wrote."""
-        answer = stored.get("answer")
-        return cls(
-            stored.get("bucket_limits", {}),
-            answer_format=AnswerFormat.from_json(answer) if answer else None,
-        )
 
 
 @value_object(frozen=True, slots=True)
@@ -202,14 +152,6 @@ _NO_REQUEST = TurnRequest()
 
 
 @value_object(frozen=True, slots=True)
-class RequestKey:
-    """An `Idempotency-Key`, and the SHA-256 of route and body of its request."""
-
-    key: str
-    fingerprint: bytes
-
-
-@value_object(frozen=True, slots=True)
 class TurnOptions:
     """Options of accepting a turn."""
 
@@ -226,6 +168,15 @@ class TurnOptions:
     """`None` for what the agent's version says."""
     parts: Sequence[InputPart] = ()
     """The message with its images and documents, in order; empty for plain text."""
+    conversation: Conversation | None = None
+    """`None` for a turn of the native API, and for an unstored one."""
+
+    @property
+    def more_bytes(self) -> int:
+        """About how much is stored beside the message's text."""
+        earlier = self.conversation.earlier if self.conversation else ()
+        posted = sum(line.size_bytes for line in earlier)
+        return posted + (len(orjson.dumps(self.request.to_json())) if self.request.shown else 0)
 
 
 @value_object(frozen=True, slots=True)

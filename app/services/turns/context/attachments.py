@@ -11,7 +11,7 @@ from app.services.turns.parts import (
     AttachedLine,
     FilePart,
     ImagePart,
-    InputPart,
+    ShownPart,
     TextPart,
 )
 from app.services.turns.records import Persona
@@ -78,7 +78,7 @@ def _loaded(
 
 
 def _piece(
-    part: InputPart, contents: Mapping[UUID, FileContent], *, sees_images: bool
+    part: ShownPart, contents: Mapping[UUID, FileContent], *, sees_images: bool
 ) -> str | PromptImage:
     if isinstance(part, TextPart):
         return part.text

@@ -15,8 +15,11 @@ from app.services.turns.parts import (
     attached_tokens,
     has_calls,
     has_files,
+    has_results,
     joined_lines,
     prompt_lines,
+    requested_calls,
+    results_of,
     shown_texts,
     user_line,
 )
@@ -79,7 +82,7 @@ def require_room(
     `schema_text` is the schema of the answer that the model is shown.
     """
     window = context_window(persona, default_context_tokens)
-    needed = estimate_tokens(persona.system_prompt) + estimate_tokens(question.content)
+    needed = estimate_tokens(persona.system_prompt) + estimate_tokens(shown_text(question))
     if question.parts:
         needed += line_attached_tokens(question)
     if schema_text:
@@ -173,17 +176,11 @@ def _visible_from(
 ) -> tuple[list[HistoryMessage], int]:
     """Return the messages that models are shown, and the index of the first that fits."""
     room = prompt_tokens - estimate_tokens(system_prompt)
-    visible = [
-        line
-        for line in history
-        if (line.content and (line.status != _FAILED or line.role == _USER))
-        or has_calls(line.parts)
-        or has_files(line.parts)
-    ]
+    visible = _visible(history) or list(history[-1:])
     start = 0
     ranges: list[tuple[int, int]] = []
     with_files = [line for line in history if line.parts and has_files(line.parts)]
-    tokens = estimate_all_tokens([_shown_text(line) for line in history])
+    tokens = estimate_all_tokens([shown_text(line) for line in history])
     if tokens + sum(map(line_attached_tokens, with_files)) > room:
         ranges.append(_fitting_starts(visible, _line_tokens, room))
     if sum(map(_image_bytes, with_files)) > PROMPT_IMAGE_BYTES:
@@ -193,7 +190,33 @@ def _visible_from(
         start = _start(visible, max(first_seqs), max(last_seqs))
     elif history[0].seq > 1:  # there are more than are loaded
         start = _start(visible, visible[0].seq, visible[(len(visible) - 1) // 2].seq)
+    while start and _is_result(visible[start]):  # which must follow their calls
+        start -= 1
+        while start and visible[start].role != _USER:
+            start -= 1
     return visible, start
+
+
+def _visible(history: Sequence[HistoryMessage]) -> list[HistoryMessage]:
+    return [
+        line
+        for line in history
+        if (line.content and (line.status != _FAILED or line.role == _USER))
+        or (line.parts and _has_more_than_text(line.parts))
+    ]
+
+
+def conversation_lines(history: Sequence[HistoryMessage]) -> list[PromptLine]:
+    """Return all of a conversation, oldest first, as a model is shown it."""
+    return _alternating(_visible(history))
+
+
+def _is_result(line: HistoryMessage) -> bool:
+    return line.parts is not None and line.role == _USER and has_results(line.parts)
+
+
+def _has_more_than_text(parts: str) -> bool:
+    return has_calls(parts) or has_files(parts) or has_results(parts)
 
 
 def build_given_prompt(system_prompt: str, lines: Sequence[PromptLine]) -> list[PromptLine]:
@@ -205,12 +228,16 @@ def build_given_prompt(system_prompt: str, lines: Sequence[PromptLine]) -> list[
 def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:
     """Join neighbours of one role, and leave out answers that come before any question."""
     alternating: list[PromptLine] = []
-    for line in lines:
+    for place, line in enumerate(lines):
         shown: PromptLine = line
+        if line.parts and not line.content and _is_result(line):
+            continue  # shown behind their calls
         if line.parts and line.role == _USER and has_files(line.parts):
             shown = user_line(line.parts, line.content)
-        if line.parts and alternating and has_calls(line.parts):
-            alternating += prompt_lines(line.parts, line.content)
+        requested = requested_calls(line.parts) if line.parts else None
+        if line.parts and (alternating or requested) and has_calls(line.parts):
+            results = _results_after(lines, place) if requested else None
+            alternating += prompt_lines(line.parts, line.content, results)
         elif not alternating:
             if line.role == _USER or line is lines[-1]:
                 alternating.append(shown)
@@ -219,6 +246,30 @@ def _alternating(lines: Sequence[HistoryMessage]) -> list[PromptLine]:
         else:
             alternating.append(shown)
     return alternating
+
+
+def _results_after(lines: Sequence[HistoryMessage], place: int) -> dict[str, str]:
+    """Return the results of the caller's tools in the messages before the next answer."""
+    results: dict[str, str] = {}
+    for line in lines[place + 1 :]:
+        if line.role != _USER:
+            break
+        results |= results_of(line.parts)
+    return results
+
+
+def trailing_calls(history: Sequence[HistoryMessage]) -> tuple[set[str], set[str]]:
+    """Return the calls of the caller's tools in the newest answer, and what was answered since.
+
+    Both are ids of calls; `history` is oldest first.
+    """
+    answered: set[str] = set()
+    for line in reversed(history):
+        if line.role == _USER:
+            answered |= results_of(line.parts).keys()
+        elif line.status != _FAILED:
+            return requested_calls(line.parts), answered
+    return set(), answered
 
 
 def _fitting_starts(
@@ -255,15 +306,17 @@ def _start(lines: Sequence[HistoryMessage], first_seq: int, last_seq: int) -> in
     return min(bisect_left(lines, 2 * low, key=_SEQ), len(lines) - 1)
 
 
-def _shown_text(line: HistoryMessage) -> str:
+def shown_text(line: HistoryMessage) -> str:
     """Return what a model is shown of a message, to estimate its size."""
+    if line.parts and _is_result(line):
+        return line.content + "".join(results_of(line.parts).values())
     if not line.parts or not has_calls(line.parts):
         return line.content
     return "".join(shown_texts(prompt_lines(line.parts, line.content)))
 
 
 def _line_tokens(line: HistoryMessage) -> int:
-    return estimate_tokens(_shown_text(line)) + line_attached_tokens(line)
+    return estimate_tokens(shown_text(line)) + line_attached_tokens(line)
 
 
 def line_attached_tokens(line: HistoryMessage) -> int:

@@ -196,8 +196,7 @@ async def _ask(
     """Stream one answer of the model into `live`."""
     record, progress, persona = live.record, live.progress, live.record.persona
     chat_model = runtime.chat_model
-    own = record.request if not record.keeps_content else None
-    if own:
+    if not record.keeps_content:
         window = context_window(persona, chat_model.context_tokens)
     else:
         schema_text = typed.schema_text if typed else ""
@@ -221,8 +220,8 @@ async def _ask(
         may_call_tools=may_call,
         response_format=typed.response_format if typed else None,
     )
-    if own:
-        request = with_own_request(request, own)
+    if record.request:
+        request = with_own_request(request, record.request)
     progress.prompt, progress.model = messages, persona.model
     progress.output_tokens_limit = window.output_tokens
     await _stream(live, chat_model, request, speech)

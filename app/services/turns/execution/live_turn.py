@@ -38,7 +38,14 @@ from app.services.turns.events import (
     TurnRequiresAction,
 )
 from app.services.turns.execution.event_log import AFTER_ATTEMPT, EventLog, storable
-from app.services.turns.parts import PARAGRAPH, Part, TextPart, ToolCallPart, encode_parts
+from app.services.turns.parts import (
+    PARAGRAPH,
+    REQUESTED,
+    Part,
+    TextPart,
+    ToolCallPart,
+    encode_parts,
+)
 from app.services.turns.records import Outcome, Progress, Reply, TurnRecord
 from app.services.turns.steps import (
     Call,
@@ -343,7 +350,7 @@ class LiveTurn:
         return [
             *(self._parts() or text),
             *(
-                ToolCallPart(call.model_call_id, call.name, call.arguments, "requested", "")
+                ToolCallPart(call.model_call_id, call.name, call.arguments, REQUESTED, "")
                 for call in (calls[place] for place in sorted(calls))
             ),
         ]

@@ -5,7 +5,7 @@ queue are decided serially; on SQLite `BEGIN IMMEDIATE` does the same.
 """
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 from uuid import UUID
 
@@ -33,8 +33,8 @@ from app.services.turns.context.history_cache import (
 )
 from app.services.turns.context.persona_cache import PersonaCache, PersonaKey
 from app.services.turns.context.prompt import LOADED_MESSAGES, require_room
-from app.services.turns.errors import SessionQueueFull, SpeechNotNamed
-from app.services.turns.parts import InputPart, encode_parts
+from app.services.turns.errors import SessionQueueFull, SpeechNotNamed, tools_not_taken
+from app.services.turns.parts import InputPart, stored_parts
 from app.services.turns.records import (
     BusyPolicy,
     HistoryMessage,
@@ -42,9 +42,15 @@ from app.services.turns.records import (
     TurnOptions,
     TurnRecord,
     TurnRequest,
+    persona_of_request,
     schema_of_answer,
 )
-from app.services.turns.storage import file_uses, idempotency_keys, turn_statements
+from app.services.turns.storage import (
+    conversations,
+    file_uses,
+    idempotency_keys,
+    turn_statements,
+)
 from app.services.turns.storage.repetition import UNSETTLED_IDS, run_again_or_find
 from app.services.turns.storage.tables import (
     LEASE,
@@ -117,7 +123,8 @@ def accept(
     a retryable error.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
-    `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`.
+    `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`, and for a turn of another dialect what
+    `conversations` does, and `ToolsNotTaken`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
@@ -126,6 +133,10 @@ def accept(
                 message.workspace_id, turn_id, message.account, owner_id
             )
             return AcceptedTurn(record, is_replayed=is_found)
+    if options.conversation:
+        yield from conversations.begin(
+            message.workspace_id, message.session_id, message.user_id, options.conversation
+        )
     accepted = yield from _accept_new(message, options, owner_id, cache)
     if options.key:
         yield [idempotency_keys.link_turn_stmt(accepted.record, options.key)]
@@ -143,7 +154,7 @@ def _accept_new(
         turn_statements.HISTORY_AND_WAITING(**session, after_=cached[-1].seq if cached else 0),
     ]
     last_seq, agent_id, user_id, version, archived_at = allocated[0] if allocated else _NO_PLACES
-    if not allocated or message.user_id not in {None, user_id}:
+    if agent_id is None or message.user_id not in {None, user_id}:
         raise session_not_found()
     if archived_at:
         raise AgentArchived("The session's agent is archived: it takes no new messages.")
@@ -156,10 +167,16 @@ def _accept_new(
     if waiting:
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
     newer = read_history(rows)
+    if options.conversation:
+        if options.request.tools and persona.tools is not None:
+            raise tools_not_taken()
+        persona = persona_of_request(persona, options.request)
     schema_text = _schema_text(persona, options, message.output)
     question = _question(message, last_seq - 1, options.parts)
     require_room(persona, message.account.context_tokens, question, schema_text)
     history = (*(*cached, *newer)[-LOADED_MESSAGES:], question)
+    if options.conversation and not waiting:
+        conversations.require_results(history, options.conversation, options.parts)
     record = TurnRecord(
         workspace_id=message.workspace_id,
         id=message.turn_id,
@@ -180,7 +197,7 @@ def _accept_new(
         agent_id=agent_id,
         key_id=message.account.key_id,
         user_id=message.account.user_id or user_id,
-        request=_turn_request(persona, options, message.account, user_id),
+        request=_turn_request(persona, options, message.account, user_id, last_seq),
         output=message.output,
     )
     stored = _stored_turn(record) | {
@@ -238,36 +255,44 @@ def _question(message: NewMessage, seq: int, parts: Sequence[InputPart]) -> Hist
     status = MessageStatus.COMPLETED if is_text else MessageStatus.IN_PROGRESS
     question = HistoryMessage(seq, Role.USER.value, status.value, message.content)
     if parts:
-        question = question._replace(parts=orjson.dumps(encode_parts(parts)).decode())
+        question = question._replace(parts=stored_parts(parts))
     return question
 
 
 def _schema_text(persona: Persona, options: TurnOptions, output: Modality) -> str:
-    """Return the schema of the answer; empty for plain text.
+    """Return the schema of the answer, empty for plain text, and the caller's tools.
 
     Raises `SpeechNotNamed` where nothing says what of it is read aloud.
     """
     chosen = options.answer_format
     schema = schema_of_answer(persona, chosen)
+    tools = orjson.dumps(options.request.tools).decode() if options.request.tools else ""
     if schema is None:
-        return ""
+        return tools
     if output is Modality.VOICE and not (chosen.speak if chosen else persona.output_speak):
         raise SpeechNotNamed(
             "The answer is JSON, and nothing says what of it is read aloud: set "
             "`response_format.speak` or the agent's `output_speak` to a JSON Pointer, or ask for "
             "the answer as text."
         )
-    return orjson.dumps(schema).decode()
+    return orjson.dumps(schema).decode() + tools
 
 
 def _turn_request(
-    persona: Persona, options: TurnOptions, account: Account, user_id: str | None
+    persona: Persona, options: TurnOptions, account: Account, user_id: str | None, last_seq: int
 ) -> TurnRequest | None:
     """Return what later calls of the model need; `None` for an agent that needs one call only."""
-    if persona.tools is None and persona.output_schema is None and options.answer_format is None:
+    given, conversation = options.request, options.conversation
+    is_plain = persona.tools is None and persona.output_schema is None
+    if is_plain and options.answer_format is None and conversation is None:
         return None
-    limits = reservations.stored_limits(account.budgets(user_id))
-    return TurnRequest(limits, answer_format=options.answer_format)
+    earlier = len(conversation.earlier) if conversation else 0
+    return replace(
+        given,
+        bucket_limits=reservations.stored_limits(account.budgets(user_id)),
+        answer_format=options.answer_format,
+        first_seq=last_seq - 1 - earlier if earlier else None,
+    )
 
 
 def _stored_turn(record: TurnRecord) -> dict[str, Any]:

@@ -23,22 +23,28 @@ from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import IdempotencyKey, utc_now
 from app.services.turns.errors import IdempotencyKeyReused
 from app.services.turns.records import RequestKey, TurnRecord
-from app.services.turns.retention import IDEMPOTENCY_KEY_RETENTION
+from app.services.turns.retention import IDEMPOTENCY_KEY_RETENTION, SDK_RETRIES
 from app.services.turns.storage.tables import idempotency_keys, same_named_parameters
 
 
 def claim(workspace_id: UUID, key: RequestKey) -> TransactionScript[UUID | None]:
     """Insert the key, or return the id of its turn; waits for a concurrent request with it.
 
-    Raises `IdempotencyKeyReused` if it was used with another route or body.
+    The key that is made of a request without one is taken anew by its first sending, and where it
+    is older than `SDK_RETRIES`. Raises `IdempotencyKeyReused` if it was used with another route or
+    body.
     """
-    claimed = yield from fetch_one(_CLAIM(**_new_key(workspace_id, key)))
+    new = _new_key(workspace_id, key)
+    claimed = yield from fetch_one(_TAKE(**new) if key.sdk_try == 0 else _CLAIM(**new))
     if claimed:
         return None
-    ((fingerprint, turn_id),) = yield from fetch_one(
+    ((fingerprint, turn_id, created_at),) = yield from fetch_one(
         _FIND(workspace_id_=workspace_id, key_=key.key),
     )
     _require_same(fingerprint, key)
+    if key.sdk_try is not None and created_at < new["created_at"] - SDK_RETRIES:
+        yield [_TAKE(**new)]
+        return None
     return turn_id
 
 
@@ -50,7 +56,7 @@ def find_turn(workspace_id: UUID, key: RequestKey) -> TransactionScript[UUID | N
     rows = yield from fetch_one(_FIND(workspace_id_=workspace_id, key_=key.key))
     if not rows:
         return None
-    ((fingerprint, turn_id),) = rows
+    ((fingerprint, turn_id, _),) = rows
     _require_same(fingerprint, key)
     return turn_id
 
@@ -124,8 +130,19 @@ def _claim_stmt(dialect: Dialect) -> ReturningInsert[Any]:
     )
 
 
+def _take_stmt(dialect: Dialect) -> ReturningInsert[Any]:
+    inserted = upsert(dialect, idempotency_keys).values(
+        **same_named_parameters("workspace_id", "key", "fingerprint", "created_at")
+    )
+    return inserted.on_conflict_do_update(
+        index_elements=["workspace_id", "key"],
+        set_={"turn_id": None, "created_at": inserted.excluded.created_at},
+    ).returning(idempotency_keys.c.key)
+
+
 def _find_stmt(_dialect: Dialect) -> ClauseElement:
-    return select(idempotency_keys.c.fingerprint, idempotency_keys.c.turn_id).where(_is_key())
+    columns = idempotency_keys.c
+    return select(columns.fingerprint, columns.turn_id, columns.created_at).where(_is_key())
 
 
 def _link_turn_stmt(_dialect: Dialect) -> Update:
@@ -137,6 +154,7 @@ def _prune_stmt(_dialect: Dialect) -> Delete:
 
 
 _CLAIM = PreparedStatement(_claim_stmt)
+_TAKE = PreparedStatement(_take_stmt)
 _FIND = PreparedStatement(_find_stmt)
 _LINK_TURN = PreparedStatement(_link_turn_stmt)
 _PRUNE = PreparedStatement(_prune_stmt)

@@ -15,7 +15,14 @@ from app.models import AgentVersion, Modality, Session, TurnStatus
 from app.services.crud import flat_pins
 from app.services.tools.pinning import agent_tools
 from app.services.turns.errors import turn_lost
-from app.services.turns.records import HistoryMessage, Persona, Receipt, TurnRecord, TurnRequest
+from app.services.turns.records import (
+    HistoryMessage,
+    Persona,
+    Receipt,
+    TurnRecord,
+    TurnRequest,
+    persona_of_request,
+)
 from app.services.turns.storage import ledger, turn_statements
 from app.services.turns.storage.tables import (
     PERSONA_COLUMNS,
@@ -130,6 +137,8 @@ def load_record(row: TurnRow, *, history: bool = True) -> TransactionScript[Turn
             message_id_=row.message_id,
         )
     )
+    request = TurnRequest.from_json(row.request) if row.request else None
+    stored_persona = yield from read_persona(row.workspace_id, persona)
     record = TurnRecord(
         workspace_id=row.workspace_id,
         id=row.id,
@@ -141,7 +150,7 @@ def load_record(row: TurnRow, *, history: bool = True) -> TransactionScript[Turn
         message_id=row.message_id,
         user_seq=row.user_seq,
         created_at=row.created_at,
-        persona=(yield from read_persona(row.workspace_id, persona)),
+        persona=persona_of_request(stored_persona, request),
         history=(),
         events_after=last_event or 0,
         numbers_after=last_number or 0,
@@ -150,7 +159,7 @@ def load_record(row: TurnRow, *, history: bool = True) -> TransactionScript[Turn
         key_id=row.key_id,
         user_id=row.user_id,
         earlier=_earlier_receipt(row),
-        request=TurnRequest.from_json(row.request) if row.request else None,
+        request=request,
         output=output or row.modality,
         keeps_content=row.session_id is not None,
     )
@@ -214,6 +223,18 @@ def history_stmt(record: TurnRecord) -> Statement:
         session_id_=record.session_id,
         user_seq_=record.user_seq,
     )
+
+
+def load_history(
+    workspace_id: UUID, session_id: UUID, up_to_seq: int
+) -> TransactionScript[tuple[HistoryMessage, ...]]:
+    """Return the newest messages of a session up to `up_to_seq` that prompts load."""
+    rows = yield from fetch_one(
+        turn_statements.HISTORY(
+            workspace_id_=workspace_id, session_id_=session_id, user_seq_=up_to_seq
+        )
+    )
+    return read_history(rows)
 
 
 def read_history(rows: Sequence[tuple[Any, ...]]) -> tuple[HistoryMessage, ...]:

@@ -1,37 +1,34 @@
 """Transaction scripts of unstored turns: a row with receipt, limits and key, and no content."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Dialect, bindparam, select
-from sqlalchemy.sql import ClauseElement
+from sqlalchemy import select
 
 from app.core.database.statements import PreparedStatement
 from app.core.database.transactions import TransactionScript, fetch_one
 from app.models import Modality, TurnStatus, utc_now
-from app.services.crud import SLUG_PREFIX, AgentArchived, AgentNotFound
 from app.services.prompt_lines import PromptMessage
 from app.services.turns import receipts
 from app.services.turns.context.prompt import require_room_for_all
 from app.services.turns.errors import (
     AnswerNotKept,
-    ToolsNotTaken,
     error_of_code,
     is_retryable,
+    tools_not_taken,
     turn_lost,
 )
-from app.services.turns.parts import PARAGRAPH, shown_texts
+from app.services.turns.parts import shown_texts
 from app.services.turns.records import (
     Outcome,
-    Persona,
     Progress,
     RequestKey,
     TurnOptions,
     TurnRecord,
     TurnRequest,
+    persona_of_request,
     schema_of_answer,
 )
 from app.services.turns.storage import idempotency_keys, leases, turn_statements
@@ -41,8 +38,9 @@ from app.services.turns.storage.acceptance import (
     TurnCache,
     load_persona,
 )
+from app.services.turns.storage.agent_lookup import find_agent
 from app.services.turns.storage.settlement import settle_turn_stmt
-from app.services.turns.storage.tables import LEASE, agents, is_attempt, turns
+from app.services.turns.storage.tables import LEASE, is_attempt, turns
 from app.services.turns.storage.turn_rows import TurnRow, load_record
 from app.services.usage import budgets
 
@@ -143,12 +141,12 @@ def _find_by_key(workspace_id: UUID, key: RequestKey) -> TransactionScript[TurnR
 def _new_record(
     message: NewMessage, options: TurnOptions, cache: TurnCache, now: datetime
 ) -> TransactionScript[TurnRecord]:
-    agent_id, version = yield from _find_agent(message.workspace_id, options.agent)
+    agent_id, version = yield from find_agent(message.workspace_id, options.agent)
     stored = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
     request, account = options.request, message.account
     if request.tools and stored.tools is not None:
-        raise ToolsNotTaken("This agent has tools of its own: send the request without `tools`.")
-    persona = _persona_of_request(stored, request)
+        raise tools_not_taken()
+    persona = persona_of_request(stored, request)
     texts = _texts(request)
     schema = schema_of_answer(persona, request.answer_format)
     if schema is not None:
@@ -177,43 +175,6 @@ def _new_record(
     )
 
 
-def _find_agent(
-    workspace_id: UUID, agent: UUID | str | None
-) -> TransactionScript[tuple[UUID, int]]:
-    """Return the id and the newest version of an agent that is not archived."""
-    if isinstance(agent, UUID):
-        rows = yield from fetch_one(_BY_ID(workspace_id_=workspace_id, agent_id_=agent))
-    else:
-        name = agent or ""
-        rows = ()
-        if name.startswith(SLUG_PREFIX):
-            slug = name.removeprefix(SLUG_PREFIX)
-            rows = yield from fetch_one(_BY_SLUG(workspace_id_=workspace_id, slug_=slug))
-        if not rows:
-            rows = yield from fetch_one(_BY_NAME(workspace_id_=workspace_id, name_=name))
-    current = [row for row in rows if row[2] is None]
-    if len(current) == 1:
-        return current[0][0], current[0][1]
-    if rows and not current:
-        raise AgentArchived("The agent is archived: it answers no new messages.")
-    if current:
-        raise AgentNotFound("Several agents have this name: use the id of one.")
-    raise AgentNotFound("No agent with this id or name exists in this workspace.")
-
-
-def _persona_of_request(persona: Persona, request: TurnRequest) -> Persona:
-    """Return the persona with what the request says instead."""
-    limits = [persona.max_output_tokens, request.max_output_tokens]
-    given = [limit for limit in limits if limit is not None]
-    texts = [text for text in (persona.system_prompt, request.system_prompt) if text]
-    return replace(
-        persona,
-        system_prompt=PARAGRAPH.join(texts),
-        temperature=(persona.temperature if request.temperature is None else request.temperature),
-        max_output_tokens=min(given) if given else None,
-    )
-
-
 def _texts(request: TurnRequest) -> Sequence[str]:
     """Return all that a model is shown of a request, to estimate its size."""
     texts = list(shown_texts(request.prompt or ()))
@@ -222,22 +183,4 @@ def _texts(request: TurnRequest) -> Sequence[str]:
     return texts
 
 
-def _agent_stmt(column: str, parameter: str) -> PreparedStatement:
-    def build(_dialect: Dialect) -> ClauseElement:
-        return (
-            select(agents.c.id, agents.c.version, agents.c.archived_at)
-            .where(
-                agents.c.workspace_id == bindparam("workspace_id_"),
-                agents.c[column] == bindparam(parameter),
-            )
-            .limit(_MOST_NAMESAKES)
-        )
-
-    return PreparedStatement(build)
-
-
-_MOST_NAMESAKES = 50
-_BY_ID = _agent_stmt("id", "agent_id_")
-_BY_SLUG = _agent_stmt("slug", "slug_")
-_BY_NAME = _agent_stmt("name", "name_")
 _ENDED_AT = PreparedStatement(lambda _: select(turns.c.ended_at).where(is_attempt()))
