@@ -23,7 +23,6 @@ from app.services import crud
 from app.services.turns import LiveTurn, TurnEngine, TurnEvent, TurnRequest, subscribe
 from app.services.turns.errors import ServerDraining, error_of_code
 from app.services.turns.events import (
-    AFTER_ATTEMPT,
     OutputTextDelta,
     TurnCancelled,
     TurnCompleted,
@@ -32,6 +31,7 @@ from app.services.turns.events import (
     TurnInProgress,
     TurnQueued,
 )
+from app.services.turns.execution.event_log import AFTER_ATTEMPT
 
 _NUMBERS_OF_AN_ATTEMPT = 10 * AFTER_ATTEMPT
 """More than the frames of as many events."""
