@@ -1,7 +1,7 @@
 """Typed answers: the value of an answer in JSON, and what of it an agent reads aloud.
 
 Revision ID: 0015
-Revises: 0013
+Revises: 0014
 """
 
 from collections.abc import Sequence

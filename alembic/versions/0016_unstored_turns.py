@@ -1,7 +1,7 @@
 """Turns without a session, and names of agents for clients of other APIs.
 
 Revision ID: 0016
-Revises: 0013
+Revises: 0015
 """
 
 import re

@@ -1,7 +1,7 @@
 """Files: images and documents of messages, and images of tools' results.
 
 Revision ID: 0017
-Revises: 0013
+Revises: 0016
 """
 
 from collections.abc import Sequence

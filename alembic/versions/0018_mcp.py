@@ -1,7 +1,7 @@
 """MCP servers, the tools that they list, and their questions.
 
 Revision ID: 0018
-Revises: 0016
+Revises: 0017
 """
 
 from collections.abc import Sequence

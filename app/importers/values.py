@@ -129,5 +129,5 @@ def texts(fields: Mapping[str, Any], *names: str) -> str | None:
 
 
 def skip_model(settings: Mapping[str, Any], report: ImportReport) -> None:
-    """ImportReport that an agent's model stays behind: this server may not have it."""
+    """Report that an agent's model stays behind: this server may not have it."""
     report.skip("models", "of agents: the server's own is used", bool(settings.get("model")))

@@ -118,6 +118,13 @@ def test_many_events_are_stored_together() -> None:
     assert unpack(pack(events)) == events
 
 
+def test_types_of_a_newer_server_are_left_out() -> None:
+    first, second, *_ = (TurnEvent.of(number, value) for number, value in enumerate(VALUES, 1))
+    newer = b'9 answer.translated {"language": "fr"}'
+
+    assert unpack(b"\n".join([pack([first]), newer, pack([second])])) == [first, second]
+
+
 @pytest.mark.parametrize("kind", list(EventType))
 def test_readme_names_every_field_of_every_event(kind: EventType) -> None:
     documented = documented_events()[kind]

@@ -38,7 +38,8 @@ SCHEMA: dict[str, Any] = {
 OPEN_SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "minLength": 2}}}
 FORMAT = {"type": "json_schema", "name": "place", "schema": SCHEMA}
 VALID = '{"city": "Oslo", "count": 3}'
-INVALID = '{"city": "Oslo", "count": 77}'
+VALUE = "7733117733117"  # longer than any group of digits of an id
+INVALID = f'{{"city": "Oslo", "count": {VALUE}}}'
 FAULT = {"path": "/count", "rule": "maximum: 9"}
 
 
@@ -120,7 +121,7 @@ async def test_invalid_answer_is_asked_for_once_more_with_what_is_wrong(
     assert (question.content, rejected.role, rejected.content) == ("Where?", "assistant", INVALID)
     assert correction.role == "user"
     assert "/count: maximum: 9" in correction.content
-    assert "77" not in correction.content
+    assert VALUE not in correction.content
     await send(client, session_id, None)
     assert [line.content for line in chat_model.requests[2].messages[-3:]] == [
         "Where?", VALID, "Where?",
@@ -139,7 +140,7 @@ async def test_second_invalid_answer_fails_with_places_and_rules_and_keeps_the_t
     problem = failed.json()
     assert (failed.status_code, problem["code"]) == (502, "output-invalid")
     assert problem["errors"] == [FAULT]
-    assert "77" not in failed.text
+    assert VALUE not in failed.text
     assert "/count" in problem["detail"]
     assert len(chat_model.requests) == 2
     turn = (await client.get(f"/turns/{problem['turn_id']}")).json()

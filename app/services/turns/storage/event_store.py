@@ -38,19 +38,25 @@ from app.services.turns.storage.tables import (
 )
 
 
+_KNOWN_NAMES = frozenset(event_type.value.encode() for event_type in EventType)
+
+
 def pack(events: Iterable[TurnEvent]) -> bytes:
     """Encode events for storage, one per line."""
     return b"\n".join([b"%d %s %s" % (event.number, event.name, event.json) for event in events])
 
 
 def unpack(lines: bytes) -> Sequence[TurnEvent]:
-    """Decode the events that `pack` encoded."""
-    return [_unpack_line(line) for line in lines.split(b"\n") if line]
+    """Decode the events that `pack` encoded.
 
-
-def _unpack_line(line: bytes) -> TurnEvent:
-    number, kind, json = line.split(b" ", 2)
-    return TurnEvent(int(number), EventType(kind.decode()), None, json)
+    Types that a newer server added are left out: during a rolling update both read one table.
+    """
+    fields = [line.split(b" ", 2) for line in lines.split(b"\n") if line]
+    return [
+        TurnEvent(int(number), EventType(name.decode()), None, json)
+        for number, name, json in fields
+        if name in _KNOWN_NAMES
+    ]
 
 
 def insert_events_stmts(
