@@ -226,6 +226,8 @@ class TurnOptions:
     """`None` for what the agent's version says."""
     parts: Sequence[InputPart] = ()
     """The message with its images and documents, in order; empty for plain text."""
+    agent_version: int | None = None
+    """The version of the session's agent that answers; `None` for the newest."""
 
 
 @value_object(frozen=True, slots=True)
