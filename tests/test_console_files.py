@@ -39,6 +39,7 @@ LICENCES = {
 }
 MOST_TRANSFERRED_BYTES = 160_000
 MOST_OWN_BYTES = 65_000
+MOST_EMBEDDED_BYTES = 40_000
 MOST_BYTES = 110_000
 """Of all places together: most are loaded when they are shown (decision 0022)."""
 
@@ -88,6 +89,18 @@ def test_first_page_is_small() -> None:
     assert own <= MOST_OWN_BYTES
     assert sum(gzipped(name) for name in OWN if name.endswith((".js", ".css"))) <= MOST_BYTES
     assert own + fonts + vendored + gzipped("index.html") <= MOST_TRANSFERRED_BYTES
+
+
+async def test_embedded_chat_is_one_small_file_for_other_sites(
+    settings: Settings, state: State
+) -> None:
+    async with client_of(settings, state, peer="203.0.113.9") as stranger:
+        script = await stranger.get("/embed.js")
+
+    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert script.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert 1000 < len(script.content) <= MOST_EMBEDDED_BYTES
+    assert "import" not in script.text
 
 
 def test_page_preloads_each_module_that_its_first_view_needs() -> None:

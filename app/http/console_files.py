@@ -16,6 +16,8 @@ from starlette.responses import Response
 FOLDER = Path(__file__).parent.parent / "console"
 PAGE = "index.html"
 PREFIX = "/console/"
+EMBED = "embed.js"
+"""The chat for pages of other sites: at `/embed.js`, since they name its address."""
 
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -41,12 +43,12 @@ def _names() -> frozenset[str]:
     return frozenset(
         path.relative_to(FOLDER).as_posix()
         for path in FOLDER.rglob("*")
-        if path.suffix in _MEDIA_TYPES and path.name != PAGE
+        if path.suffix in _MEDIA_TYPES and path.name not in {PAGE, EMBED}
     )
 
 
 CONSOLE_FILES = _names()
-CONSOLE_PATHS = frozenset(("/", *(PREFIX + name for name in CONSOLE_FILES)))
+CONSOLE_PATHS = frozenset(("/", f"/{EMBED}", *(PREFIX + name for name in CONSOLE_FILES)))
 """The paths of the page and its files."""
 
 
@@ -99,6 +101,8 @@ def _read(path: Path, version: tuple[int, int]) -> _File:
     }
     if path.name == PAGE:
         headers |= _page_headers(body.decode())
+    elif path.name == EMBED:
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     compressed = None if path.suffix in _COMPRESSED else gzip.compress(body, mtime=0)
     return _File(version, body, compressed, headers)
 

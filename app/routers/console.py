@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from app.core.security import Forbidden
 from app.http.authentication import Authenticator
 from app.http.console_cookie import delete_cookie, set_cookie
-from app.http.console_files import CONSOLE_FILES, PAGE, PREFIX, console_response
+from app.http.console_files import CONSOLE_FILES, EMBED, PAGE, PREFIX, console_response
 from app.http.deps import Caller, Db
 from app.http.endpoint_route import EndpointRoute
 from app.services.identity import CredentialKind, audit, console_sessions
@@ -45,6 +45,12 @@ files = APIRouter(include_in_schema=False)
 async def console(request: Request) -> Response:
     """Show the console."""
     return console_response(request, PAGE)
+
+
+@files.get(f"/{EMBED}")
+async def embedded_chat(request: Request) -> Response:
+    """Serve the chat that pages of other sites embed."""
+    return console_response(request, EMBED)
 
 
 @files.get(PREFIX + "{name:path}")

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from app.core.errors import AppError
+from app.core.security import Caller, Forbidden, Permission
 from app.http.accepted_turn import (
     ACCEPTED_RESPONSE,
     PreferHeader,
@@ -73,7 +74,12 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
     body = parse_json_body(data, TextMessageCreate)
     key = request_key(caller, headers.get(b"idempotency-key"), PATH, data)
     answer_format = answer_format_of(body.response_format)
-    content, options = body.content, TurnOptions(body.on_busy, key, answer_format=answer_format)
+    if body.agent_version is not None:
+        _require_reader_of_agents(caller)
+    options = TurnOptions(
+        body.on_busy, key, answer_format=answer_format, agent_version=body.agent_version
+    )
+    content = body.content
     if not isinstance(content, str):
         given = await given_parts(content)
         message_input: MessageInput = state["message_input"]
@@ -99,6 +105,11 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
     if live.waits_for_action:
         return await accepted_response(state["database"], caller, live, is_preferred=False)
     return _reply_response(live, response_headers)
+
+
+def _require_reader_of_agents(caller: Caller) -> None:
+    if not caller.sees_all_sessions or Permission.AGENTS_READ not in caller.permissions:
+        raise Forbidden(f"`agent_version` needs a key with the scope `{Permission.AGENTS_READ}`.")
 
 
 async def _spoken_response(

@@ -249,6 +249,11 @@ class TextMessageCreate(Request):
         "stream of events has text in both cases, and the sound of each sentence with `voice`.",
     )
     response_format: AnswerFormatField = None
+    agent_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        default=None,
+        description="Answer with this version of the agent instead of its newest, for example to "
+        "compare the two. For keys with the scope `agents:read`.",
+    )
 
 
 class TurnCancel(Request):

@@ -68,6 +68,7 @@ def server(
         "OPENAI_API_KEY": "k",
         "OPENAI_BASE_URL": provider.base_url,
         "CHAT_MODEL_VISION": "true",
+        "CORS_ORIGINS": tool_api.url,
         "TOOLS_ALLOWED_ADDRESSES": f"{tool_api.allowed},127.0.0.1:{mcp_port}",
     }
     with ServerProcess(folder, **settings) as server:

@@ -1,4 +1,4 @@
-"""A failed turn is run again in place; a recording is given back as it was sent."""
+"""Turns again: in place, by an earlier version, and what was said as it was recorded."""
 
 import anyio
 import httpx2
@@ -83,3 +83,28 @@ async def test_recording_is_given_back_as_it_was_sent(
 
     assert recording.content == speech
     assert recording.headers["content-type"] == "audio/wav"
+
+
+async def test_earlier_version_of_the_agent_answers_where_it_is_asked_for(
+    client: httpx2.AsyncClient, session_id: str, agent_id: str, chat_model: FakeChatModel
+) -> None:
+    await client.put(f"/agents/{agent_id}", json={"system_prompt": "Be the second."})
+    await client.put(f"/agents/{agent_id}", json={"system_prompt": "Be the third."})
+    told: list[str] = []
+    for version in (2, None, 2):
+        body = {"session_id": session_id, "content": "Hi", "agent_version": version}
+        sent = await client.post("/messages/text", json=body)
+        assert sent.status_code == 200, sent.text
+        told.append(chat_model.requests[-1].messages[0].content)
+        turn = (await client.get(f"/turns/{sent.json()['turn_id']}")).json()
+        assert turn["agent_version"] == (version or 3)
+    missing = {"session_id": session_id, "content": "Hi", "agent_version": 9}
+    refused = await client.post("/messages/text", json=missing)
+
+    assert told == ["Be the second.", "Be the third.", "Be the second."]
+    assert (refused.status_code, refused.json()["code"]) == (404, "version-not-found")
+    token = (await client.post(f"/sessions/{session_id}/tokens", json={})).json()["token"]
+    guest = await client.post(
+        "/messages/text", json=body, headers={"Authorization": f"Bearer {token}"}
+    )
+    assert (guest.status_code, guest.json()["code"]) == (403, "forbidden")

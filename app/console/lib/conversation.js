@@ -125,6 +125,7 @@ class Conversation {
   loaded = signal(false);
   next = signal(null); // what is said once the running turn has ended: `{text, files}`
   isShown = false;
+  agentVersion = null; // that answers; `null` for the newest
   #abort = null;
   #isLoadingOlder = false;
   name = "";
@@ -176,7 +177,7 @@ class Conversation {
   #say(text, files) {
     const words = text ? [{ type: "text", text }] : [];
     const content = files.length ? [...words, ...files.map(({ type, file_id }) => ({ type, file_id }))] : text;
-    return this.#start(text, { path: "messages/text", body: { session_id: this.id, content } }, "text", { parts: files.length ? [...words, ...files] : null });
+    return this.#start(text, { path: "messages/text", body: { session_id: this.id, content, ...(this.agentVersion && { agent_version: this.agentVersion }) } }, "text", { parts: files.length ? [...words, ...files] : null });
   }
 
   speak({ blob, durationMs }) {

@@ -10,6 +10,7 @@ import { agentById, agents, drafts, go, keepDraft, loadAgents, newSession, syste
 import { Choice, Empty, Icon, Mark, Menu, MenuButton, notify } from "../lib/ui.js";
 import { t } from "../strings.js";
 import { AgentTools } from "./agent-tools.js";
+import { Compare } from "./compare.js";
 import { Thread } from "./chat.js";
 import { Composer } from "./composer.js";
 
@@ -39,11 +40,11 @@ export function Agent({ id, query }) {
   return html`<div class="agent" data-tab=${tab}>
     <main class="agent-main" id="content">
       <header class="bar"><${MenuButton} /><${Mark} id=${id} size=${28} /><div class="bar-title"><h1 tabindex="-1">${agent.name}</h1><p>v${agent.version} · ${when(agent.updated_at)}</p></div>
-        <${Choice} label=${t.agents.title} value=${tab} options=${{ edit: t.agents.edit, tools: t.tools.ofAgent, versions: t.agents.versions, ...(narrow.value && { try: t.agents.try }) }} onChange=${(key) => go(`agents/${id}?tab=${key}`)} />
+        <${Choice} label=${t.agents.title} value=${tab} options=${{ edit: t.agents.edit, tools: t.tools.ofAgent, versions: t.agents.versions, compare: t.agents.compareTab, ...(narrow.value && { try: t.agents.try }) }} onChange=${(key) => go(`agents/${id}?tab=${key}`)} />
         <${Menu} items=${[{ icon: "talk", label: t.agents.talk, act: () => go(`?agent=${id}`) }, agent.archived_at ? { icon: "again", label: t.unarchive, act: unarchive } : { icon: "trash", label: t.agents.archive, danger: true, act: archive }]} /></header>
-      ${tab === "try" ? null : tab === "versions" ? html`<${Versions} key=${agent.version} agent=${agent} />` : tab === "tools" ? html`<${AgentTools} key=${agent.version} agent=${agent} />` : html`<${Editor} key=${`${id} ${agent.version}`} agent=${agent} />`}
+      ${tab === "try" ? null : tab === "versions" ? html`<${Versions} key=${agent.version} agent=${agent} />` : tab === "compare" ? html`<${Compare} key=${agent.version} agent=${agent} query=${query} />` : tab === "tools" ? html`<${AgentTools} key=${agent.version} agent=${agent} />` : html`<${Editor} key=${`${id} ${agent.version}`} agent=${agent} />`}
     </main>
-    ${(!narrow.value || tab === "try") && html`<${Trial} key=${id} agent=${agent} />`}
+    ${(narrow.value ? tab === "try" : tab !== "compare") && html`<${Trial} key=${id} agent=${agent} />`}
   </div>`;
 }
 

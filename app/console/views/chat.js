@@ -81,7 +81,7 @@ const MOST = 160; // messages in the page at once: neither 10,000 nodes nor gues
  * The reader's place is never moved while an answer grows. Sending puts the question at the top once (the last turn is as
  * high as the view), and the answer fills the room below it; what grows beyond is reached by scrolling or by the button.
  */
-export function Thread({ talk, agent, inspect }) {
+export function Thread({ talk, agent, inspect, label = t.chat.conversation }) {
   const box = useRef(/** @type {any} */ (null));
   const range = useSignal(null); // [from, to) of what is shown; null: the newest
   const below = useSignal(false);
@@ -134,7 +134,7 @@ export function Thread({ talk, agent, inspect }) {
   }, [from, to, messages.length]);
   const show = (list) => list.map((message) => html`<${Message} key=${message.seq} message=${message} talk=${talk} agent=${agent} inspect=${inspect} />`);
   const cut = atEnd ? Math.max(from, lastQuestion < 0 ? messages.length : lastQuestion) : to;
-  return html`<div class="thread-place"><div class="thread" ref=${box} onScroll=${look} tabindex="0" role="region" aria-label=${t.chat.conversation}>
+  return html`<div class="thread-place"><div class="thread" ref=${box} onScroll=${look} tabindex="0" role="region" aria-label=${label}>
     <div class="thread-column">
       ${talk.session.value?.forked_from_session_id && from === 0 && html`<p class="note"><${Icon} name="fork" size=${16} /><a href=${`#/chat/${talk.session.value.forked_from_session_id}`}>${t.chat.forked}</a></p>`}
       ${talk.loaded.value && !messages.length && !live && html`<${Empty} title=${t.chat.empty} />`}

@@ -12,7 +12,7 @@ import { t } from "../strings.js";
 const microphone = new Microphone(); // one for the page, however many composers there are
 
 /** `talk` is a conversation; without one, `onFirst({text, files, recording})` begins it. */
-export function Composer({ id, agent, talk, onFirst, still }) {
+export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
   const area = useRef(/** @type {any} */ (null));
   const picker = useRef(/** @type {any} */ (null));
   const text = drafts.value[id] ?? "";
@@ -92,7 +92,7 @@ export function Composer({ id, agent, talk, onFirst, still }) {
   const handsFree = async () => { if (microphone.handsFree && state.value !== "closed") microphone.close(); else await open(true); };
 
   useEffect(() => { // hold the space bar anywhere but in a field
-    const idle = (event) => event.code === "Space" && !event.repeat && !event.target.closest("input,textarea,button,a,select,dialog,[role=menu],[tabindex='0']");
+    const idle = (event) => !textOnly && event.code === "Space" && !event.repeat && !event.target.closest("input,textarea,button,a,select,dialog,[role=menu],[tabindex='0']");
     const down = (event) => { if (idle(event) && state.value === "closed") { event.preventDefault(); record(); } };
     const up = (event) => { if (event.code === "Space" && state.value === "recording" && !microphone.handsFree) { event.preventDefault(); microphone.release(); } };
     addEventListener("keydown", down);
@@ -113,11 +113,11 @@ export function Composer({ id, agent, talk, onFirst, still }) {
       <input ref=${picker} type="file" multiple hidden onChange=${(event) => { add([...event.target.files]); event.target.value = ""; }} />
       <div class="composer-row">
         <${IconButton} name="clip" label=${t.files.attach} onClick=${() => picker.current.click()} />
-        <${IconButton} name=${aloud.value ? "sound" : "mute"} label=${t.chat.aloud} aria-pressed=${aloud.value} onClick=${() => { aloud.value = !aloud.value; }} />
-        <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} onClick=${handsFree}><${Icon} name="wave" />${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</button>
+        ${!textOnly && html`<${IconButton} name=${aloud.value ? "sound" : "mute"} label=${t.chat.aloud} aria-pressed=${aloud.value} onClick=${() => { aloud.value = !aloud.value; }} />
+        <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} onClick=${handsFree}><${Icon} name="wave" />${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</button>`}
         <span class="grow"></span>
         ${on && !microphone.handsFree && html`<${IconButton} name="trash" label=${t.chat.discard} onClick=${() => { microphone.release(true); microphone.close(); }} />`}
-        ${!(on && microphone.handsFree) && html`<button type="button" class="round" data-kind=${state.value === "recording" ? "live" : "plain"} aria-label=${state.value === "recording" ? t.chat.sendRecording : t.chat.talk} title=${t.chat.talkHint} onClick=${record}><${Icon} name=${state.value === "recording" ? "send" : "mic"} /></button>`}
+        ${!textOnly && !(on && microphone.handsFree) && html`<button type="button" class="round" data-kind=${state.value === "recording" ? "live" : "plain"} aria-label=${state.value === "recording" ? t.chat.sendRecording : t.chat.talk} title=${t.chat.talkHint} onClick=${record}><${Icon} name=${state.value === "recording" ? "send" : "mic"} /></button>`}
         ${live || sounds ? html`<button type="button" class="round" data-kind="stop" aria-label=${t.chat.stop} title=${t.chat.stop} onClick=${() => talk.stop()}><${Icon} name="stop" /></button>`
           : !on && html`<button class="round" data-kind="primary" aria-label=${t.chat.send} title=${t.chat.send} disabled=${!text.trim() && !uploads.length}><${Icon} name="send" /></button>`}
       </div>

@@ -170,6 +170,8 @@ class TurnOptions:
     """The message with its images and documents, in order; empty for plain text."""
     conversation: Conversation | None = None
     """`None` for a turn of the native API, and for an unstored one."""
+    agent_version: int | None = None
+    """The version of the session's agent that answers; `None` for the newest."""
 
     @property
     def more_bytes(self) -> int:

@@ -24,7 +24,7 @@ from app.models import (
     new_id,
     utc_now,
 )
-from app.services.crud import AgentArchived, SessionBusy, session_not_found
+from app.services.crud import AgentArchived, SessionBusy, VersionNotFound, session_not_found
 from app.services.turns import receipts
 from app.services.turns.context.history_cache import (
     History,
@@ -124,7 +124,7 @@ def accept(
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
     `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`, and for a turn of another dialect what
-    `conversations` does, and `ToolsNotTaken`.
+    `conversations` does, `ToolsNotTaken` and `VersionNotFound`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)
@@ -162,6 +162,7 @@ def _accept_new(
         cached = ()
         rows = yield from fetch_one(turn_statements.HISTORY_AND_WAITING(**session, after_=0))
     waiting = rows[0][-1] if rows else 0  # a session without messages has no turns
+    version = options.agent_version or version
     persona = yield from load_persona((message.workspace_id, agent_id, version), cache.personas)
     interrupt_id, interrupted_status = None, None
     if waiting:
@@ -237,15 +238,20 @@ def _continues(cached: Sequence[HistoryMessage], rows: Rows) -> bool:
 
 
 def load_persona(key: PersonaKey, personas: PersonaCache) -> TransactionScript[Persona]:
-    """Return the persona of an agent version, from the cache or the database."""
+    """Return the persona of an agent version, from the cache or the database.
+
+    Raises `VersionNotFound`.
+    """
     cached = personas.get(key)
     if cached:
         return cached
     workspace_id, agent_id, version = key
-    (row,) = yield from fetch_one(
+    rows = yield from fetch_one(
         turn_statements.PERSONA(workspace_id_=workspace_id, agent_id_=agent_id, version_=version)
     )
-    persona = yield from read_persona(workspace_id, row)
+    if not rows:
+        raise VersionNotFound(f"The agent has no version {version}.")
+    persona = yield from read_persona(workspace_id, rows[0])
     personas.put(key, persona)
     return persona
 
