@@ -143,6 +143,7 @@ def create_app(
         chat_completions.ROUTE: chat_completions.create_chat_completion,
         responses.ROUTE: responses.create_response,
         chat.ROUTE: chat.continue_chat,
+        agui.ROUTE: agui.run_agent,
     }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:

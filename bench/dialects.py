@@ -1,7 +1,9 @@
 """The cost of other dialects, compared with native turns of as long a conversation."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
@@ -13,6 +15,7 @@ from bench.wire import post, run, text_turn
 Cells = list[list[str]]
 
 _SESSIONS, _LIMIT = 40, 1.3
+_RUNS = 1000
 _QUESTION = "Tell me a little more about it, and then say what came of it."
 _MESSAGES = [
     {"role": ("user", "assistant")[number % 2], "content": _QUESTION} for number in range(21)
@@ -20,9 +23,10 @@ _MESSAGES = [
 
 
 def dialects(site: Site) -> Cells:
-    """CPU-ms and p50 of chat completions and responses, compared with native turns.
+    """CPU-ms and p50 of other dialects, compared with native turns.
 
-    Each has 20 messages before it: natively they are in the session, otherwise in the request.
+    Each has 20 messages before it: natively they are in the session, otherwise in the request; for
+    user interfaces in both.
     """
     cells = [["database", "turn", "dialect", "CPU-ms", "x", "p50 ms", "x", f"<= {_LIMIT}"]]
     for name in DATABASES:
@@ -34,6 +38,9 @@ def dialects(site: Site) -> Cells:
                     "chat completions": Case(server, _chat(streams=streams)),
                     "responses": Case(server, _response(streams=streams)),
                 }
+                if streams:  # which is all that user interfaces take
+                    cases["AI SDK"] = Case(server, _ui_chat(ids))
+                    cases["AG-UI"] = Case(server, _agui(ids))
                 run(alternate(list(cases.values())))
                 cells += compare(name, kind, cases, _is_cheap)
     return cells
@@ -46,6 +53,25 @@ def _chat(*, streams: bool) -> Sequence[bytes]:
 def _response(*, streams: bool) -> Sequence[bytes]:
     body = {"input": _MESSAGES, "stream": streams, "store": False}
     return [_request("/v1/responses", body)]
+
+
+def _ui_chat(ids: Sequence[str]) -> Sequence[bytes]:
+    messages = [
+        {**line, "id": str(number), "parts": [{"type": "text", "text": line["content"]}]}
+        for number, line in enumerate(_MESSAGES)
+    ]
+    bodies = ({"id": session_id, "messages": messages} for session_id in ids)
+    return [post("/api/chat", orjson.dumps(body)) for body in bodies]
+
+
+def _agui(ids: Sequence[str]) -> Sequence[bytes]:
+    """Return a run for each request, because the same run again is answered as the first time."""
+    messages = [{**line, "id": str(number)} for number, line in enumerate(_MESSAGES)]
+    bodies = (
+        {"threadId": session_id, "runId": str(uuid4()), "messages": messages}
+        for session_id, _ in zip(cycle(ids), range(_RUNS), strict=False)
+    )
+    return [post("/agui/agent-ada", orjson.dumps(body)) for body in bodies]
 
 
 def _request(path: str, body: dict[str, Any]) -> bytes:

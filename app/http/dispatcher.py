@@ -9,7 +9,7 @@ class EndpointDispatcher:
     """Passes a request to its plain endpoint, or to `fallback`."""
 
     def __init__(self, endpoints: Mapping[tuple[str, str], ASGIApp], fallback: ASGIApp) -> None:
-        """`endpoints` are by method and path."""
+        """`endpoints` are by method and path; one that ends with `/` takes one name behind it."""
         self._endpoints = endpoints
         self._fallback = fallback
 
@@ -17,5 +17,9 @@ class EndpointDispatcher:
         """Serve one request, or pass a lifespan on."""
         endpoint = self._fallback
         if scope["type"] == "http":
-            endpoint = self._endpoints.get((scope["method"], scope["path"]), endpoint)
+            method, path = scope["method"], scope["path"]
+            found = self._endpoints.get((method, path))
+            if found is None and path[-1:] != "/":
+                found = self._endpoints.get((method, path[: path.rfind("/") + 1]))
+            endpoint = found or endpoint
         await endpoint(scope, receive, send)

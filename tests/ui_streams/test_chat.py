@@ -482,13 +482,14 @@ async def test_every_user_has_chats_of_their_own(agent_id: str, state: State) ->
             user_id: await crud.create_named_session(db, caller_of(user_id), "chat", UUID(agent_id))
             for user_id in users
         }
-        for user_id in users:
-            found, _ = await crud.find_named_session(db, caller_of(user_id), "chat", None)
-            assert found == made[user_id]
-        # The id of another user's session is a name like any other.
-        of_bob = str(made["bob"].id)
-        other, _ = await crud.find_named_session(db, caller_of("ann"), of_bob, None)
-        assert other is None
+    ids = {user_id: session.id for user_id, session in made.items()}
+    find = crud.find_named_session
+    for user_id in users:
+        found = await state["database"].run(find, caller_of(user_id), "chat", None)
+        assert found.session_id == ids[user_id]
+    # The id of another user's session is a name like any other.
+    other = await state["database"].run(find, caller_of("ann"), str(ids["bob"]), None)
+    assert other.session_id is None
 
 
 async def test_chats_of_one_name_that_begin_at_once_are_one_session(

@@ -10,7 +10,7 @@ import pytest
 from app.models import MessageStatus, Modality, Role, utc_now
 from app.routers.ui_streams.agui_frames import AgUiEvents
 from app.routers.ui_streams.chat_frames import UIMessageChunks
-from app.routers.ui_streams.dialect import Answered, Dialect
+from app.routers.ui_streams.dialect import Answered, UIDialect
 from app.services.turns.events import (
     AnswerMessage,
     EventValue,
@@ -37,7 +37,7 @@ RUN = {"threadId": "thread", "runId": "run"}
 Encode = Callable[..., list[dict[str, Any]]]
 
 
-def frames_of(dialect: Dialect, values: Sequence[EventValue]) -> list[dict[str, Any]]:
+def frames_of(dialect: UIDialect, values: Sequence[EventValue]) -> list[dict[str, Any]]:
     """Return the data of a whole stream's frames, without `[DONE]`."""
     *frames, rest = (dialect.begin() + dialect.encode(values) + dialect.end()).split(b"\n\n")
     assert rest == b""

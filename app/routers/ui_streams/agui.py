@@ -16,6 +16,7 @@ from app.routers.ui_streams.agui_frames import AgUiEvents
 from app.routers.ui_streams.agui_request import new_input
 from app.routers.ui_streams.conversation import Conversations
 from app.routers.ui_streams.turn_stream import (
+    METHOD,
     TurnStream,
     agent_of,
     approval_check,
@@ -28,6 +29,8 @@ from app.schemas.ui_streams import AgUiRun
 from app.services.turns import TurnOptions
 
 PATH = "/agui/{agent}"
+_PREFIX = "/agui/"
+ROUTE = (METHOD, _PREFIX)
 
 
 async def run_agent(scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,8 +46,9 @@ async def run_agent(scope: Scope, receive: Receive, send: Send) -> None:
 async def _respond(scope: Scope, receive: Receive) -> Response:
     state: dict[str, Any] = scope["state"]
     body, content = await read_request(scope, receive, PATH, AgUiRun)
-    agent: str = scope["path_params"]["agent"]
-    path = PATH.format(agent=agent)
+    scope["route"] = router.routes[0]  # for the log and the metrics
+    path: str = scope["path"]
+    agent = path.removeprefix(_PREFIX)
     options = TurnOptions(
         on_busy=busy_policy(scope),
         key=request_key(state["caller"], run_key(body.thread_id, body.run_id), path, content),

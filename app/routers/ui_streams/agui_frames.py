@@ -42,7 +42,7 @@ _APPROVAL_SCHEMA: dict[str, Any] = {
 
 
 class AgUiEvents:
-    """Encodes one stream; fulfils `Dialect`."""
+    """Encodes one stream; fulfils `UIDialect`."""
 
     def __init__(  # noqa: PLR0913  # what a run is, and what its client may be asked
         self,

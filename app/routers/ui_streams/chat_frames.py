@@ -39,7 +39,7 @@ _TEXT, _REASONING = "text", "reasoning"
 
 
 class UIMessageChunks:
-    """Encodes one stream; fulfils `Dialect`."""
+    """Encodes one stream; fulfils `UIDialect`."""
 
     def __init__(
         self,

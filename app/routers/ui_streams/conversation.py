@@ -67,12 +67,11 @@ class Conversations:
             continued = await self._take_actions(new.actions)
             if not given:
                 return continued
-        session = await self._session(name, agent)
-        session_id = session.id
+        session_id = await self._session_id(name, agent)
         if new.rewinds:
-            session_id = await self._rewind(name, session, new, options)
+            session_id = await self._rewind(name, session_id, new, options)
         elif len(new.messages) > 1:
-            given = await read_parts(await self._without_stored(session, new))
+            given = await read_parts(await self._without_stored(session_id, new))
         content, options = await self._message_input.prepare(
             self._caller, session_id, given, options
         )
@@ -118,15 +117,15 @@ class Conversations:
             with suppress(crud.TurnNotFound):
                 await self._turns.cancel(self._caller, turn_id)
 
-    async def _session(self, name: str, agent: UUID | str | None) -> Session:
-        async with self._database.reading() as db:
-            session, agent_id = await crud.find_named_session(db, self._caller, name, agent)
-        if session:
-            return session
+    async def _session_id(self, name: str, agent: UUID | str | None) -> UUID:
+        found = await self._database.run(crud.find_named_session, self._caller, name, agent)
+        if found.session_id:
+            return found.session_id
         endpoint_policy(("POST",), "/sessions").check(self._caller)
         await self._storage.require_room(self._caller.workspace_id, 2 * ROW_BYTES)
         async with self._database.transaction() as db:
-            return await crud.create_named_session(db, self._caller, name, agent_id)
+            session = await crud.create_named_session(db, self._caller, name, found.agent_id)
+            return session.id
 
     async def _take_actions(self, actions: Sequence[tuple[UUID, ToolCallResolve]]) -> ContinuedTurn:
         """Take the actions that calls wait for; others were taken before, or are the server's."""
@@ -160,7 +159,7 @@ class Conversations:
         return ContinuedTurn(live, record.attempt + still_waits, answered)
 
     async def _rewind(
-        self, name: str, session: Session, new: NewInput, options: TurnOptions
+        self, name: str, session_id: UUID, new: NewInput, options: TurnOptions
     ) -> UUID:
         """Return a session that ends with the last answer that the client shows.
 
@@ -168,8 +167,9 @@ class Conversations:
         before it stays as it was. Turns of what came after it are cancelled.
         """
         if await self._is_known(options):
-            return session.id
+            return session_id
         async with self._database.reading() as db:
+            session = await crud.get_session(db, self._caller, session_id)
             seq = await self._place(db, session, new.answer_ids)
         if seq >= session.last_seq:
             return session.id
@@ -207,10 +207,11 @@ class Conversations:
         return 0
 
     async def _without_stored(
-        self, session: Session, new: NewInput
+        self, session_id: UUID, new: NewInput
     ) -> Sequence[Sequence[dict[str, Any]]]:
         """Return the new messages without those that are stored, as of a turn that failed."""
         async with self._database.reading() as db:
+            session = await crud.get_session(db, self._caller, session_id)
             try:
                 seq = await self._place(db, session, new.answer_ids)
             except crud.MessageNotFound:

@@ -27,7 +27,7 @@ class Answered:
 NOTHING_ANSWERED = Answered()
 
 
-class Dialect(Protocol):
+class UIDialect(Protocol):
     """Encodes one stream of a turn. Frames are sent in the order of the calls."""
 
     def begin(self) -> bytes:

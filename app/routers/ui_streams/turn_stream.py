@@ -28,7 +28,7 @@ from app.http.request_body import (
 from app.http.tool_resolution import may_approve
 from app.models import BusyPolicy
 from app.routers.ui_streams.conversation import ContinuedTurn
-from app.routers.ui_streams.dialect import PING, Dialect
+from app.routers.ui_streams.dialect import PING, UIDialect
 from app.routers.ui_streams.new_input import invalid_message
 from app.services.turns import TurnEngine, subscribe
 from app.services.turns.errors import ServerDraining
@@ -86,7 +86,7 @@ def run_key(thread_id: str, run_id: str) -> bytes:
 class TurnStream:
     """The frames of one turn."""
 
-    def __init__(self, state: dict[str, Any], turn: ContinuedTurn, dialect: Dialect) -> None:
+    def __init__(self, state: dict[str, Any], turn: ContinuedTurn, dialect: UIDialect) -> None:
         """`state` is the request's."""
         self._engine: TurnEngine = state["turns"]
         self._database: Database = state["database"]

@@ -48,9 +48,9 @@ from app.services.crud.session_lists import (
     first_words,
     list_sessions,
 )
+from app.services.crud.session_lookup import FoundSession, find_named_session
 from app.services.crud.session_names import (
     create_named_session,
-    find_named_session,
     place_of_message,
     rename_to,
     texts_after,
@@ -95,6 +95,7 @@ __all__ = [
     "AgentArchived",
     "AgentNotFound",
     "DeletedUser",
+    "FoundSession",
     "ImportedMessage",
     "ListPosition",
     "MessageNotFound",

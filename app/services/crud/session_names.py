@@ -1,4 +1,4 @@
-"""Find sessions by the names that clients of other APIs give them, and give such names.
+"""Give sessions the names that clients of other APIs have for them, and look at what they mean.
 
 Each function works in the caller's transaction `db` and never commits. End users have names of
 their own; keys of a workspace share theirs. A session token has none.
@@ -12,39 +12,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.security import Caller
-from app.models import UNSETTLED, Agent, Message, Role, Session, SessionName, Turn
-from app.services.crud.agents import find_agent
-from app.services.crud.errors import AgentNotFound, MessageNotFound, session_not_found
+from app.models import UNSETTLED, Message, Role, Session, SessionName, Turn
+from app.services.crud.errors import MessageNotFound
 from app.services.crud.sessions import create_session, visible_sessions
 
 _MOST_FORKS = 200
 """How many forks of forks are followed to the session of a message."""
 _MOST_UNANSWERED = 50
-
-
-async def find_named_session(
-    db: AsyncSession, caller: Caller, name: str, agent: UUID | str | None
-) -> tuple[Session | None, UUID]:
-    """Return the session that the name means, if there is one, and the agent that answers in it.
-
-    `name` may be a session's id. `agent` is an id, a slug or a name; without it the agent is the
-    session's, or the only one of the workspace.
-    Raises `AgentNotFound`, and `SessionNotFound` where a session token names another session.
-    """
-    agent_id = (await find_agent(db, caller.workspace_id, agent)).id if agent else None
-    if caller.session_id is None:
-        query = _named(caller, name)
-        if agent_id:
-            query = query.where(SessionName.agent_id == agent_id)
-        named = (await db.scalars(query.order_by(Session.id.desc()).limit(1))).first()
-        if named:
-            return named, named.agent_id
-    session = await _session_of_id(db, caller, name)
-    if session and (agent_id is None or session.agent_id == agent_id):
-        return session, session.agent_id
-    if session or caller.session_id is not None:
-        raise session_not_found()
-    return None, agent_id or await _only_agent(db, caller.workspace_id)
 
 
 async def create_named_session(
@@ -167,11 +141,3 @@ async def _session_of_id(db: AsyncSession, caller: Caller, name: str) -> Session
         return None
     query = select(Session).where(visible_sessions(caller), Session.id == session_id)
     return await db.scalar(query)
-
-
-async def _only_agent(db: AsyncSession, workspace_id: UUID) -> UUID:
-    query = select(Agent.id).where(Agent.workspace_id == workspace_id, Agent.archived_at.is_(None))
-    agents = (await db.scalars(query.limit(2))).all()
-    if len(agents) != 1:
-        raise AgentNotFound("Say which agent answers: name it in the request.")
-    return agents[0]

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
-from checks import (  # noqa: E402
+from checks import (
     BASE_URL,
     break_next_answer,
     calling,

@@ -8,6 +8,12 @@ from __future__ import annotations
 from typing import Any, Literal, Required, TypeAlias, TypedDict
 
 
+class AgUiResume(TypedDict, total=False):
+    interruptId: Required[str]
+    status: Required[Literal['resolved', 'cancelled']]
+    payload: Any
+
+
 class AgentToolRead(TypedDict, total=False):
     tool_id: Required[str]
     version: Required[int]
@@ -720,6 +726,15 @@ class TurnUsageRead(TypedDict, total=False):
     speech_out_characters: Required[int | None]
 
 
+class UIChatCreate(TypedDict, total=False):
+    id: Required[str]
+    messages: Required[list[dict[str, Any]]]
+    trigger: Literal['submit-message', 'regenerate-message'] | None
+    messageId: str | None
+    agent: str | None
+    approvals: bool
+
+
 class UsageRead(TypedDict, total=False):
     prompt_tokens: Required[int | None]
     cached_tokens: Required[int | None]
@@ -1113,6 +1128,19 @@ class VoiceMessageCreate(TypedDict, total=False):
 
 class FileUpload(TypedDict, total=False):
     file: Required[str]
+
+
+class AgUiProps(TypedDict, total=False):
+    on_disconnect: DisconnectPolicy
+
+
+class AgUiRun(TypedDict, total=False):
+    threadId: Required[str]
+    runId: Required[str]
+    messages: Required[list[dict[str, Any]]]
+    tools: list[dict[str, Any]] | None
+    resume: list[AgUiResume] | None
+    forwardedProps: AgUiProps | None
 
 
 class AgentMcpToolsRead(TypedDict, total=False):
