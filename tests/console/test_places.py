@@ -119,7 +119,7 @@ def test_recording_is_played_back(talk_page: Page, api: httpx2.Client) -> None:
 
 
 @pytest.fixture
-def site(browser: Browser, tool_api: ToolServer) -> Iterator[Page]:
+def site(browser: Browser) -> Iterator[Page]:
     """A page of another site, which forbids itself scripts and styles of its own."""
     context = browser.new_context()
     context.set_default_timeout(WAIT_MS)

@@ -123,8 +123,8 @@ def accept(
     a retryable error.
     Raises `SessionNotFound`, `AgentArchived`, `SessionBusy`, `SessionQueueFull` or
     `IdempotencyKeyReused`, `MessageTooLong`, `TooManyTurns`, `UploadsExhausted`,
-    `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`, and for a turn of another dialect what
-    `conversations` does, `ToolsNotTaken` and `VersionNotFound`.
+    `BudgetExhausted`, `FileNotFound`, `SpeechNotNamed`, `VersionNotFound`, and for a turn of
+    another dialect what `conversations` does, and `ToolsNotTaken`.
     """
     if options.key:
         turn_id = yield from idempotency_keys.claim(message.workspace_id, options.key)

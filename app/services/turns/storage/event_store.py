@@ -37,7 +37,6 @@ from app.services.turns.storage.tables import (
     turns,
 )
 
-
 _KNOWN_NAMES = frozenset(event_type.value.encode() for event_type in EventType)
 
 
