@@ -14,13 +14,12 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.models import Message, Session, Turn, TurnStatus
 from app.services.ports import (
-    ChatFinished,
+    ChatItem,
     ChatOptions,
     ChatRequest,
     FinishReason,
     ProviderRejected,
     ProviderUnavailable,
-    TextDelta,
     ToolDefinition,
 )
 from app.services.prompt_lines import PromptAnswer, PromptCall, PromptMessage, PromptResult
@@ -476,7 +475,7 @@ async def test_failure_in_mid_stream_is_an_error_and_no_finish_reason(
     chat_model.finish_reason = FinishReason.STOP
     original = chat_model.stream
 
-    async def break_off(request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
+    async def break_off(request: ChatRequest) -> AsyncGenerator[ChatItem]:
         async for item in original(request):
             yield item
             raise ProviderUnavailable("It broke off.")

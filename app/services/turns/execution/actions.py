@@ -88,6 +88,7 @@ class TurnActions:
                 record.workspace_id, record.id, account, self._owner_id, whatever_error=True
             )
 
+        is_unchanged = True
         with self._tasks.accepting(), anyio.CancelScope(shield=True):
             record, is_unchanged = await self._database.run(script)
             if not is_unchanged and record.status is TurnStatus.IN_PROGRESS:
