@@ -94,3 +94,8 @@ def _installed(name: str, locks: Sequence[Path], install: Callable[[Path], None]
 def _run(command: Sequence[str], folder: Path) -> None:
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, f"{' '.join(command)}: {ran.stdout}{ran.stderr}"
+
+
+if __name__ == "__main__":  # before the tests, so that none of them waits for it
+    installed_node_modules(ROOT / "tests" / "real_clients" / "tools", "real-clients")
+    python_clients()

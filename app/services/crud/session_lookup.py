@@ -3,13 +3,25 @@
 What the name may be is in `session_names`.
 """
 
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Dialect, Table, and_, bindparam, false, or_, select, true, union_all
+from sqlalchemy import (
+    Dialect,
+    Integer,
+    Table,
+    and_,
+    bindparam,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.selectable import SelectBase
 
-from app.core.database.statements import PreparedStatement, Rows
+from app.core.database.statements import PreparedStatement
 from app.core.database.transactions import TransactionScript, fetch_one
 from app.core.security import Caller
 from app.models import Agent, Session, SessionName
@@ -17,7 +29,9 @@ from app.services.crud.errors import AgentNotFound, session_not_found
 from app.services.crud.slugs import SLUG_PREFIX
 
 _NO_ID = UUID(int=0)
-_MOST_SESSIONS, _MOST_AGENTS = 20, 4
+_MOST_ROWS = 60
+_AGENT, _NAMED, _BY_ID = 0, 1, 2
+"""What a row of the lookup is, in the order of the rows."""
 _sessions = cast("Table", Session.__table__)
 _names = cast("Table", SessionName.__table__)
 _agents = cast("Table", Agent.__table__)
@@ -40,38 +54,36 @@ def find_named_session(
     token names another session, or a session is another agent's.
     """
     workspace = {"workspace_id_": caller.workspace_id}
-    sessions = _SESSIONS(
-        **workspace, owner_=caller.user_id or "", name_=name, session_id_=_id_of(name)
-    )
+    given = {"owner_": caller.user_id or "", "name_": name, "session_id_": _id_of(name)}
     agent_id: UUID | None = None
     if agent:
-        rows, agents = yield [sessions, _AGENTS(**workspace, **_names_of(agent))]
-        agent_id = _chosen_agent(agents, agent)
+        found = yield from fetch_one(_WITH_AGENTS(**workspace, **given, **_names_of(agent)))
+        agent_id = _chosen_agent([row for row in found if row[3] == _AGENT], agent)
     else:
-        rows = yield from fetch_one(sessions)
-    visible = [row for row in rows if _is_visible(caller, row)]
-    for session_id, of_agent, _, is_named in visible:
+        found = yield from fetch_one(_SESSIONS(**workspace, **given))
+    for session_id, of_agent, user_id, kind in found:
+        if kind == _AGENT or not _is_visible(caller, session_id, user_id, kind):
+            continue
         if agent_id in {None, of_agent}:
             return FoundSession(session_id, of_agent)
-        if not is_named:
+        if kind == _BY_ID:
             raise session_not_found()
     if caller.session_id is not None:
         raise session_not_found()
     return FoundSession(None, agent_id or (yield from _only_agent(caller.workspace_id)))
 
 
-def _is_visible(caller: Caller, row: tuple[UUID, UUID, str | None, bool]) -> bool:
-    session_id, _, user_id, is_named = row
+def _is_visible(caller: Caller, session_id: UUID, user_id: str | None, kind: int) -> bool:
     if caller.session_id is not None:  # which has no names
-        return not is_named and session_id == caller.session_id
+        return kind == _BY_ID and session_id == caller.session_id
     return caller.user_id in {None, user_id}
 
 
-def _chosen_agent(rows: Rows, agent: UUID | str) -> UUID:
+def _chosen_agent(rows: Sequence[tuple[Any, ...]], agent: UUID | str) -> UUID:
     """Return the one agent that is meant; a slug counts more than a name."""
     slug = agent.removeprefix(SLUG_PREFIX) if isinstance(agent, str) else None
     is_slug = isinstance(agent, str) and agent.startswith(SLUG_PREFIX)
-    chosen = [row for row in rows if is_slug and row[1] == slug] or rows
+    chosen = [row for row in rows if is_slug and row[2] == slug] or rows
     if len(chosen) != 1:
         raise AgentNotFound("No agent with this id or name exists in this workspace.")
     return chosen[0][0]
@@ -98,14 +110,14 @@ def _names_of(agent: UUID | str) -> dict[str, object]:
     return {"agent_id_": _NO_ID, "slug_": slug, "agent_name_": agent}
 
 
-def _sessions_stmt(_dialect: Dialect) -> ClauseElement:
-    """Return the named sessions, the newest first, and then the one with the id."""
+def _sessions_of_name() -> list[SelectBase]:
+    """Return the queries for the named sessions, and for the one with the id."""
     columns = (_sessions.c.id, _sessions.c.agent_id, _sessions.c.user_id)
     of_name = and_(
         _names.c.workspace_id == _sessions.c.workspace_id, _names.c.session_id == _sessions.c.id
     )
     named = (
-        select(*columns, true().label("is_named"))
+        select(*columns, literal_column(str(_NAMED), Integer).label("kind"))
         .join_from(_names, _sessions, of_name)
         .where(
             _names.c.workspace_id == bindparam("workspace_id_"),
@@ -113,29 +125,31 @@ def _sessions_stmt(_dialect: Dialect) -> ClauseElement:
             _names.c.name == bindparam("name_"),
         )
     )
-    by_id = select(*columns, false().label("is_named")).where(
+    by_id = select(*columns, literal_column(str(_BY_ID), Integer).label("kind")).where(
         _sessions.c.workspace_id == bindparam("workspace_id_"),
         _sessions.c.id == bindparam("session_id_"),
     )
-    found = union_all(named, by_id).subquery()
-    return select(found).order_by(found.c.is_named.desc(), found.c.id.desc()).limit(_MOST_SESSIONS)
+    return [named, by_id]
 
 
-def _agents_stmt(_dialect: Dialect) -> ClauseElement:
-    is_meant = or_(
-        _agents.c.id == bindparam("agent_id_"),
-        _agents.c.slug == bindparam("slug_"),
-        _agents.c.name == bindparam("agent_name_"),
+def _agents_of_name() -> SelectBase:
+    """Return the query for the agents that may be meant; their slug is in the third column."""
+    kind = literal_column(str(_AGENT), Integer).label("kind")
+    return select(_agents.c.id, _agents.c.id.label("agent_id"), _agents.c.slug, kind).where(
+        _agents.c.workspace_id == bindparam("workspace_id_"),
+        _agents.c.archived_at.is_(None),
+        or_(
+            _agents.c.id == bindparam("agent_id_"),
+            _agents.c.slug == bindparam("slug_"),
+            _agents.c.name == bindparam("agent_name_"),
+        ),
     )
-    return (
-        select(_agents.c.id, _agents.c.slug)
-        .where(
-            _agents.c.workspace_id == bindparam("workspace_id_"),
-            _agents.c.archived_at.is_(None),
-            is_meant,
-        )
-        .limit(_MOST_AGENTS)
-    )
+
+
+def _ordered(queries: Sequence[SelectBase]) -> ClauseElement:
+    """Return all that the queries find: agents, named sessions, the newest first, one by its id."""
+    found = union_all(*queries).subquery()
+    return select(found).order_by(found.c.kind, found.c.id.desc()).limit(_MOST_ROWS)
 
 
 def _any_agents_stmt(_dialect: Dialect) -> ClauseElement:
@@ -143,6 +157,6 @@ def _any_agents_stmt(_dialect: Dialect) -> ClauseElement:
     return select(_agents.c.id).where(in_workspace, _agents.c.archived_at.is_(None)).limit(2)
 
 
-_SESSIONS = PreparedStatement(_sessions_stmt)
-_AGENTS = PreparedStatement(_agents_stmt)
+_SESSIONS = PreparedStatement(lambda _: _ordered(_sessions_of_name()))
+_WITH_AGENTS = PreparedStatement(lambda _: _ordered([_agents_of_name(), *_sessions_of_name()]))
 _ANY_AGENTS = PreparedStatement(_any_agents_stmt)
