@@ -24,7 +24,7 @@ HOSTILE_MARKDOWN = """<script>alert(1)</script> <b onclick="alert(1)">bold</b>
 <script>alert(2)</script>
 ```
 """
-VIEWS = ("", "#/agents", "#/sessions", "#/usage", "#/keys", "#/system")
+VIEWS = ("", "#/agents", "#/tools", "#/inbox", "#/sessions", "#/usage", "#/keys", "#/system")
 
 
 @pytest.fixture

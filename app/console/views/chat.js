@@ -27,7 +27,8 @@ export function Chat({ id }) {
     const look = () => { if (!document.hidden) talk.refresh().catch(() => {}); };
     document.addEventListener("visibilitychange", look);
     addEventListener("focus", look);
-    return () => { document.removeEventListener("visibilitychange", look); removeEventListener("focus", look); };
+    const timer = setInterval(look, 5000); // what others say in this session
+    return () => { clearInterval(timer); document.removeEventListener("visibilitychange", look); removeEventListener("focus", look); };
   }, [id]);
   const shown = useSignal(null); // the turn in the panel
   const renaming = useSignal(false);
