@@ -1,5 +1,6 @@
 """MCP servers that do harm: what they send is bounded, and no call waits for ever."""
 
+import asyncio
 import sys
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -55,7 +56,7 @@ class Script:
     def __call__(self, request: ReceivedRequest) -> Answer:
         method = request.json["method"]
         self.methods.append(method)
-        if method == "server/discover":
+        if method == "server/discover" and "server_discover" not in self.answers:
             return result(request, DISCOVERED)
         return self.answers[method.replace("/", "_")](request)
 
@@ -70,6 +71,12 @@ async def server() -> AsyncIterator[ToolServer]:
 async def worker(server: ToolServer) -> AsyncIterator[McpWorkerClient]:
     async with McpWorkerClient(server.allowed) as worker:
         yield worker
+
+
+async def failure(worker: McpWorkerClient, target: McpTarget) -> McpError:
+    with pytest.raises(McpError) as caught:
+        await worker.list_tools(target, 60)
+    return caught.value
 
 
 def target(server: ToolServer, path: str = "/mcp") -> McpTarget:
@@ -251,6 +258,48 @@ async def test_messages_without_end_are_cut(server: ToolServer, worker: McpWorke
         await worker.call(call_of(target(server), "act"))
 
     assert caught.value.failure is McpFailure.TOO_LARGE
+
+
+async def test_chunks_without_end_are_cut(server: ToolServer, worker: McpWorkerClient) -> None:
+    async with asyncio.timeout(60):
+        error = await failure(worker, target(server, "/fail/tiny-chunks"))
+
+    assert error.failure is McpFailure.TOO_LARGE
+
+
+async def test_heads_without_end_are_cut(server: ToolServer, worker: McpWorkerClient) -> None:
+    error = await failure(worker, target(server, "/fail/informational"))
+
+    assert error.failure in {McpFailure.BROKEN, McpFailure.UNREACHABLE}
+
+
+async def test_names_that_no_database_keeps_are_made_ones(
+    server: ToolServer, worker: McpWorkerClient
+) -> None:
+    information: dict[str, Any] = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {"tools": {}},
+        "serverInfo": {"name": "shop\0", "version": "\0"},
+    }
+    script = Script(
+        server_discover=lambda request: Answer(
+            body=orjson.dumps(
+                {
+                    "jsonrpc": "2.0",
+                    "id": request.json["id"],
+                    "error": {"code": -32601, "message": ""},
+                }
+            )
+        ),
+        initialize=lambda request: result(request, information),
+        notifications_initialized=lambda _: Answer(status=202, body=b""),
+        tools_list=lambda request: page(request, [tool("act")], None),
+    )
+    server.respond = script
+
+    listing = await worker.list_tools(target(server), 30)
+
+    assert (listing.server_name, listing.server_version) == ("shop\ufffd", "\ufffd")
 
 
 async def test_name_that_leads_elsewhere_at_the_second_look_up_is_not_followed(

@@ -209,7 +209,7 @@ async def _hints(writer: asyncio.StreamWriter) -> None:
 async def _tiny_chunks(writer: asyncio.StreamWriter) -> None:
     """Send a body of 50,000 bytes in as many chunks."""
     writer.write(
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     writer.write(b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n")
     await writer.drain()

@@ -12,7 +12,12 @@ from mcp import MCPError
 from pydantic import TypeAdapter, ValidationError
 
 from app.services.mcp_port import McpError, McpFailure
-from app.services.mcp_service.contents import images_of, result_fields, tool_fields
+from app.services.mcp_service.contents import (
+    images_of,
+    result_fields,
+    storable,
+    tool_fields,
+)
 from app.services.mcp_service.guarded_transport import Attempt, current_attempt
 from app.services.mcp_service.session_pool import UNAUTHORIZED, ConnectionPool, McpConnection
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
@@ -157,8 +162,8 @@ class CallServer:
             info = connection.client.server_info
             return {
                 "protocol_version": connection.client.protocol_version,
-                "server_name": info.name[:200] if info else "",
-                "server_version": info.version[:100] if info else "",
+                "server_name": storable(info.name[:200]) if info else "",
+                "server_version": storable(info.version[:100]) if info else "",
                 "tools": [tool_fields(tool) for tool in tools],
             }
 
@@ -258,7 +263,10 @@ def _question(outcome: types.InputRequiredResult) -> Fields:
         raise McpError(McpFailure.REFUSED, "It asks for what this server does not give.")
     if len(outcome.request_state or "") > _STATE_BYTES:
         raise McpError(McpFailure.REFUSED, "Its question is too long.")
-    return question_fields(request.params, {"key": key, "request_state": outcome.request_state})
+    state: Fields = {"key": key, "request_state": outcome.request_state}
+    if storable(state) != state:  # it must come back as it is
+        raise McpError(McpFailure.REFUSED, "Its question has a state that cannot be kept.")
+    return question_fields(request.params, state)
 
 
 def question_fields(params: types.ElicitRequestParams, state: Fields) -> Fields:
@@ -266,7 +274,7 @@ def question_fields(params: types.ElicitRequestParams, state: Fields) -> Fields:
     is_form = isinstance(params, types.ElicitRequestFormParams)
     return {
         "message": params.message[:_ANSWER_CHARACTERS],
-        "form": params.requested_schema if is_form else None,
+        "form": storable(params.requested_schema) if is_form else None,
         "url": None if is_form else params.url[:_ANSWER_CHARACTERS],
         "state": state,
     }

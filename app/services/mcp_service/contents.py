@@ -1,16 +1,30 @@
 """What a server sent, in the words of the port: plain JSON of bounded size."""
 
 import json
+import re
 from base64 import b64decode
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import mcp_types as types
 
 from app.services.files.limits import TOOL_IMAGES
 
 _LONGEST_DESCRIPTION = 64 * 1024
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:  # noqa: ANN401  # JSON
+    """Return JSON with U+FFFD instead of NUL and lone surrogates, which no database keeps."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        return {storable(name): storable(member) for name, member in members.items()}
+    if isinstance(value, list):
+        return [storable(each) for each in cast("list[Any]", value)]
+    return value
 
 
 def tool_fields(tool: types.Tool) -> dict[str, Any]:

@@ -24,6 +24,12 @@ from app.services.outbound.addresses import Guard
 _CONNECT_SECONDS = 5.0
 _MOST_MESSAGES = 2000
 """Of one answer; each costs the SDK a tenth of a millisecond."""
+_MOST_PIECES = 20_000
+"""Of the body of one answer, such as chunks; each costs the parser as much."""
+_SLICE_BYTES = 2048
+"""What is parsed before other calls have their turn."""
+_MOST_HEAD_BYTES = 128 << 10
+"""Before a body begins: informational responses have no end of their own."""
 _UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _EVENT_STREAM = "text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -57,6 +63,7 @@ class Attempt:
     is_over: bool = False
     is_large: bool = False
     """True while it is one of the few whose answers are larger than text may be."""
+    pieces: int = 0
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Ends the call where nothing more is to be read."""
 
@@ -97,6 +104,83 @@ class Attempt:
 current_attempt: ContextVar[Attempt | None] = ContextVar("mcp_attempt", default=None)
 
 
+@dataclass(slots=True)
+class _Head:
+    """Counts what comes before the body of an answer."""
+
+    received_bytes: int = 0
+
+
+_awaited_head: ContextVar[_Head | None] = ContextVar("mcp_awaited_head", default=None)
+
+
+class _SlicedStream(httpcore2.AsyncNetworkStream):
+    """A connection of which little is read at once."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    @override
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read up to `_SLICE_BYTES`. Raises `ReadError` for a head without end."""
+        data = await self._inner.read(min(max_bytes, _SLICE_BYTES), timeout)
+        if head := _awaited_head.get():
+            head.received_bytes += len(data)
+            if head.received_bytes > _MOST_HEAD_BYTES:
+                raise httpcore2.ReadError("the head of the answer is longer than any can be")
+        return data
+
+    @override
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See httpcore."""
+        await self._inner.write(buffer, timeout)
+
+    @override
+    async def aclose(self) -> None:
+        """See httpcore."""
+        await self._inner.aclose()
+
+    @override
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """See httpcore."""
+        return _SlicedStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    @override
+    def get_extra_info(self, info: str) -> Any:
+        """See httpcore."""
+        return self._inner.get_extra_info(info)
+
+
+class SlicingBackend(httpcore2.AsyncNetworkBackend):
+    """Connects anywhere."""
+
+    def __init__(self) -> None:
+        self._inner: Any = httpcore2.AnyIOBackend()
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """See httpcore."""
+        connecting = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _SlicedStream(await connecting)
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        """See httpcore."""
+        await anyio.sleep(seconds)
+
+
 async def _resolved(host: str, port: int) -> Sequence[str]:
     found = await anyio.getaddrinfo(host, port, type=1)  # SOCK_STREAM
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -109,7 +193,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         self._guard = guard
         self._scheme = scheme
         self._resolve = resolve
-        self._inner: Any = httpcore2.AnyIOBackend()
+        self._inner = SlicingBackend()
 
     @override
     async def connect_tcp(
@@ -181,7 +265,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
             "keepalive_expiry": 5.0,
         }
         self._pool: httpcore2.AsyncConnectionPool = (
-            httpcore2.AsyncHTTPProxy(proxy_url=proxy, **limits)
+            httpcore2.AsyncHTTPProxy(proxy_url=proxy, network_backend=SlicingBackend(), **limits)
             if proxy
             else httpcore2.AsyncConnectionPool(
                 network_backend=GuardedBackend(guard, scheme, resolve), **limits
@@ -195,6 +279,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         attempt = self._attempt_of(request)
         if attempt.failure is not None:
             return httpx2.Response(503)
+        token = _awaited_head.set(_Head())
         try:
             response = await self._pool.handle_async_request(_core_request(request, attempt))
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout):
@@ -210,6 +295,8 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         except (httpcore2.ProxyError, httpcore2.UnsupportedProtocol, ssl.SSLError):
             attempt.fail(McpFailure.UNREACHABLE, "No connection was made.")
             return httpx2.Response(503)
+        finally:
+            _awaited_head.reset(token)
         attempt.status = response.status
         headers = httpx2.Headers(response.headers)
         refusal = _refusal(response.status, headers)
@@ -271,11 +358,11 @@ class _BoundedStream(httpx2.AsyncByteStream):
                 break  # cut off: what it means is decided by whether an answer was whole
             attempt.received_bytes += len(piece)
             attempt.messages += piece.count(b"data:")
+            attempt.pieces += 1
             held.append(piece)
             is_large = attempt.received_bytes > attempt.max_bytes
-            if attempt.messages > _MOST_MESSAGES or (
-                is_large and not await attempt.takes_more(held)
-            ):
+            is_many = attempt.messages > _MOST_MESSAGES or attempt.pieces > _MOST_PIECES
+            if is_many or (is_large and not await attempt.takes_more(held)):
                 held.clear()
                 attempt.fail_by_size()
                 return
