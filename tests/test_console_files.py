@@ -100,7 +100,7 @@ async def test_embedded_chat_is_one_small_file_for_other_sites(
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
     assert script.headers["cross-origin-resource-policy"] == "cross-origin"
     assert 1000 < len(script.content) <= MOST_EMBEDDED_BYTES
-    assert "import" not in script.text
+    assert not re.search(r"\bimport[ (]", script.text)
 
 
 def test_page_preloads_each_module_that_its_first_view_needs() -> None:
