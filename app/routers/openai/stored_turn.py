@@ -1,5 +1,6 @@
 """Start the stored turn that a request of OpenAI's API asks for, in its session."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +12,8 @@ from app.core.security import Caller, Forbidden
 from app.core.value_objects import value_object
 from app.http.openai_errors import InvalidParameter
 from app.models import BusyPolicy, MessageStatus, Role, Session, Turn, new_id
-from app.routers.openai.chat_request import agent_of
+from app.routers.openai.agent_names import agent_of
+from app.routers.openai.attachments import checked_lines
 from app.routers.openai.ids import CONVERSATION, RESPONSE, our_id
 from app.routers.openai.posted import posted_messages, split_question
 from app.services import crud
@@ -60,6 +62,8 @@ class StoredStart:
     on_busy: BusyPolicy
     previous_response_id: str | None = None
     conversation_id: str | None = None
+    session_name: str | None = None
+    """A session's id, or what the client calls one of its own."""
 
 
 def busy_policy(headers: Mapping[bytes, bytes]) -> BusyPolicy:
@@ -73,6 +77,10 @@ def busy_policy(headers: Mapping[bytes, bytes]) -> BusyPolicy:
 
 async def start_stored(state: dict[str, Any], start: StoredStart) -> LiveTurn:
     """Place the turn and start it. Raises what starting does, and `InvalidParameter`."""
+    lines = await checked_lines(
+        state, start.caller, start.model, start.request.prompt or (), is_stored=True
+    )
+    start = replace(start, request=replace(start.request, prompt=lines))
     tries = 0
     while True:
         tries += 1
@@ -133,6 +141,8 @@ async def _start(state: dict[str, Any], start: StoredStart, placement: Placement
 
 async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
     database: Database = state["database"]
+    if start.session_name:
+        return await _named(database, start, start.session_name)
     if start.conversation_id:
         session_id = our_id(CONVERSATION, start.conversation_id)
         async with database.reading() as db:
@@ -151,6 +161,19 @@ async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
     if session.last_seq == last_seq and session.agent_id == agent.id:
         return Placement(session.id, last_seq=last_seq)
     return await _fork(state, start.caller, session, last_seq, agent.id)
+
+
+async def _named(database: Database, start: StoredStart, name: str) -> Placement:
+    """Return the session with an id, or the one that the key calls so for this agent."""
+    caller = start.caller
+    async with database.reading() as db:
+        with suppress(ValueError):
+            return Placement((await crud.get_session(db, caller, UUID(name))).id)
+        agent = await crud.find_agent(db, caller.workspace_id, agent_of(start.model))
+        owner = f"{caller.key_id} {caller.user_id} {agent.id} {name}"
+        alias = hashlib.sha256(owner.encode()).hexdigest()
+        session = await crud.find_session_by_alias(db, caller, alias)
+    return Placement(session.id) if session else Placement(new_id(), NewSession(alias=alias))
 
 
 async def _is_known(database: Database, caller: Caller, key: RequestKey) -> bool:
