@@ -88,12 +88,17 @@ def _options(body: ChatCompletionCreate, choice: str | None) -> ChatOptions:
 
 
 def read_messages(
-    messages: Sequence[tuple[str, dict[str, Any]]], whole: str, *, continues: bool = False
+    messages: Sequence[tuple[str, dict[str, Any]]],
+    whole: str,
+    *,
+    continues: bool = False,
+    may_end_open: bool = False,
 ) -> tuple[list[str], list[PromptLine]]:
     """Return the texts of system and developer messages, and the other messages as a prompt.
 
     Each message comes with its place in the request, for errors; `whole` is the place of all.
-    `continues`: results at the beginning answer calls of the conversation.
+    `continues`: results at the beginning answer calls of the conversation. `may_end_open`: the
+    results of the last calls come later.
     """
     instructions: list[str] = []
     prompt: list[PromptLine] = []
@@ -124,7 +129,7 @@ def read_messages(
             raise InvalidParameter(
                 f"{place}.role", "It must be system, developer, user, assistant or tool."
             )
-    if unanswered:
+    if unanswered and not may_end_open:
         raise _unanswered(whole, unanswered)
     return [text for text in instructions if text], prompt
 

@@ -31,6 +31,7 @@ from app.services.crud.errors import (
 from app.services.crud.messages import (
     PostedRow,
     find_message,
+    find_messages,
     list_history,
     list_messages,
     post_messages,
@@ -116,6 +117,7 @@ __all__ = [
     "find_agent",
     "find_matches",
     "find_message",
+    "find_messages",
     "find_session_by_alias",
     "find_tool_call",
     "find_tool_calls",
