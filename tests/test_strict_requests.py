@@ -19,6 +19,7 @@ async def test_unknown_query_parameter_is_refused_on_every_endpoint(
     method, _, path = name.partition(" ")
     names = (
         "agent_id", "session_id", "turn_id", "tool_id", "call_id", "file_id", "server_id", "model",
+        "response_id", "conversation_id", "item_id",
     )  # fmt: skip
     ids = dict.fromkeys(names, str(uuid4())) | {"name": "SHOP_KEY"}
     filled = path.format(**ids, version=1, key_id="abcdefgh", user_id="x", message_id=uuid4())

@@ -72,6 +72,26 @@ class ClipRead(TypedDict, total=False):
     content_end: Required[int]
 
 
+class ConversationCreate(TypedDict, total=False):
+    items: list[dict[str, Any]]
+    metadata: dict[str, str]
+
+
+class ConversationRead(TypedDict, total=False):
+    id: Required[str]
+    object: str
+    created_at: Required[int]
+    metadata: Required[dict[str, Any]]
+
+
+class ConversationReference(TypedDict, total=False):
+    id: Required[str]
+
+
+class ConversationUpdate(TypedDict, total=False):
+    metadata: Required[dict[str, str]]
+
+
 class DatabaseState(TypedDict, total=False):
     kind: Required[Literal['sqlite', 'postgresql']]
     revision: Required[str]
@@ -165,6 +185,13 @@ class ImageInput(TypedDict, total=False):
     type: Required[Literal['image']]
     file_id: str | None
     data: str | None
+
+
+ItemOrder: TypeAlias = Literal['asc', 'desc']
+
+
+class ItemsCreate(TypedDict, total=False):
+    items: Required[list[dict[str, Any]]]
 
 
 JsonValue: TypeAlias = Any
@@ -353,6 +380,9 @@ class ResponseCreate(TypedDict, total=False):
     parallel_tool_calls: bool | None
     text: dict[str, Any] | None
     truncation: str | None
+    previous_response_id: str | None
+    conversation: str | ConversationReference | None
+    background: bool | None
     metadata: dict[str, str] | None
     user: str | None
     safety_identifier: str | None
