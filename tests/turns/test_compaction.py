@@ -13,6 +13,7 @@ from app.core.security import ADMIN
 from app.models import Budget, Session, Turn
 from app.services.ports import (
     ChatFinished,
+    ChatItem,
     ChatRequest,
     FinishReason,
     ProviderRejected,
@@ -41,7 +42,7 @@ class RememberingChatModel(FakeChatModel):
         self.error: Exception | None = None
         self.answer = "Yes. " + WORDS
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatItem]:
         if not request.messages[0].content.startswith("You keep the memory"):
             async for chunk in super().stream(request):
                 yield chunk

@@ -43,10 +43,10 @@ def session_name(headers: Mapping[bytes, bytes], body: ChatCompletionCreate) -> 
 
 
 def _is_task(body: ChatCompletionCreate) -> bool:
-    asked = [message for message in body.messages if message.get("role") == "user"]
-    if len(asked) != 1:
+    of_user = [message for message in body.messages if message.get("role") == "user"]
+    if len(of_user) != 1:
         return False
-    content: object = asked[0].get("content")
+    content: object = of_user[0].get("content")
     return isinstance(content, str) and content.startswith(_TASK_PROMPT)
 
 

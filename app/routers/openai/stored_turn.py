@@ -29,7 +29,7 @@ from app.services.turns.context.prompt import conversation_lines
 from app.services.turns.errors import ConversationMoved
 from app.services.turns.parts import InputPart, stored_parts
 from app.services.turns.records import HistoryMessage
-from app.services.turns.requests import Conversation, NewSession
+from app.services.turns.requests import Conversation, OpenedSession
 from app.services.turns.storage.turn_rows import load_history
 from app.services.usage import StorageMeter
 from app.services.usage.storage import size_of
@@ -43,7 +43,7 @@ class Placement:
     """The session of a turn."""
 
     session_id: UUID
-    opens: NewSession | None = None
+    opens: OpenedSession | None = None
     """`None` where it exists."""
     last_seq: int | None = None
     """Where it must stand; `None` for wherever it is."""
@@ -151,9 +151,9 @@ async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
             await crud.get_session(db, start.caller, session_id, without_agent=True)
         return Placement(session_id)
     if start.previous_response_id is None:
-        return Placement(new_id(), NewSession(is_hidden=True))
+        return Placement(new_id(), OpenedSession(is_hidden=True))
     if start.key and await _is_known(database, start.caller, start.key):
-        return Placement(new_id(), NewSession(is_hidden=True))  # the key's turn is the answer
+        return Placement(new_id(), OpenedSession(is_hidden=True))  # the key's turn is the answer
     turn, session = await _previous(database, start.caller, start.previous_response_id)
     last_seq = turn.user_seq + 1
     async with database.reading() as db:
@@ -173,7 +173,7 @@ async def _named(database: Database, start: StoredStart, name: str) -> Placement
         owner = f"{caller.key_id} {caller.user_id} {agent.id} {name}"
         alias = hashlib.sha256(owner.encode()).hexdigest()
         session = await crud.find_session_by_alias(db, caller, alias)
-    return Placement(session.id) if session else Placement(new_id(), NewSession(alias=alias))
+    return Placement(session.id) if session else Placement(new_id(), OpenedSession(alias=alias))
 
 
 async def _is_known(database: Database, caller: Caller, key: RequestKey) -> bool:
