@@ -20,6 +20,7 @@ async def test_unknown_query_parameter_is_refused_on_every_endpoint(
     names = (
         "agent_id", "session_id", "turn_id", "tool_id", "call_id", "file_id", "server_id", "model",
         "agent", "chat_id",
+        "response_id", "conversation_id", "item_id",
     )  # fmt: skip
     ids = dict.fromkeys(names, str(uuid4())) | {"name": "SHOP_KEY"}
     filled = path.format(**ids, version=1, key_id="abcdefgh", user_id="x", message_id=uuid4())

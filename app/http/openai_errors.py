@@ -31,6 +31,8 @@ _CODES = {
     "uploads-exhausted": "insufficient_quota",
     "request-invalid": "invalid_value",
     "tools-not-taken": "unsupported_parameter",
+    "images-not-supported": "unsupported_value",
+    "file-unreadable": "unsupported_value",
 }
 """What OpenAI's clients know by another code; any other is ours with `_` for `-`."""
 _STATUSES = {"agent-archived": 404, "message-too-long": 400, "provider-rejected": 400}

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.files.made import png
-from tests.identity.test_matrix import ROWS
+from tests.identity.test_matrix import ROWS, openai_ids
 from tests.support import planted_secrets
 from tests.support.application import AUDIO
 from tests.support.provider import Provider
@@ -124,6 +124,7 @@ def things(client: httpx2.Client, admin: dict[str, str]) -> dict[str, str]:
         "secret_name": name,
         "version": "1",
         "user_id": "alice",
+        **openai_ids(session["id"], reply["turn_id"], reply["id"]),
     }
 
 

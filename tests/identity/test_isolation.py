@@ -47,6 +47,7 @@ def random_things() -> Things:
         str(uuid4()),
         str(uuid4()),
         str(uuid4()),
+        str(uuid4()),
     )
 
 

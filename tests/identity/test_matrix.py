@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -187,6 +188,24 @@ ROWS: dict[str, Row] = {
             "messages": [{"id": "m", "role": "user", "content": "Hi"}],
         },
     ),
+    "GET /v1/responses/{response_id}": Row("turns:read", users=True),
+    "DELETE /v1/responses/{response_id}": Row("turns:write", users=True),
+    "POST /v1/responses/{response_id}/cancel": Row("turns:write", users=True),
+    "GET /v1/responses/{response_id}/input_items": Row("turns:read", users=True),
+    "POST /v1/conversations": Row("sessions:write", users=True, json={}),
+    "GET /v1/conversations/{conversation_id}": Row("sessions:read", users=True),
+    "POST /v1/conversations/{conversation_id}": Row(
+        "sessions:write", users=True, json={"metadata": {}}
+    ),
+    "DELETE /v1/conversations/{conversation_id}": Row("sessions:write", users=True),
+    "GET /v1/conversations/{conversation_id}/items": Row("sessions:read", users=True),
+    "POST /v1/conversations/{conversation_id}/items": Row(
+        "sessions:write", users=True, json={"items": [{"role": "user", "content": "Hi"}]}
+    ),
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": Row("sessions:read", users=True),
+    "DELETE /v1/conversations/{conversation_id}/items/{item_id}": Row(
+        "sessions:write", users=True
+    ),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip
@@ -252,6 +271,7 @@ async def ask(
     method, _, path = name.partition(" ")
     known = {**vars(things), "version": "1", "user_id": "user-1", "name": things.secret_name}
     known |= {"model": things.agent_id, "agent": things.agent_id, "chat_id": things.session_id}
+    known |= openai_ids(things.session_id, things.turn_id, things.message_id)
 
     def fill(body: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -267,6 +287,15 @@ async def ask(
         upload = {"file": ("x.png", png())} if is_file else {"audio": ("x.wav", speech)}
         content = {"data": fill(row.form), "files": upload}
     return await world.client.request(method, path.format(**known), headers=headers, **content)
+
+
+def openai_ids(session_id: str, turn_id: str, message_id: str) -> dict[str, str]:
+    """Return the ids of a session, of a turn and of its answer as OpenAI's API has them."""
+    return {
+        "conversation_id": f"conv_{UUID(session_id).hex}",
+        "response_id": f"resp_{UUID(turn_id).hex}",
+        "item_id": f"msg_{UUID(message_id).hex}",
+    }
 
 
 def is_openai(name: str) -> bool:

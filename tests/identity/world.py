@@ -42,6 +42,8 @@ class Things:
     call_id: str
     file_id: str
     server_id: str
+    message_id: str
+    """Of the turn's answer."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class World:
             call_id,
             file_id,
             server_id,
+            reply["id"],
         )
 
     async def _file(self, session_id: str, turn_id: str) -> str:

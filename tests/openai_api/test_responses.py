@@ -107,7 +107,8 @@ async def test_items_become_the_prompt(
         ("text.format.name", "invalid_value", {"text": {"format": {"type": "json_schema"}}}),
         ("tools[0].type", "unsupported_value", {"tools": [{"type": "web_search"}]}),
         ("tools[0].name", "invalid_value", {"tools": [{"type": "function", "name": "a b"}]}),
-        ("input[0].type", "unsupported_value", {"input": [{"type": "item_reference", "id": "x"}]}),
+        ("input[0].id", "invalid_value", {"input": [{"type": "item_reference", "id": "x"}]}),
+        ("input[0].type", "unsupported_value", {"input": [{"type": "web_search_call"}]}),
         ("input[0].call_id", "invalid_value", {"input": [OUTPUT]}),
         ("input[0].name", "invalid_value", {"input": [{**CALL, "name": 1}]}),
         ("input[1].output", "missing_required_parameter", {

@@ -340,3 +340,55 @@ async def test_bad_parameter_is_named(
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("as_reference", [True, False])
+async def test_history_with_our_ids_is_not_stored_again(
+    client: httpx2.AsyncClient,
+    chat_model: FakeChatModel,
+    database: Database,
+    *,
+    as_reference: bool,
+) -> None:
+    chat_model.calls = [("weather", "{}")]
+    question: Json = {"role": "user", "content": "Weather?"}
+    history = [{"role": "developer", "content": "Be kind."}, question]
+
+    def again(item: Json) -> Json:
+        return {"type": "item_reference", "id": item["id"]} if as_reference else item
+
+    first = await ask(client, input=history, tools=[TOOL])
+    (wanted,) = first["output"]
+    output = {"type": "function_call_output", "call_id": wanted["call_id"], "output": "Sunny"}
+    history = [*history, again(wanted), output]
+    second = await ask(client, input=history, tools=[TOOL])
+    history = [*history, again(second["output"][0]), {"role": "user", "content": "And now?"}]
+    third = await ask(client, input=history)
+
+    assert await count(database, Session) == 1
+    assert await count(database, Message) == 6
+    assert third["previous_response_id"] is None
+    assert [text for _, text in chat_model.prompts[-1]] == [
+        "Be brief.\n\nBe kind.", "Weather?", "", "Sunny", "Hello there!", "And now?",
+    ]  # fmt: skip
+    listed = await call(client, "GET", f"responses/{third['id']}/input_items?order=asc")
+    assert len(listed["data"]) == 5
+    changed = [{"role": "user", "content": "Other?"}, *history[2:]]
+    await ask(client, input=changed)
+    assert await count(database, Session) == 2
+
+
+async def test_reference_is_resolved_and_an_unknown_one_refused(
+    client: httpx2.AsyncClient,
+) -> None:
+    answer = await ask(client)
+    reference = {"type": "item_reference", "id": answer["output"][0]["id"]}
+    unstored = await ask(
+        client, input=[reference, *[{"role": "user", "content": "?"}]], store=False
+    )
+    unknown = {"type": "item_reference", "id": f"msg_{uuid4().hex}"}
+
+    refused = await ask(client, 400, input=[unknown])
+
+    assert unstored["status"] == "completed"
+    assert refused["error"]["param"] == "input[0].id"

@@ -1,18 +1,24 @@
 """`POST /v1/chat/completions`, as a plain ASGI endpoint: an unstored turn in OpenAI's words."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
-from app.http.idempotency import KeyHeader
-from app.http.openai_errors import InvalidParameter
+from app.http.idempotency import KeyHeader, sdk_key
 from app.http.openapi import BINARY_SCHEMA
 from app.routers.openai.chat_frames import ChatCompletionChunks, CompletionHead, completion
 from app.routers.openai.chat_request import turn_request
+from app.routers.openai.chat_sessions import (
+    TASK,
+    StoredCompletion,
+    newest_messages,
+    session_name,
+)
+from app.routers.openai.stored_turn import StoredStart, busy_policy, start_stored
 from app.routers.openai.unstored_answer import (
     METHOD,
     UnstoredAnswer,
@@ -26,6 +32,21 @@ from app.services.turns.events import EventValue
 
 PATH = "/v1/chat/completions"
 ROUTE = (METHOD, PATH)
+
+
+SessionHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Session-Id",
+        max_length=200,
+        description="A session's id, or any name of 1 to 200 visible characters: the conversation "
+        "is stored, and of `messages` only what follows the last answer is added to it.",
+    ),
+]
+TaskHeader = Annotated[
+    str | None,
+    Header(alias="X-Task", description="Where it is not empty, the session is not used."),
+]
 
 
 class _ChatDialect:
@@ -70,13 +91,24 @@ class _ChatDialect:
 async def _respond(scope: Scope, receive: Receive) -> Response:
     given = await read_request(scope, receive, PATH, ChatCompletionCreate)
     body = given.body
-    if b"x-session-id" in given.headers:
-        raise InvalidParameter(
-            "X-Session-Id", "This endpoint stores no conversation.", "unsupported_parameter"
-        )
-    live = await start_unstored(scope, given, body.model, turn_request(body))
-    answer = UnstoredAnswer(live, _ChatDialect(live, body))
-    return await answer.response(receive, is_stream=bool(body.stream))
+    name = session_name(given.headers, body)
+    if name is None:
+        if given.headers.get(TASK):
+            body = body.model_copy(update={"tools": None, "tool_choice": None})
+        live = await start_unstored(scope, given, body.model, turn_request(body))
+        answer = UnstoredAnswer(live, _ChatDialect(live, body))
+        return await answer.response(receive, is_stream=bool(body.stream))
+    start = StoredStart(
+        given.caller,
+        body.model,
+        turn_request(newest_messages(body), continues=True),
+        given.key or sdk_key(given.caller, given.headers, PATH, given.content),
+        busy_policy(given.headers),
+        session_name=name,
+    )
+    live = await start_stored(scope["state"], start)
+    stored = StoredCompletion(scope["state"], live, _ChatDialect(live, body))
+    return await (stored.stream() if body.stream else stored.whole())
 
 
 create_chat_completion = endpoint(_respond)
@@ -105,11 +137,15 @@ router = APIRouter(tags=["openai"], route_class=_ChatCompletionRoute)
     },
 )
 async def describe_chat_completion(
-    body: ChatCompletionCreate, key: KeyHeader = None
+    body: ChatCompletionCreate,
+    key: KeyHeader = None,
+    session: SessionHeader = None,
+    task: TaskHeader = None,
 ) -> dict[str, Any]:
-    """Continue a conversation, in the words of OpenAI's API; nothing of it is stored.
+    """Continue a conversation, in the words of OpenAI's API.
 
-    `model` is an agent, whose system prompt comes first. The turn is cancelled when the client
-    leaves. Calls of the request's `tools` end the answer with `finish_reason: tool_calls`.
+    `model` is an agent, whose system prompt comes first. Nothing of it is stored, and the turn is
+    cancelled when the client leaves, unless `X-Session-Id` names a session. Calls of the request's
+    `tools` end the answer with `finish_reason: tool_calls`.
     """
-    raise AssertionError((body, key), "`create_chat_completion` serves it")
+    raise AssertionError((body, key, session, task), "`create_chat_completion` serves it")

@@ -7,10 +7,10 @@ answer is left out in silence.
 import re
 from collections.abc import Sequence
 from typing import Any, cast
-from uuid import UUID
 
 from app.http.openai_errors import InvalidParameter
 from app.routers.openai.answer_format import answer_format
+from app.routers.openai.attachments import GivenLine, given_file
 from app.schemas.openai_chat import ChatCompletionCreate
 from app.services.ports import ONE_FUNCTION, ChatOptions, ToolDefinition
 from app.services.prompt_lines import (
@@ -22,6 +22,7 @@ from app.services.prompt_lines import (
     PromptResult,
 )
 from app.services.turns import TurnRequest
+from app.services.turns.parts import PARAGRAPH
 
 _UNSUPPORTED, _MISSING, _VALUE = (
     "unsupported_parameter",
@@ -33,22 +34,16 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _PROMPT_ROLES = ("system", "developer")
 _LONGEST_ID = 200
-_PARAGRAPH = "\n\n"
 
 
-def agent_of(model: str) -> UUID | str:
-    """Return the agent that a model's name means: its id, or its slug or name."""
-    try:
-        return UUID(model)
-    except ValueError:
-        return model.replace("\x00", "\ufffd")
+def turn_request(body: ChatCompletionCreate, *, continues: bool = False) -> TurnRequest:
+    """Return what the request asks of its turn. Raises `InvalidParameter`.
 
-
-def turn_request(body: ChatCompletionCreate) -> TurnRequest:
-    """Return what the request asks of its turn. Raises `InvalidParameter`."""
+    `continues`: results at the beginning answer calls of the conversation.
+    """
     _refuse_unsupported(body)
     messages = [(f"messages[{n}]", message) for n, message in enumerate(body.messages)]
-    instructions, prompt = read_messages(messages, "messages")
+    instructions, prompt = read_messages(messages, "messages", continues=continues)
     tools = tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or ()))
     tools, may_call, choice = choose_tools(tools, body.tool_choice)
     return TurnRequest(
@@ -56,7 +51,7 @@ def turn_request(body: ChatCompletionCreate) -> TurnRequest:
         tools=tools,
         may_call_tools=may_call,
         options=_options(body, choice),
-        system_prompt=_PARAGRAPH.join(instructions) or None,
+        system_prompt=PARAGRAPH.join(instructions) or None,
         temperature=body.temperature,
         max_output_tokens=body.max_completion_tokens or body.max_tokens,
         answer_format=answer_format(body.response_format, "response_format", "json_schema"),
@@ -93,12 +88,17 @@ def _options(body: ChatCompletionCreate, choice: str | None) -> ChatOptions:
 
 
 def read_messages(
-    messages: Sequence[tuple[str, dict[str, Any]]], whole: str, *, continues: bool = False
+    messages: Sequence[tuple[str, dict[str, Any]]],
+    whole: str,
+    *,
+    continues: bool = False,
+    may_end_open: bool = False,
 ) -> tuple[list[str], list[PromptLine]]:
     """Return the texts of system and developer messages, and the other messages as a prompt.
 
     Each message comes with its place in the request, for errors; `whole` is the place of all.
-    `continues`: results at the beginning answer calls of the conversation.
+    `continues`: results at the beginning answer calls of the conversation. `may_end_open`: the
+    results of the last calls come later.
     """
     instructions: list[str] = []
     prompt: list[PromptLine] = []
@@ -110,7 +110,7 @@ def read_messages(
         if role in _PROMPT_ROLES:
             instructions.append(_text(message, place))
         elif role == "user":
-            prompt.append(PromptMessage("user", _text(message, place)))
+            prompt.append(_user_line(message, place))
         elif role == "assistant":
             line = _assistant_line(message, place)
             prompt.append(line)
@@ -129,7 +129,7 @@ def read_messages(
             raise InvalidParameter(
                 f"{place}.role", "It must be system, developer, user, assistant or tool."
             )
-    if unanswered:
+    if unanswered and not may_end_open:
         raise _unanswered(whole, unanswered)
     return [text for text in instructions if text], prompt
 
@@ -184,6 +184,25 @@ def _string(value: Any, place: str) -> str:  # noqa: ANN401  # JSON
     return value
 
 
+def _user_line(message: dict[str, Any], place: str) -> PromptLine:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return PromptMessage("user", _text(message, place))
+    parts = [
+        (_object(part), f"{place}.content[{number}]")
+        for number, part in enumerate(cast("list[Any]", content))
+    ]
+    files = [given_file(part, of_part) for part, of_part in parts]
+    if not any(files):
+        return PromptMessage("user", _text(message, place))
+    pieces = tuple(
+        file or _part_text(part, of_part)
+        for file, (part, of_part) in zip(files, parts, strict=True)
+    )
+    texts = [piece for piece in pieces if isinstance(piece, str)]
+    return GivenLine("user", PARAGRAPH.join(texts), pieces)
+
+
 def _text(message: dict[str, Any], place: str) -> str:
     """Return the text of a message's content: a string, or parts of text."""
     content = message.get("content")
@@ -205,7 +224,9 @@ def _part_text(part: Any, place: str) -> str:  # noqa: ANN401  # JSON
     field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:
         raise InvalidParameter(
-            f"{place}.type", "Only parts of text are supported, and no images or files.", _VALUE
+            f"{place}.type",
+            "Parts are text, and in messages of users also images and files.",
+            _VALUE,
         )
     return _string(fields.get(field), f"{place}.{field}")
 

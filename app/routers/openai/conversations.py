@@ -11,7 +11,9 @@ from app.core.security import Forbidden
 from app.http.deps import Caller, DatabaseDep, Db, ReadingDb, Storage, Turns
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import Key, idempotent
+from app.http.openai_errors import InvalidParameter
 from app.models import Message, Role, Session
+from app.routers.openai.attachments import GivenLine
 from app.routers.openai.ids import CONVERSATION, our_id, wire_id
 from app.routers.openai.items import find_message, item_page, message_items, session_items
 from app.routers.openai.posted import posted_messages
@@ -179,7 +181,12 @@ async def _post(
     session: Session,
     items: list[dict[str, Any]],
 ) -> list[Message]:
-    posted = posted_messages(read_items(items))
+    lines = read_items(items)
+    if any(isinstance(line, GivenLine) for line in lines):
+        raise InvalidParameter(
+            "items", "Images and files come with a response's input.", "unsupported_value"
+        )
+    posted = posted_messages(lines)
     if caller.user_id is not None and any(line.role is Role.ASSISTANT for line in posted):
         raise Forbidden("End users cannot add answers to a conversation.")
     size = sum(ROW_BYTES + line.size_bytes for line in posted)

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from app.models import Role
 from app.services.prompt_lines import PromptAnswer, PromptLine, PromptResult
-from app.services.turns.parts import REQUESTED, Part, TextPart, ToolCallPart, ToolResultPart
+from app.services.turns.parts import (
+    REQUESTED,
+    AttachedLine,
+    Part,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
 from app.services.turns.requests import PostedMessage
 
 
@@ -21,6 +28,8 @@ def posted_messages(lines: Sequence[PromptLine]) -> list[PostedMessage]:
             results.clear()
         if isinstance(line, PromptAnswer):
             posted.append(_answer(line))
+        elif isinstance(line, AttachedLine):
+            posted.append(PostedMessage(Role.USER, line.content, line.parts))
         elif line is not None:
             posted.append(PostedMessage(Role(line.role), line.content))
     return posted

@@ -1,5 +1,6 @@
 """`POST /v1/responses`, as a plain ASGI endpoint: a turn in the words of responses."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader, sdk_key
 from app.http.openapi import BINARY_SCHEMA
 from app.models import utc_now
+from app.routers.openai.replayed import given_input
 from app.routers.openai.response_object import response_fields
 from app.routers.openai.responses_frames import ResponseEvents, ResponseHead, answer_values
 from app.routers.openai.responses_request import turn_request
@@ -67,19 +69,23 @@ class _ResponseDialect:
 
 async def _respond(scope: Scope, receive: Receive) -> Response:
     given = await read_request(scope, receive, PATH, ResponseCreate)
-    body, request = given.body, turn_request(given.body)
+    found = await given_input(scope["state"]["database"], given.caller, given.body)
+    body = found.body
+    request = turn_request(body, continues=found.continues_response_id is not None)
     if body.store is False:
         request = await with_previous(scope["state"], body.previous_response_id, request)
         live = await start_unstored(scope, given, body.model, request)
         dialect = _ResponseDialect(live, request)
         return await UnstoredAnswer(live, dialect).response(receive, is_stream=bool(body.stream))
+    if found.continues_response_id:
+        request = replace(request, first_seq=1)
     start = StoredStart(
         given.caller,
         body.model,
         request,
         given.key or sdk_key(given.caller, given.headers, PATH, given.content),
         busy_policy(given.headers),
-        body.previous_response_id,
+        body.previous_response_id or found.continues_response_id,
         body.conversation_id,
     )
     live = await start_stored(scope["state"], start)

@@ -16,12 +16,18 @@ from app.services.turns import TurnRequest
 _UNSUPPORTED, _VALUE = "unsupported_parameter", "unsupported_value"
 _REFUSED = ("prompt", "top_logprobs")
 _PARAGRAPH = "\n\n"
+_BEFORE = ("tool", "system", "developer")
+"""Roles of what may stand before the result of a call that the conversation has."""
 
 
-def turn_request(body: ResponseCreate) -> TurnRequest:
-    """Return what the request asks of its turn. Raises `InvalidParameter`."""
+def turn_request(body: ResponseCreate, *, continues: bool = False) -> TurnRequest:
+    """Return what the request asks of its turn. Raises `InvalidParameter`.
+
+    `continues`: results at the beginning answer calls of the conversation, as they do where the
+    request names one.
+    """
     _refuse_unsupported(body)
-    continues = bool(body.previous_response_id or body.conversation_id)
+    continues = continues or bool(body.previous_response_id or body.conversation_id)
     instructions, prompt = _read_input(body, continues=continues)
     if body.instructions:
         instructions.append(body.instructions)
@@ -72,7 +78,7 @@ def _refuse_unsupported(body: ResponseCreate) -> None:
 def read_items(items: Sequence[dict[str, Any]]) -> list[PromptLine]:
     """Return items that are added to a conversation. Raises `InvalidParameter`."""
     messages = _messages_of(items, "items", continues=True)
-    instructions, lines = read_messages(messages, "items", continues=True)
+    instructions, lines = read_messages(messages, "items", continues=True, may_end_open=True)
     if instructions:
         raise InvalidParameter(
             "items", "System and developer messages belong into `instructions`.", _VALUE
@@ -105,7 +111,8 @@ def _messages_of(
         elif kind != "reasoning":  # which no model is shown again
             raise InvalidParameter(
                 f"{place}.type",
-                "Items are of the type message, function_call, function_call_output or reasoning.",
+                "Items are of the type message, function_call, function_call_output, reasoning or "
+                "item_reference.",
                 _VALUE,
             )
     return messages
@@ -123,7 +130,7 @@ def _result(
     `continues`: where there is none before it, the conversation has the call.
     """
     calls = [call for _, message in messages for call in message.get("tool_calls", ())]
-    is_first = continues and all(message.get("role") == "tool" for _, message in messages)
+    is_first = continues and all(message.get("role") in _BEFORE for _, message in messages)
     if not isinstance(item.get("call_id"), str) or (
         not is_first and item["call_id"] not in {call["id"] for call in calls}
     ):

@@ -1,5 +1,6 @@
 """Start the stored turn that a request of OpenAI's API asks for, in its session."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +12,8 @@ from app.core.security import Caller, Forbidden
 from app.core.value_objects import value_object
 from app.http.openai_errors import InvalidParameter
 from app.models import BusyPolicy, MessageStatus, Role, Session, Turn, new_id
-from app.routers.openai.chat_request import agent_of
+from app.routers.openai.agent_names import agent_of
+from app.routers.openai.attachments import checked_lines
 from app.routers.openai.ids import CONVERSATION, RESPONSE, our_id
 from app.routers.openai.posted import posted_messages, split_question
 from app.services import crud
@@ -27,7 +29,7 @@ from app.services.turns.context.prompt import conversation_lines
 from app.services.turns.errors import ConversationMoved
 from app.services.turns.parts import InputPart, stored_parts
 from app.services.turns.records import HistoryMessage
-from app.services.turns.requests import Conversation, NewSession
+from app.services.turns.requests import Conversation, OpenedSession
 from app.services.turns.storage.turn_rows import load_history
 from app.services.usage import StorageMeter
 from app.services.usage.storage import size_of
@@ -41,7 +43,7 @@ class Placement:
     """The session of a turn."""
 
     session_id: UUID
-    opens: NewSession | None = None
+    opens: OpenedSession | None = None
     """`None` where it exists."""
     last_seq: int | None = None
     """Where it must stand; `None` for wherever it is."""
@@ -60,6 +62,8 @@ class StoredStart:
     on_busy: BusyPolicy
     previous_response_id: str | None = None
     conversation_id: str | None = None
+    session_name: str | None = None
+    """A session's id, or what the client calls one of its own."""
 
 
 def busy_policy(headers: Mapping[bytes, bytes]) -> BusyPolicy:
@@ -73,6 +77,10 @@ def busy_policy(headers: Mapping[bytes, bytes]) -> BusyPolicy:
 
 async def start_stored(state: dict[str, Any], start: StoredStart) -> LiveTurn:
     """Place the turn and start it. Raises what starting does, and `InvalidParameter`."""
+    lines = await checked_lines(
+        state, start.caller, start.model, start.request.prompt or (), is_stored=True
+    )
+    start = replace(start, request=replace(start.request, prompt=lines))
     tries = 0
     while True:
         tries += 1
@@ -133,6 +141,8 @@ async def _start(state: dict[str, Any], start: StoredStart, placement: Placement
 
 async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
     database: Database = state["database"]
+    if start.session_name:
+        return await _named(database, start, start.session_name)
     if start.conversation_id:
         session_id = our_id(CONVERSATION, start.conversation_id)
         async with database.reading() as db:
@@ -141,9 +151,9 @@ async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
             await crud.get_session(db, start.caller, session_id, without_agent=True)
         return Placement(session_id)
     if start.previous_response_id is None:
-        return Placement(new_id(), NewSession(is_hidden=True))
+        return Placement(new_id(), OpenedSession(is_hidden=True))
     if start.key and await _is_known(database, start.caller, start.key):
-        return Placement(new_id(), NewSession(is_hidden=True))  # the key's turn is the answer
+        return Placement(new_id(), OpenedSession(is_hidden=True))  # the key's turn is the answer
     turn, session = await _previous(database, start.caller, start.previous_response_id)
     last_seq = turn.user_seq + 1
     async with database.reading() as db:
@@ -151,6 +161,19 @@ async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
     if session.last_seq == last_seq and session.agent_id == agent.id:
         return Placement(session.id, last_seq=last_seq)
     return await _fork(state, start.caller, session, last_seq, agent.id)
+
+
+async def _named(database: Database, start: StoredStart, name: str) -> Placement:
+    """Return the session with an id, or the one that the key calls so for this agent."""
+    caller = start.caller
+    async with database.reading() as db:
+        with suppress(ValueError):
+            return Placement((await crud.get_session(db, caller, UUID(name))).id)
+        agent = await crud.find_agent(db, caller.workspace_id, agent_of(start.model))
+        owner = f"{caller.key_id} {caller.user_id} {agent.id} {name}"
+        alias = hashlib.sha256(owner.encode()).hexdigest()
+        session = await crud.find_session_by_alias(db, caller, alias)
+    return Placement(session.id) if session else Placement(new_id(), OpenedSession(alias=alias))
 
 
 async def _is_known(database: Database, caller: Caller, key: RequestKey) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -23,13 +24,16 @@ from app.http.problems import problem_response
 from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     JSON_TYPE,
+    MESSAGE_BYTES,
     parse_json_body,
     read_body,
     require_announced_length,
+    require_few_values,
     require_media_type,
 )
+from app.routers.openai.agent_names import agent_of
+from app.routers.openai.attachments import checked_lines
 from app.routers.openai.chat_frames import PING
-from app.routers.openai.chat_request import agent_of
 from app.services.turns import (
     LiveTurn,
     RequestKey,
@@ -50,11 +54,11 @@ from app.services.turns.events import (
 Body = TypeVar("Body", bound=BaseModel)
 
 METHOD = "POST"
-BODY_BYTES = 8 << 20
-"""A whole conversation comes with each request."""
+BODY_BYTES = MESSAGE_BYTES
+"""A whole conversation comes with each request, and one of the largest images."""
 SILENCE_SECONDS = 10.0
 _NO_SESSION = UUID(int=0)
-_SHOWN = (OutputTextDelta, ReasoningText, ToolCallArguments)
+SHOWN = (OutputTextDelta, ReasoningText, ToolCallArguments)
 
 
 class Dialect(Protocol):
@@ -110,6 +114,7 @@ async def read_request(
     require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
     require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), BODY_BYTES)
     content = await read_body(scope, receive, BODY_BYTES)
+    require_few_values(content)
     return ReadRequest(caller, headers, path, content, parse_json_body(content, shape))
 
 
@@ -118,6 +123,10 @@ async def start_unstored(
 ) -> LiveTurn:
     """Start the unstored turn that a request asks for. Raises what every endpoint of turns does."""
     turns: TurnEngine = scope["state"]["turns"]
+    prompt = await checked_lines(
+        scope["state"], given.caller, model, request.prompt or (), is_stored=False
+    )
+    request = replace(request, prompt=prompt)
     options = TurnOptions(
         key=given.key, keeps_content=False, agent=agent_of(model), request=request
     )
@@ -180,7 +189,7 @@ class UnstoredAnswer:
                 if batch and not values:
                     continue
                 if not has_begun:
-                    if values and not is_over and not any(isinstance(v, _SHOWN) for v in values):
+                    if values and not is_over and not any(isinstance(v, SHOWN) for v in values):
                         continue
                     if is_over:
                         self._raise_error()

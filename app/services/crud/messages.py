@@ -3,13 +3,14 @@
 Each function works in the caller's transaction `db` and never commits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.security import Caller
 from app.models import (
     Message,
     MessageStatus,
@@ -23,6 +24,7 @@ from app.models import (
     utc_now,
 )
 from app.services.crud.errors import SessionBusy
+from app.services.crud.sessions import visible_sessions
 
 
 async def list_messages(
@@ -125,6 +127,24 @@ async def find_message(db: AsyncSession, session: Session, message_id: UUID) -> 
         Message.id == message_id,
     )
     return await db.scalar(query)
+
+
+async def find_messages(
+    db: AsyncSession, caller: Caller, message_ids: Sequence[UUID]
+) -> Mapping[UUID, Message]:
+    """Return the messages with these ids that the caller may see, by id."""
+    if not message_ids:
+        return {}
+    query = (
+        select(Message)
+        .join(
+            Session,
+            and_(Session.workspace_id == Message.workspace_id, Session.id == Message.session_id),
+        )
+        .where(Message.workspace_id == caller.workspace_id, Message.id.in_(message_ids))
+        .where(visible_sessions(caller, without_agent=True))
+    )
+    return {message.id: message for message in await db.scalars(query)}
 
 
 async def wipe_message(db: AsyncSession, message: Message) -> None:

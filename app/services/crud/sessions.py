@@ -181,6 +181,12 @@ async def get_session(
     return session
 
 
+async def find_session_by_alias(db: AsyncSession, caller: Caller, alias: str) -> Session | None:
+    """Return the session that a client calls so; `None` where there is none yet."""
+    query = select(Session).where(visible_sessions(caller), Session.alias == alias)
+    return await db.scalar(query)
+
+
 async def keep_from_deletion(db: AsyncSession, caller: Caller, session_id: UUID) -> None:
     """Let nobody delete the session before this transaction ends. Raises `SessionNotFound`."""
     query = select(Session.id).where(visible_sessions(caller), Session.id == session_id)

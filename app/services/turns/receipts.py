@@ -76,13 +76,7 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     if not account.budgets(user_id):
         return None
     window = context_window(persona, account.context_tokens)
-    texts = [
-        persona.system_prompt + schema_text,
-        *[
-            shown_text(line) if isinstance(line, HistoryMessage) and line.parts else line.content
-            for line in history
-        ],
-    ]
+    texts = [persona.system_prompt + schema_text, *map(_shown_text, history)]
     prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
     prompt_tokens += sum(
         [
@@ -101,6 +95,10 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     )
     is_spoken = request.output is Modality.VOICE
     return account.reservation(now, used, user_id, is_spoken=is_spoken)
+
+
+def _shown_text(line: PromptLine) -> str:
+    return shown_text(line) if isinstance(line, HistoryMessage) and line.parts else line.content
 
 
 def repeated_reservation(  # noqa: PLR0913, PLR0917  # columns of the turn's row

@@ -171,7 +171,7 @@ class PostedMessage:
 
 
 @value_object(frozen=True, slots=True)
-class NewSession:
+class OpenedSession:
     """A session that begins with its first turn."""
 
     is_hidden: bool = False
@@ -185,7 +185,7 @@ class Conversation:
 
     agent: UUID | str
     """Who answers: an id, a slug behind `crud.SLUG_PREFIX`, or a name."""
-    opens: NewSession | None = None
+    opens: OpenedSession | None = None
     """`None` where the session exists."""
     earlier: Sequence[PostedMessage] = ()
     """Messages before the turn's own."""

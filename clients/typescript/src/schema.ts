@@ -345,10 +345,11 @@ export interface paths {
         put?: never;
         /**
          * Create Chat Completion
-         * @description Continue a conversation, in the words of OpenAI's API; nothing of it is stored.
+         * @description Continue a conversation, in the words of OpenAI's API.
          *
-         *     `model` is an agent, whose system prompt comes first. The turn is cancelled when the client
-         *     leaves. Calls of the request's `tools` end the answer with `finish_reason: tool_calls`.
+         *     `model` is an agent, whose system prompt comes first. Nothing of it is stored, and the turn is
+         *     cancelled when the client leaves, unless `X-Session-Id` names a session. Calls of the request's
+         *     `tools` end the answer with `finish_reason: tool_calls`.
          */
         post: operations["create_chat_completion"];
         delete?: never;
@@ -8010,6 +8011,10 @@ export interface operations {
             header?: {
                 /** @description 1 to 255 visible ASCII characters. The same key with the same body is answered as the first time; keys are kept for 24 hours. */
                 "Idempotency-Key"?: string | null;
+                /** @description A session's id, or any name of 1 to 200 visible characters: the conversation is stored, and of `messages` only what follows the last answer is added to it. */
+                "X-Session-Id"?: string | null;
+                /** @description Where it is not empty, the session is not used. */
+                "X-Task"?: string | null;
             };
             path?: never;
             cookie?: never;

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from app.models import StoredFile
 from app.services.files.library import FileContent, FileDraft, FileLibrary
+from app.services.files.limits import text_tokens
 from app.services.prompt_lines import PromptContent, PromptImage, PromptLine, PromptMessage
 from app.services.turns.parts import (
     PARAGRAPH,
@@ -89,7 +90,19 @@ def _piece(
         return PromptImage(part.media_type, content.data) if content and content.data else _GONE
     if content is None or content.text is None:
         return _GONE
-    return f'File "{part.name}":\n\n{content.text}\n\n(End of the file)'
+    return document_text(part.name, content.text)
+
+
+def document_text(name: str, text: str) -> str:
+    """Return a document as a prompt shows it."""
+    return f'File "{name}":\n\n{text}\n\n(End of the file)'
+
+
+def draft_part(draft: FileDraft) -> ImagePart | FilePart:
+    """Return the part of a message that shows a new file."""
+    if draft.text is None:
+        return image_part(draft)
+    return FilePart(str(draft.id), draft.name, text_tokens(len(draft.text.encode())))
 
 
 def image_part(image: FileDraft | StoredFile) -> ImagePart:

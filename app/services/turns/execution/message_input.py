@@ -1,6 +1,6 @@
 """A message of several parts before its turn: its files are found, and inline images stored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from app.services.files.errors import (
     file_not_found,
 )
 from app.services.files.library import FileDraft
-from app.services.files.limits import PROMPT_IMAGE_BYTES
+from app.services.files.limits import MESSAGE_FILES, PROMPT_IMAGE_BYTES
 from app.services.files.rows import find_files
 from app.services.turns.context.attachments import PromptFiles, image_part
 from app.services.turns.execution.upload_admission import UploadAdmission
@@ -40,6 +40,16 @@ class FileReference:
     file_id: UUID
     is_image: bool
     """True where the part says that it is an image."""
+
+
+@value_object(frozen=True, slots=True)
+class InlineFile:
+    """An image or a document that came with a request of another dialect."""
+
+    name: str
+    data: bytes
+    is_image: bool
+    """True where the request says that it is an image."""
 
 
 GivenPart = TextPart | InlineImage | FileReference
@@ -80,14 +90,41 @@ class MessageInput:
         ]
         new = iter(drafts)
         parts = [_part(part, found, new_of=lambda: next(new)) for part in given]
-        size = sum(part.size_bytes for part in parts if isinstance(part, ImagePart))
-        if size > PROMPT_IMAGE_BYTES:
-            raise FileTooLarge(
-                f"The images of a message may have {PROMPT_IMAGE_BYTES // 1_000_000} MB together."
-            )
+        _require_small(part.size_bytes for part in parts if isinstance(part, ImagePart))
         for draft in drafts:
             await self._files.library.store(draft)
         return content, replace(options, parts=parts)
+
+    async def check_inline(
+        self, caller: Caller, given: Sequence[InlineFile], *, vision: bool | None
+    ) -> list[FileDraft]:
+        """Return the files of a request to an agent with this `vision`; nothing is stored.
+
+        Raises what starting the turn would, and `ImagesNotSupported`, `FileUnreadable`,
+        `FileTooLarge`, `FileTooLong`.
+        """
+        await self._admission.admit_anywhere(caller)
+        if len(given) > MESSAGE_FILES:
+            raise FileTooLarge(f"A request may bring {MESSAGE_FILES} files.")
+        drafts: list[FileDraft] = []
+        for file in given:
+            if file.is_image:
+                draft = await self._read_image(caller, file.data)
+            else:
+                draft = await self._files.library.check(caller, file.name, file.data)
+            if draft.text is None and not self._files.sees_images(vision):
+                raise _no_vision()
+            drafts.append(draft)
+        _require_small(draft.size_bytes for draft in drafts if draft.text is None)
+        return drafts
+
+    async def store_inline(self, drafts: Sequence[FileDraft]) -> None:
+        """Store files, for a day if no turn uses them.
+
+        Raises `StorageFull` and `FileStoreUnavailable`.
+        """
+        for draft in drafts:
+            await self._files.library.store(draft)
 
     async def _require_vision(self, caller: Caller, session_id: UUID) -> None:
         of_session = and_(Agent.workspace_id == Session.workspace_id, Agent.id == Session.agent_id)
@@ -99,10 +136,7 @@ class MessageInput:
         async with self._database.reading() as db:
             vision = await db.scalar(query)
         if not self._files.sees_images(vision):
-            raise ImagesNotSupported(
-                "The agent's model does not see images: choose another model and set the agent's "
-                "`vision`, or the setting CHAT_MODEL_VISION."
-            )
+            raise _no_vision()
 
     async def _find(self, caller: Caller, given: Sequence[GivenPart]) -> Mapping[UUID, StoredFile]:
         ids = {part.file_id for part in given if isinstance(part, FileReference)}
@@ -119,6 +153,20 @@ class MessageInput:
         if draft is None:
             raise FileUnreadable("Send images as PNG, JPEG, WebP or GIF.")
         return draft
+
+
+def _no_vision() -> ImagesNotSupported:
+    return ImagesNotSupported(
+        "The agent's model does not see images: choose another model and set the agent's "
+        "`vision`, or the setting CHAT_MODEL_VISION."
+    )
+
+
+def _require_small(sizes: Iterable[int]) -> None:
+    if sum(sizes) > PROMPT_IMAGE_BYTES:
+        raise FileTooLarge(
+            f"The images of a message may have {PROMPT_IMAGE_BYTES // 1_000_000} MB together."
+        )
 
 
 def _is_image(part: GivenPart) -> bool:

@@ -29,6 +29,11 @@ class UploadAdmission:
         account = self._accounts.of(caller)
         await self._database.run(admission.check, account, session_id, key)
 
+    async def admit_anywhere(self, caller: Caller) -> None:
+        """Raise what `TurnEngine.start` would in any session of the caller; nothing is stored."""
+        self._require_room(caller, caller.session_id or UUID(int=0))
+        await self._database.run(budgets.require_left, self._accounts.of(caller))
+
     async def charge(self, caller: Caller, seconds: float) -> None:
         """Count a recording that was decoded in vain against the caller's minutes of the day."""
         if seconds:

@@ -297,7 +297,7 @@ def _turn_request(
         given,
         bucket_limits=reservations.stored_limits(account.budgets(user_id)),
         answer_format=options.answer_format,
-        first_seq=last_seq - 1 - earlier if earlier else None,
+        first_seq=last_seq - 1 - earlier if earlier and not given.first_seq else given.first_seq,
     )
 
 

@@ -19,9 +19,10 @@ from app.services.turns.errors import (
     ToolCallsUnanswered,
     ToolResultUnknown,
 )
-from app.services.turns.parts import InputPart, ToolResultPart, encode_parts
+from app.services.turns.parts import FilePart, ImagePart, InputPart, ToolResultPart, encode_parts
 from app.services.turns.records import HistoryMessage
 from app.services.turns.requests import Conversation, PostedMessage
+from app.services.turns.storage import file_uses
 from app.services.turns.storage.agent_lookup import find_agent
 from app.services.turns.storage.tables import messages, same_named_parameters, sessions
 
@@ -66,10 +67,13 @@ def begin(
         if conversation.last_seq not in {None, last_seq - count}:
             raise _moved()
     if count:
-        yield insert_stmts(workspace_id, session_id, conversation.earlier, last_seq - count, now)
+        yield _insert_stmts(workspace_id, session_id, conversation.earlier, last_seq - count, now)
+        parts = [part for line in conversation.earlier for part in line.parts or ()]
+        attached = [part for part in parts if isinstance(part, (ImagePart, FilePart))]
+        yield from file_uses.use_in_session(workspace_id, session_id, attached)
 
 
-def insert_stmts(
+def _insert_stmts(
     workspace_id: UUID,
     session_id: UUID,
     posted: Sequence[PostedMessage],
