@@ -54,6 +54,25 @@ def deltas(stream: str) -> list[str]:
     return texts + [e["delta"] for e in events if e.get("type") == "response.output_text.delta"]
 
 
+@pytest.mark.parametrize("draft", ["http://json-schema.org/draft-07/schema#", "anything"])
+async def test_draft_that_a_schema_names_is_not_looked_at(
+    client: httpx2.AsyncClient, chat_model: ScriptedChatModel, draft: str
+) -> None:
+    chat_model.script = [(VALID,)]
+    named = {**DEFINITION, "schema": {"$schema": draft, **SCHEMA}}
+
+    answer = await ask(
+        client,
+        "/v1/chat/completions",
+        response_format={"type": "json_schema", "json_schema": named},
+    )
+
+    assert answer.status_code == 200, answer.text
+    asked = chat_model.requests[0].response_format
+    assert asked
+    assert asked.schema == SCHEMA
+
+
 @pytest.mark.parametrize("path", REQUESTS)
 async def test_answer_that_breaks_the_schema_is_corrected(
     client: httpx2.AsyncClient, chat_model: ScriptedChatModel, path: str
