@@ -187,6 +187,7 @@ ROWS: dict[str, Row] = {
             "messages": [{"id": "m", "role": "user", "content": "Hi"}],
         },
     ),
+    "POST /v1/realtime/client_secrets": Row("turns:write", json={}),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip

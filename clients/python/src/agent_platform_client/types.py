@@ -60,13 +60,19 @@ class CallError(TypedDict, total=False):
 CallStatus: TypeAlias = Literal['pending', 'awaiting_approval', 'awaiting_output', 'awaiting_answer', 'running', 'completed', 'failed', 'denied', 'expired', 'cancelled', 'unknown']
 
 
-CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token']
+CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token', 'client-secret']
 
 
 Capability: TypeAlias = Literal['chat', 'stt', 'tts']
 
 
 StopItem: TypeAlias = str
+
+
+class ClientSecretRead(TypedDict, total=False):
+    value: Required[str]
+    expires_at: Required[int]
+    session: Required[dict[str, Any]]
 
 
 class ClipRead(TypedDict, total=False):
@@ -76,6 +82,26 @@ class ClipRead(TypedDict, total=False):
     duration_ms: Required[int]
     content_start: Required[int]
     content_end: Required[int]
+
+
+class ConversationCreate(TypedDict, total=False):
+    items: list[dict[str, Any]]
+    metadata: dict[str, str]
+
+
+class ConversationRead(TypedDict, total=False):
+    id: Required[str]
+    object: str
+    created_at: Required[int]
+    metadata: Required[dict[str, Any]]
+
+
+class ConversationReference(TypedDict, total=False):
+    id: Required[str]
+
+
+class ConversationUpdate(TypedDict, total=False):
+    metadata: Required[dict[str, str]]
 
 
 class DatabaseState(TypedDict, total=False):
@@ -105,6 +131,11 @@ class ExactTool(TypedDict, total=False):
 class ExactToolRead(TypedDict, total=False):
     tool_id: Required[str]
     version: Required[int]
+
+
+class ExpiresAfter(TypedDict, total=False):
+    anchor: Literal['created_at']
+    seconds: int
 
 
 class ExportedFile(TypedDict, total=False):
@@ -171,6 +202,13 @@ class ImageInput(TypedDict, total=False):
     type: Required[Literal['image']]
     file_id: str | None
     data: str | None
+
+
+ItemOrder: TypeAlias = Literal['asc', 'desc']
+
+
+class ItemsCreate(TypedDict, total=False):
+    items: Required[list[dict[str, Any]]]
 
 
 JsonValue: TypeAlias = Any
@@ -359,6 +397,9 @@ class ResponseCreate(TypedDict, total=False):
     parallel_tool_calls: bool | None
     text: dict[str, Any] | None
     truncation: str | None
+    previous_response_id: str | None
+    conversation: str | ConversationReference | None
+    background: bool | None
     metadata: dict[str, str] | None
     user: str | None
     safety_identifier: str | None
@@ -497,6 +538,7 @@ class TextMessageCreate(TypedDict, total=False):
     on_disconnect: DisconnectPolicy
     output: Modality
     response_format: ResponseFormatFields | None
+    agent_version: int | None
 
 
 class TokenCreate(TypedDict, total=False):
@@ -1248,6 +1290,13 @@ class ChatCompletionCreate(TypedDict, total=False):
     parallel_tool_calls: bool | None
     n: int | None
     response_format: dict[str, Any] | None
+
+
+class ClientSecretCreate(TypedDict, total=False):
+    expires_after: ExpiresAfter
+    session: dict[str, Any]
+    session_id: str | None
+    user_id: str | None
 
 
 class HistoryMessageRead(TypedDict, total=False):
