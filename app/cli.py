@@ -153,7 +153,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from app.core.config import load_settings
     from app.core.errors import StartRefused
-    from app.http.protocol import DeadlineHttpProtocol
+    from app.http.protocol import WEBSOCKET_MESSAGE_BYTES, DeadlineHttpProtocol
     from app.providers import fetch_weights
     from app.server.draining_server import DrainingServer
 
@@ -170,6 +170,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         "proxy_headers": False,
         "timeout_keep_alive": 75,
         "http": DeadlineHttpProtocol,
+        "ws": "websockets-sansio",
+        "ws_max_size": WEBSOCKET_MESSAGE_BYTES,
+        "ws_per_message_deflate": False,  # sound does not get smaller, and each frame costs CPU
         "workers": 1,  # otherwise uvicorn reads WEB_CONCURRENCY
     }
     starting = f"Starting on http://{_browsable(shown_host)}:{shown_port} ...\n"

@@ -52,6 +52,8 @@ from app.routers.openai import (
     responses,
     stored_responses,
 )
+from app.routers.realtime import client_secrets
+from app.routers.realtime import endpoint as realtime_endpoint
 from app.routers.ui_streams import agui, chat
 from app.state import State, open_state
 
@@ -73,6 +75,7 @@ _ENDPOINTS = (
     models,
     chat,
     agui,
+    client_secrets,
     files,
     turns,
     tool_calls,
@@ -144,6 +147,7 @@ def create_app(
         responses.ROUTE: responses.create_response,
         chat.ROUTE: chat.continue_chat,
         agui.ROUTE: agui.run_agent,
+        realtime_endpoint.ROUTE: realtime_endpoint.serve_realtime,
     }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:

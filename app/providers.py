@@ -33,7 +33,10 @@ from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.outbound.on_demand import OutboundOnDemand
 from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.provider_http.client import ProviderClient
+from app.services.resilience import ProviderTarget
 from app.services.sandbox.sandbox import Sandbox
+from app.telemetry import Telemetry
+from app.telemetry.observer import host_of
 
 if TYPE_CHECKING:
     from app.services.local_service import LocalEngine
@@ -326,3 +329,19 @@ def _tools_proxy(settings: Settings) -> str | None:
     if proxy and urlsplit(proxy).scheme != "http":
         raise StartRefused("TOOLS_PROXY must be the URL of a proxy, such as http://proxy:3128.")
     return proxy or None
+
+
+def provider_targets(settings: Settings, telemetry: Telemetry) -> dict[Capability, ProviderTarget]:
+    """Return what logs and metrics call the provider of each capability."""
+    named = {
+        Capability.CHAT: (None, settings.chat_model),
+        Capability.STT: (settings.stt_base_url, settings.stt_model),
+        Capability.TTS: (settings.tts_base_url, settings.speech_model),
+    }
+    embedded = settings.embedded_capabilities
+    return {
+        capability: ProviderTarget(capability, "embedded", None, telemetry)
+        if capability in embedded
+        else ProviderTarget(capability, host_of(url or settings.openai_base_url), model, telemetry)
+        for capability, (url, model) in named.items()
+    }

@@ -31,15 +31,16 @@ from app.providers import (
     mcp_client_of,
     open_providers,
     outbound_of,
+    provider_targets,
 )
 from app.services.files.folder_store import FolderFileStore
 from app.services.files.library import WARM_UP as DOCUMENTS_WARM_UP
 from app.services.files.library import FileLibrary
 from app.services.identity import CallerLookup, OpenStreamRegistry
+from app.services.live_voice import LiveService
 from app.services.outbound_port import Outbound
 from app.services.resilience import (
     CircuitBreakers,
-    ProviderTarget,
     RetryingChatModel,
     RetryingSpeaker,
     RetryingTranscriber,
@@ -64,7 +65,6 @@ from app.services.voice import VoiceService, VoiceTurns
 from app.services.voice.upload_check import WARM_UP, UploadCheck
 from app.telemetry import Telemetry
 from app.telemetry.gauges import add_gauges
-from app.telemetry.observer import host_of
 from app.telemetry.tracing import open_tracer
 from app.telemetry.workers import MetricsOfWorkers
 
@@ -101,6 +101,7 @@ class State(TypedDict):
     files: FileLibrary
     message_input: MessageInput
     voice: VoiceService
+    live: LiveService
     system: SystemReport
 
 
@@ -170,7 +171,7 @@ async def _build_state(
         Capability.STT: CircuitBreakers(),
         Capability.TTS: CircuitBreakers(),
     }
-    targets = _provider_targets(settings, telemetry)
+    targets = provider_targets(settings, telemetry)
     voices = VoiceTurns(
         RetryingTranscriber(
             providers["transcriber"], breakers[Capability.STT], target=targets[Capability.STT]
@@ -275,24 +276,16 @@ async def _build_state(
             files=files,
             message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,
+            live=LiveService(
+                turns,
+                voices,
+                database,
+                request_limiter,
+                settings.limit_live_lines,
+                settings.limit_live_lines_per_key,
+            ),
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )
-
-
-def _provider_targets(settings: Settings, telemetry: Telemetry) -> dict[Capability, ProviderTarget]:
-    """Return what logs and metrics call the provider of each capability."""
-    named = {
-        Capability.CHAT: (None, settings.chat_model),
-        Capability.STT: (settings.stt_base_url, settings.stt_model),
-        Capability.TTS: (settings.tts_base_url, settings.speech_model),
-    }
-    embedded = settings.embedded_capabilities
-    return {
-        capability: ProviderTarget(capability, "embedded", None, telemetry)
-        if capability in embedded
-        else ProviderTarget(capability, host_of(url or settings.openai_base_url), model, telemetry)
-        for capability, (url, model) in named.items()
-    }
 
 
 def _price_table(settings: Settings) -> PriceTable:

@@ -4,7 +4,13 @@ from sqlalchemy import ForeignKeyConstraint, Table, UniqueConstraint
 
 from app.models import Base
 
-FOUND_BY_ID_ALONE = {"workspaces", "api_keys", "session_tokens", "console_sessions"}
+FOUND_BY_ID_ALONE = {
+    "workspaces",
+    "api_keys",
+    "session_tokens",
+    "console_sessions",
+    "client_secrets",
+}
 
 
 def keys(table: Table) -> list[list[str]]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import datetime as dt
-import ipaddress
 import os
 import ssl
 import sys
@@ -11,9 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.core.errors import StartRefused
 from app.providers import open_providers
@@ -21,6 +16,7 @@ from app.services.openai_service import OpenAIChatModel, ProviderClient, make_sp
 from app.services.ports import ChatRequest, ProviderError, ProviderUnavailable
 from app.services.prompt_lines import PromptMessage
 from tests.conftest import IsolatedSettings
+from tests.support.certificates import make_certificate
 from tests.support.http_proxy import HttpProxy
 from tests.support.planted_secrets import PROVIDER_KEY as KEY
 from tests.support.provider import Provider, Received
@@ -74,32 +70,7 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A certificate of 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "provider.test")])
-    now = dt.datetime.now(dt.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path / "provider.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + signed.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
+    return make_certificate(tmp_path / "provider.pem")
 
 
 def names_key(request: Received) -> bool:

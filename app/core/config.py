@@ -189,6 +189,8 @@ class Settings(BaseSettings):
     limit_workspace_tokens_per_day: int = Field(default=0, ge=0, le=_HIGHEST_LIMIT)
     limit_workspace_usd_per_day: Decimal = Field(default=Decimal(0), ge=0, le=1_000_000)
     limit_stored_mb_per_workspace: int = Field(default=10_000, ge=0, le=_HIGHEST_LIMIT)
+    limit_live_lines: int = Field(default=200, ge=1, le=_HIGHEST_LIMIT)
+    limit_live_lines_per_key: int = Field(default=8, ge=1, le=_HIGHEST_LIMIT)
 
     embedded_models: EmbeddedModels = EmbeddedModels.DEFAULT
     embedded_threads: int | None = Field(default=None, ge=1, le=256)

@@ -76,6 +76,8 @@ class CallerKind(StrEnum):
     USER = "user"
     """An end user, with an access token of the identity provider."""
     SESSION_TOKEN = "session-token"  # noqa: S105  # a name
+    CLIENT_SECRET = "client-secret"  # noqa: S105  # a name
+    """Opens lines of live voice, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from app.core.database.revision import RevisionCheck
 from app.core.database.workspace_scope import workspace_scope
 from app.core.errors import AppError, ErrorKind
 from app.core.limits import Limits, Quota
-from app.core.request_context import current_context
 from app.core.security import (
     ADMIN,
     DEFAULT_WORKSPACE_ID,
@@ -33,6 +32,7 @@ from app.http.console_cookie import console_secret, is_of_own_page
 from app.http.local_requests import is_local_request
 from app.http.permissions import PUBLIC_PATHS
 from app.http.problems import add_quota_headers, problem_response
+from app.http.upgrade_refusal import refuse_upgrade
 from app.services.identity import (
     RECHECK_SECONDS,
     CallerLookup,
@@ -43,9 +43,10 @@ from app.services.identity import (
 if TYPE_CHECKING:
     from app.services.identity.supabase import SupabaseTokens
 
-_POLICY_VIOLATION = 1008
 _SESSION_TOKEN = b"st_"
-_OWN_PREFIXES = (b"ap_", _SESSION_TOKEN)
+_OWN_PREFIXES = (b"ap_", b"ek_", _SESSION_TOKEN)
+_WEBSOCKET = "WEBSOCKET"
+_TOKEN_PROTOCOL = "openai-insecure-api-key."  # noqa: S105  # its name
 _AUDIO_PATH = re.compile(r"/turns/[^/]+/audio")
 _JWT_DOTS = 2
 _EVENTS = b"text/event-stream"
@@ -140,7 +141,7 @@ class Authenticator:
         cookies = headers.get(b"cookie")
         secret = console_secret(cookies) if cookies else None
         presented = parse(secret) if secret else None
-        if presented is None or not is_of_own_page(scope["method"], headers):
+        if presented is None or not is_of_own_page(scope.get("method", _WEBSOCKET), headers):
             return None
         await self.schema_gate.require()
         try:
@@ -186,9 +187,7 @@ class AuthenticationMiddleware:
             quota: Quota | None = await state["request_limiter"].admit(state["caller"])
         except AppError as error:
             if scope["type"] == "websocket":
-                if context := current_context():
-                    context.problem = error
-                await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+                await refuse_upgrade(error, scope, send)
                 return
             await problem_response(error, state["request_id"])(scope, receive, send)
             return
@@ -211,8 +210,17 @@ def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def _token_elsewhere(scope: Scope, headers: Mapping[bytes, bytes]) -> bytes:
     """Return the key of a header that OpenAI's clients use instead, or the token of the query."""
     if scope["path"].startswith("/v1/"):
-        return headers.get(b"api-key") or headers.get(b"x-api-key") or b""
+        token = headers.get(b"api-key") or headers.get(b"x-api-key") or b""
+        return token or _token_in_subprotocols(scope)
     return _token_in_query(scope)
+
+
+def _token_in_subprotocols(scope: Scope) -> bytes:
+    """Return the token that a browser offers as a subprotocol: a WebSocket has no headers there."""
+    for name in scope.get("subprotocols") or ():
+        if name.startswith(_TOKEN_PROTOCOL):
+            return name.removeprefix(_TOKEN_PROTOCOL).encode("latin-1", "replace")
+    return b""
 
 
 def _token_in_query(scope: Scope) -> bytes:

@@ -16,8 +16,8 @@ class EndpointDispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a lifespan on."""
         endpoint = self._fallback
-        if scope["type"] == "http":
-            method, path = scope["method"], scope["path"]
+        if scope["type"] != "lifespan":
+            method, path = scope.get("method", "WEBSOCKET"), scope["path"]
             found = self._endpoints.get((method, path))
             if found is None and path[-1:] != "/":
                 found = self._endpoints.get((method, path[: path.rfind("/") + 1]))

@@ -75,7 +75,7 @@ def mark_final(error: AppError) -> None:
 def error_body(error: AppError) -> dict[str, Any]:
     """Return an error as an event of a stream has it."""
     problem: dict[str, Any] = {"code": error.code, "detail": error.detail}
-    return _error(problem | error.extensions, _status_of(error))
+    return _error(problem | error.extensions, openai_status_of(error))
 
 
 class OpenAIErrorsMiddleware:
@@ -128,6 +128,7 @@ def _name_of(faults: Sequence[dict[str, Any]]) -> str | None:
     return name or None
 
 
-def _status_of(error: AppError) -> int:
+def openai_status_of(error: AppError) -> int:
+    """Return the HTTP status of an error in the shape of OpenAI's API."""
     status = _STATUSES.get(error.code, status_of(error))
     return _BAD_REQUEST if status == _UNPROCESSABLE else status

@@ -22,6 +22,8 @@ class EndpointPolicy:
     tokens: bool = False
     any_scope: bool = False
     """Whether keys need no scope."""
+    client_secrets: bool = False
+    """Whether client secrets of live voice are enough."""
 
     def check(self, caller: Caller) -> None:
         """Raise `Forbidden` if the caller may not use the endpoint."""
@@ -32,6 +34,8 @@ class EndpointPolicy:
                 is_allowed = self.users
             case CallerKind.SESSION_TOKEN:
                 is_allowed = self.tokens
+            case CallerKind.CLIENT_SECRET:
+                is_allowed = self.client_secrets
             case CallerKind.KEY:
                 is_allowed = True
         if is_allowed and self.any_scope:
@@ -122,6 +126,7 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/v1/models"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("GET", "/v1/models/{model}"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("POST", "/v1/chat/completions"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/v1/realtime/client_secrets"): EndpointPolicy(P.TURNS_WRITE),
     ("POST", "/v1/responses"): EndpointPolicy(P.TURNS_WRITE, users=True),
     ("POST", "/api/chat"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),
     ("GET", "/api/chat/{chat_id}/stream"): EndpointPolicy(P.TURNS_READ, users=True, tokens=True),
@@ -152,6 +157,10 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/metrics"): EndpointPolicy(P.METRICS_READ),
     ("POST", "/workspaces"): ADMIN_ONLY,
     ("GET", "/workspaces"): ADMIN_ONLY,
+}
+
+WEBSOCKET_POLICIES: dict[str, EndpointPolicy] = {
+    "/v1/realtime": EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True, client_secrets=True),
 }
 
 PUBLIC_PATHS = frozenset(("/health", "/health/live", "/health/ready")) | CONSOLE_PATHS

@@ -23,6 +23,8 @@ _UNREAD_BODY_SECONDS = 5.0
 """How long a client may keep sending a body after the response. If the connection were closed at
 once, the client would not read the response."""
 _SHUTDOWN_BODY_SECONDS = 10.0
+WEBSOCKET_MESSAGE_BYTES = 16 << 20
+"""The largest message that a WebSocket's client may send."""
 
 BODY_IS_COMPLETE = "body_is_here"
 """A key in a request's state, set once the body is complete; other servers do not set it."""
@@ -88,6 +90,8 @@ class DeadlineHttpProtocol(HttpToolsProtocol):
     """What is being parsed."""
     _is_resuming = False
     """True while a new parser is told how the body of an ignored upgrade is framed."""
+    _is_upgraded = False
+    """True once the connection is a WebSocket, which has a protocol of its own."""
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -106,7 +110,7 @@ class DeadlineHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._data = data
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._is_upgraded or self.transport.is_closing():
             return
         if self._is_reading_headers:
             self._header_bytes += len(data)
@@ -152,7 +156,7 @@ class DeadlineHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade() and not self._should_upgrade():
+        if self.parser.should_upgrade():
             return  # the parser stops here, before the body: see `_unsupported_upgrade_warning`
         self.scope.setdefault("state", {})[BODY_IS_COMPLETE] = True
         super().on_message_complete()
@@ -187,6 +191,13 @@ class DeadlineHttpProtocol(HttpToolsProtocol):
         cycle = self._cycle
         if cycle and cycle.more_body and not cycle.response_started:
             self._set_deadline(_SHUTDOWN_BODY_SECONDS)
+
+    @override
+    def handle_websocket_upgrade(self) -> None:
+        self._is_upgraded = True
+        self._clear_deadline()
+        self.app_state = {**self.app_state, ABORT_CONNECTION: self.transport.abort}
+        super().handle_websocket_upgrade()
 
     @override
     def _unsupported_upgrade_warning(self) -> None:

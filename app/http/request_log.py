@@ -33,6 +33,7 @@ _LINES = {
 _CLIENT_CLOSED_REQUEST = 499
 """As nginx calls a client that left before the answer; it is never sent."""
 _MAX_PATH = 200
+_STARTS = ("http.response.start", "websocket.http.response.start")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _STATIC_ROUTES = frozenset(("/messages/text", "/v1/chat/completions", "/v1/responses", "/api/chat"))
 """Served before FastAPI chooses a route."""
@@ -66,8 +67,9 @@ class RequestLogMiddleware:
                 # Soon: the responses of one moment leave first, so that a line delays none of them.
                 loop = asyncio.get_running_loop()
                 loop.call_soon(self._tell, scope, context, telemetry, exchange)
-            elif context.problem:  # a WebSocket that was refused
-                _log(scope, context, HTTPStatus.FORBIDDEN, 0, has_left=False)
+            elif context.problem:  # a WebSocket that was refused, or whose caller was
+                status = exchange.status or HTTPStatus.FORBIDDEN
+                _log(scope, context, status, 0, has_left=False)
 
     def _tell(
         self,
@@ -106,7 +108,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Pass a message of the response on; its head gets the ids."""
-        if message["type"] == "http.response.start":
+        if message["type"] in _STARTS:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers]
         elif message["type"] == "http.response.body":

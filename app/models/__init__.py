@@ -20,7 +20,14 @@ from app.models.chat import (
     TurnStatus,
 )
 from app.models.files import SessionFile, StoredFile
-from app.models.identity import ApiKey, AuditEntry, ConsoleSession, SessionToken, Workspace
+from app.models.identity import (
+    ApiKey,
+    AuditEntry,
+    ClientSecret,
+    ConsoleSession,
+    SessionToken,
+    Workspace,
+)
 from app.models.mcp import AgentMcpServer, McpServer, McpTool
 from app.models.session_names import SessionName
 from app.models.steps import (
@@ -56,6 +63,7 @@ __all__ = [
     "Budget",
     "BusyPolicy",
     "CallStatus",
+    "ClientSecret",
     "ConsoleSession",
     "IdempotencyKey",
     "KeptToolUsage",

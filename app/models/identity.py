@@ -80,6 +80,37 @@ class SessionToken(Base):
     expires_at: Mapped[datetime]
 
 
+class ClientSecret(Base):
+    """A short-lived credential that opens lines of live voice, and nothing else."""
+
+    __tablename__ = "client_secrets"
+    __table_args__ = (
+        ForeignKeyConstraint(["workspace_id"], [f"{SCHEMA}.workspaces.id"]),
+        ForeignKeyConstraint(["key_id"], [f"{SCHEMA}.api_keys.id"]),
+        ForeignKeyConstraint(
+            ["workspace_id", "session_id"],
+            [f"{SCHEMA}.sessions.workspace_id", f"{SCHEMA}.sessions.id"],
+            ondelete="CASCADE",
+        ),
+        Index(None, "expires_at"),
+        Index(None, "workspace_id", "session_id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(8), primary_key=True)
+    workspace_id: Mapped[UUID]
+    key_id: Mapped[str | None] = mapped_column(String(8))
+    """The key that made it, with which its lines end."""
+    session_id: Mapped[UUID | None]
+    """The session of its lines; `None` where each opens one."""
+    user_id: Mapped[str | None] = mapped_column(String(200))
+    """The end user to whom these sessions belong."""
+    configuration: Mapped[dict[str, Any]] = mapped_column(Json())
+    """The settings of its lines, as in `session.update`; `model` is the agent."""
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime]
+
+
 class ConsoleSession(Base):
     """A browser that is signed in with a key; its cookie has the secret."""
 

@@ -5,6 +5,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,7 +23,8 @@ from app.services.local_service import (
 )
 from app.services.local_service.engine import _spawn, require_packages  # pyright: ignore[reportPrivateUsage]
 from app.services.local_service.sources import CLIENT_VARIABLES
-from app.services.local_service.speech import sentences
+from app.services.local_service.speech import open_session, run_model, sentences
+from app.services.local_service.tasks import Cancelled, Task
 from app.services.local_service.text_normalization import speakable
 from app.services.local_service.transcription import RATE_HZ, joined_ranges, window_seconds
 from app.services.ports import AudioFormat, ProviderUnavailable, Recording
@@ -204,3 +208,27 @@ def test_text_is_cleaned_for_the_phonemiser(text: str, plain: str) -> None:
 def test_text_is_cut_into_sentences_without_its_code() -> None:
     text = "Dr. Smith paid 3.5 dollars. Why?\n```py\nprint(1)\n```\nBecause"
     assert sentences(text) == ["Dr. Smith paid 3.5 dollars.", "Why?", "Because"]
+
+
+def test_a_model_stops_in_the_middle_when_nobody_wants_its_answer() -> None:
+    numpy = pytest.importorskip("numpy")
+    assets = Path(pytest.importorskip("faster_whisper").__file__).parent / "assets"
+    session = open_session(next(assets.glob("silero*.onnx")), 1)
+    state = numpy.zeros((1, 1, 128), numpy.float32)
+    windows = numpy.zeros((20_000, 576), numpy.float32)
+
+    def cpu_seconds(count: int, task: Task) -> float:
+        begun = time.process_time()
+        with suppress(Cancelled):
+            run_model(session, {"input": windows[:count], "h": state, "c": state}, task)
+        return time.process_time() - begun
+
+    a_twentieth = cpu_seconds(1000, Task())
+    unwanted = Task()
+    threading.Timer(0.05, unwanted.cancel).start()
+    stopped = cpu_seconds(20_000, unwanted)
+
+    assert unwanted.is_cancelled
+    assert stopped < 10 * a_twentieth
+    with pytest.raises(Cancelled):
+        run_model(session, {}, unwanted)

@@ -206,6 +206,7 @@ ROWS: dict[str, Row] = {
     "DELETE /v1/conversations/{conversation_id}/items/{item_id}": Row(
         "sessions:write", users=True
     ),
+    "POST /v1/realtime/client_secrets": Row("turns:write", json={}),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
 }  # fmt: skip

@@ -76,6 +76,7 @@ _MAY_BE = {
     "metadata": {Place.ANSWER, Place.DATABASE},
     "words of a conversation": {Place.ANSWER, Place.MAKING, Place.DATABASE},
     "key": {Place.MAKING},
+    "client secret": {Place.MAKING},
     "session token": {Place.MAKING},
     "signing secret": {Place.MAKING},
 }
@@ -83,6 +84,7 @@ _MAY_BE = {
 _PLANTED = re.compile(MARK.encode() + rb"([a-z]+(?:-(?:key|password|secret|words))?)")
 _MADE = {
     "key": re.compile(rb"ap_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"),
+    "client secret": re.compile(rb"ek_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"),
     "session token": re.compile(rb"st_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"),
     "signing secret": re.compile(rb"whsec_[0-9A-Za-z+/]{43}="),
     "admin key of the first start": re.compile(rb"ap_admin_[\w-]{43}"),
@@ -94,7 +96,7 @@ _MADE = {
     ),
 }
 _BEGINNINGS = (
-    MARK, "ap_", "st_", "whsec_", "eyJ", "Hello there!", "How can I help", "What time is",
+    MARK, "ap_", "ek_", "st_", "whsec_", "eyJ", "Hello there!", "How can I help", "What time is",
     "What is the w", "Be brief.", "Answer in one", "You are Ada",
 )  # fmt: skip
 """Whatever is searched for begins with one of these."""
@@ -115,7 +117,9 @@ _LARGE_BYTES = 4096
 _PAGE_BYTES, _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 4096, 32, 24
 _LOG_MAGIC = b"\x37\x7f\x06"
 _GONE = 410
-_MAKES_KEYS = re.compile(r"/keys|/keys/[^/]+/rotate|/sessions/[^/]+/tokens|/tools(/import)?")
+_MAKES_KEYS = re.compile(
+    r"/keys|/keys/[^/]+/rotate|/sessions/[^/]+/tokens|/tools(/import)?|/v1/realtime/client_secrets"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ OF_FEW_ROWS = {
     "Budget": "one row for each key and end user",
     "RequestWindow": "one row for each key and end user",
     "SessionToken": "pruned minutes later, when it is expired",
+    "ClientSecret": "pruned when the next is made, once it is expired",
     "ConsoleSession": "pruned hours later, when it is expired",
 }
 """Tables that are not counted, and why they stay small."""

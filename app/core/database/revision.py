@@ -9,7 +9,7 @@ from app.core.database.database import Database
 from app.core.database.statements import SCHEMA
 from app.core.errors import AppError, ErrorKind
 
-REVISION = "0021"
+REVISION = "0023"
 """The newest migration; a test compares it with Alembic's head revision."""
 
 _RECHECK_SECONDS = 1.0

@@ -61,6 +61,7 @@ from app.services.crud.session_names import (
 from app.services.crud.sessions import (
     ImportedMessage,
     SessionChanges,
+    append_messages,
     create_conversation,
     create_session,
     delete_session,
@@ -117,6 +118,7 @@ __all__ = [
     "TurnNotFound",
     "VersionChanged",
     "VersionNotFound",
+    "append_messages",
     "archive_agent",
     "client_tool_names",
     "count_sessions",

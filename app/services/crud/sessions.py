@@ -41,6 +41,7 @@ from app.services.usage.storage import row_bytes
 class NewSession(TypedDict, total=False):
     """The columns of a new session, besides its agent."""
 
+    id: UUID
     title: str | None
     metadata_: dict[str, Any]
     user_id: str | None
@@ -143,10 +144,15 @@ async def import_messages(
     """
     if not messages:
         return
-    if caller.user_id is not None:
-        raise Forbidden("End users cannot import messages: let your backend do it with a key.")
+    _require_backend(caller)
     session.last_seq = len(messages)
     await db.flush()
+    await _insert_messages(db, session, messages, 1)
+
+
+async def _insert_messages(
+    db: AsyncSession, session: Session, messages: Sequence[ImportedMessage], first_seq: int
+) -> None:
     imported = [
         {
             "workspace_id": session.workspace_id,
@@ -157,11 +163,33 @@ async def import_messages(
             "modality": Modality.TEXT,
             "status": MessageStatus.COMPLETED,
             "content": message.content,
-            "created_at": message.created_at or session.created_at,
+            "created_at": message.created_at or session.updated_at,
         }
-        for seq, message in enumerate(messages, start=1)
+        for seq, message in enumerate(messages, start=first_seq)
     ]
     await db.execute(insert(Message), imported)
+
+
+async def append_messages(
+    db: AsyncSession, caller: Caller, session_id: UUID, messages: Sequence[ImportedMessage]
+) -> None:
+    """Add messages at the end of a session that no turn answers.
+
+    Raises `SessionNotFound`, and `Forbidden` where an end user sends the agent's words.
+    """
+    if any(message.role is Role.ASSISTANT for message in messages):
+        _require_backend(caller)
+    session = await get_session(db, caller, session_id, for_update=True)
+    first_seq = session.last_seq + 1
+    session.last_seq += len(messages)
+    session.updated_at = utc_now()
+    await db.flush()
+    await _insert_messages(db, session, messages, first_seq)
+
+
+def _require_backend(caller: Caller) -> None:
+    if caller.user_id is not None:
+        raise Forbidden("End users cannot import messages: let your backend do it with a key.")
 
 
 async def get_session(

@@ -6,6 +6,7 @@
 from app.services.identity import (
     api_keys,
     audit,
+    client_secrets,
     console_sessions,
     session_tokens,
     workspaces,
@@ -32,6 +33,7 @@ __all__ = [
     "WorkspaceNotFound",
     "api_keys",
     "audit",
+    "client_secrets",
     "console_sessions",
     "parse",
     "session_tokens",

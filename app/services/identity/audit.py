@@ -26,6 +26,7 @@ class Action(StrEnum):
     TOOL_CALL_RESOLVED = "tool-call.resolved"
     USER_DELETED = "user.deleted"
     TOKEN_CREATED = "session-token.created"  # noqa: S105  # a name
+    CLIENT_SECRET_CREATED = "client-secret.created"  # noqa: S105  # a name
     CONSOLE_SIGNED_IN = "console.signed-in"
     KEY_CREATED = "key.created"
     KEY_UPDATED = "key.updated"

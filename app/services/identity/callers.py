@@ -19,7 +19,7 @@ from app.core.security import (
     PresentedCredential,
     unauthenticated,
 )
-from app.models import ApiKey, ConsoleSession, Session, SessionToken, Workspace
+from app.models import ApiKey, ClientSecret, ConsoleSession, Session, SessionToken, Workspace
 from app.services.identity.api_keys import limits_of, permissions_of
 from app.services.identity.credentials import CredentialKind
 from app.services.identity.errors import WorkspaceNotFound
@@ -34,6 +34,9 @@ TOKEN_PERMISSIONS = frozenset(
         Permission.FILES_WRITE,
     )
 )
+
+
+SECRET_PERMISSIONS = frozenset((Permission.TURNS_WRITE,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,14 @@ class CallerLookup:
         )
 
     async def require_valid(self, caller: Caller) -> None:
-        """Check again that the caller's credential is valid. Raises `Unauthenticated`."""
-        if caller.credential:
+        """Check again that the caller's credential is valid. Raises `Unauthenticated`.
+
+        What a client secret has opened outlives it, but not the key that made it.
+        """
+        if caller.kind is CallerKind.CLIENT_SECRET:
+            if caller.key_id and not await self._key_is_valid(caller.key_id):
+                raise unauthenticated("the key of the client secret is revoked or expired")
+        elif caller.credential:
             await self.of(caller.credential)
         elif caller.expires_at is not None and time.time() >= caller.expires_at:
             raise unauthenticated("the token has expired")
@@ -98,6 +107,8 @@ class CallerLookup:
         with all_workspaces():  # the row names its workspace
             if presented.prefix == CredentialKind.KEY:
                 return await self._look_up_key(presented.id)
+            if presented.prefix == CredentialKind.CLIENT_SECRET:
+                return await self._look_up_client_secret(presented.id)
             if presented.prefix == CredentialKind.CONSOLE_SESSION:
                 return await self._look_up_console_session(presented.id)
             return await self._look_up_token(presented.id)
@@ -143,6 +154,36 @@ class CallerLookup:
                 ends_at = _earlier(expires_at, key_expires_at)
                 return _StoredCredential(((session.secret_hash, ends_at),), of_key.caller)
         return None
+
+    async def _look_up_client_secret(self, secret_id: str) -> _StoredCredential | None:
+        async with self._database.looking_up() as db:
+            secret = await db.get(ClientSecret, secret_id)
+            key = await db.get(ApiKey, secret.key_id) if secret and secret.key_id else None
+            rights = await _rights(db, key) if key else None
+        if secret is None or (secret.key_id and rights is None):
+            return None
+        limits = limits_of(key) if key else KeyLimits()
+        expires_at = secret.expires_at.timestamp()
+        caller = Caller(
+            secret.workspace_id,
+            CallerKind.CLIENT_SECRET,
+            SECRET_PERMISSIONS & rights.permissions if rights else SECRET_PERMISSIONS,
+            key_id=secret.key_id,
+            user_id=secret.user_id,
+            session_id=secret.session_id,
+            limits=limits.own,
+            user_limits=limits.user,
+            ancestors=rights.ancestors if rights else (),
+            expires_at=expires_at,
+        )
+        ends_at = _earlier(expires_at, rights.expires_at if rights else None)
+        return _StoredCredential(((secret.secret_hash, ends_at),), caller)
+
+    async def _key_is_valid(self, key_id: str) -> bool:
+        with all_workspaces():
+            found = await self._look_up_key(key_id)
+        now = time.time()
+        return found is not None and any(end is None or now < end for _, end in found.secrets)
 
     async def _look_up_token(self, token_id: str) -> _StoredCredential | None:
         async with self._database.looking_up() as db:

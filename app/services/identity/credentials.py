@@ -16,7 +16,7 @@ from app.core.security import PresentedCredential
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 43  # 256 bits
 _CHECKSUM_LENGTH = 6
-_FORM = re.compile(rb"(ap|st|cs)_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
+_FORM = re.compile(rb"(ap|st|cs|ek)_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
 
 
 class CredentialKind(StrEnum):
@@ -25,6 +25,7 @@ class CredentialKind(StrEnum):
     KEY = "ap"
     SESSION_TOKEN = "st"  # noqa: S105  # a prefix
     CONSOLE_SESSION = "cs"
+    CLIENT_SECRET = "ek"  # noqa: S105  # a prefix; OpenAI's clients in browsers insist on it
 
 
 @dataclass(frozen=True, slots=True)

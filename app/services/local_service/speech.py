@@ -33,8 +33,11 @@ class Voice(Protocol):
         """Return the phonemes of `text` that the model knows; may be empty."""
         ...
 
-    def sound(self, phonemes: str, voice: str) -> bytes:
-        """Synthesize `phonemes`; return signed 16-bit little-endian mono PCM."""
+    def sound(self, phonemes: str, voice: str, task: Task) -> bytes:
+        """Synthesize `phonemes`; return signed 16-bit little-endian mono PCM.
+
+        Stops in the middle where `task` is cancelled, and raises `Cancelled`.
+        """
         ...
 
 
@@ -67,7 +70,7 @@ class SpeechRunner:
             for phonemes in self._fitting(sentence):
                 task.spend_credit()
                 with task.holding(self._slot):
-                    sound = self._voice.sound(phonemes, chosen)
+                    sound = self._voice.sound(phonemes, chosen, task)
                 if not sound:
                     task.add_credit()
                     continue
@@ -128,7 +131,7 @@ class Kokoro:
         import numpy as np
 
         self._numpy: Any = np
-        self._session = _session(folder / "kokoro-v1.0.int8.onnx", threads)
+        self._session = open_session(folder / "kokoro-v1.0.int8.onnx", threads)
         self._vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text())["vocab"]
         self._names = names
         self._styles: dict[str, Any] = {
@@ -157,19 +160,17 @@ class Kokoro:
             phoneme for phoneme in library.phonemize_to_string(text) if phoneme in self._vocabulary
         )
 
-    def sound(self, phonemes: str, voice: str) -> bytes:
+    def sound(self, phonemes: str, voice: str, task: Task) -> bytes:
         """Synthesize PCM; silence is trimmed to 0.05 s at the start and 0.12 s at the end."""
         numpy = self._numpy
         tokens = [self._vocabulary[phoneme] for phoneme in phonemes]
         style = self._styles[voice]
-        wave = self._session.run(
-            None,
-            {
-                "tokens": numpy.array([[0, *tokens, 0]], numpy.int64),
-                "style": style[min(len(tokens), len(style) - 1)],
-                "speed": numpy.ones(1, numpy.float32),
-            },
-        )[0].ravel()
+        inputs = {
+            "tokens": numpy.array([[0, *tokens, 0]], numpy.int64),
+            "style": style[min(len(tokens), len(style) - 1)],
+            "speed": numpy.ones(1, numpy.float32),
+        }
+        wave = run_model(self._session, inputs, task)[0].ravel()
         loud = numpy.flatnonzero(numpy.abs(wave) > LOUDNESS_FLOOR)
         if len(loud):
             lead, tail = int(LEAD_SECONDS * self.rate_hz), int(TAIL_SECONDS * self.rate_hz)
@@ -185,7 +186,7 @@ class Piper:
 
         self._numpy: Any = np
         model = next(folder.glob("*.onnx"))
-        self._session = _session(model, threads)
+        self._session = open_session(model, threads)
         self._config: dict[str, Any] = json.loads(Path(f"{model}.json").read_text())
         self.rate_hz = int(self._config["audio"]["sample_rate"])
 
@@ -207,7 +208,12 @@ class Piper:
             phoneme for phoneme in unicodedata.normalize("NFD", ipa) if phoneme in phoneme_ids
         )
 
-    def sound(self, phonemes: str, voice: str) -> bytes:  # noqa: ARG002 - there is only one voice
+    def sound(
+        self,
+        phonemes: str,
+        voice: str,  # noqa: ARG002 - there is only one
+        task: Task,
+    ) -> bytes:
         """Synthesize PCM, normalized to a fixed peak level."""
         numpy, phoneme_ids = self._numpy, self._config["phoneme_id_map"]
         inference = self._config["inference"]
@@ -216,19 +222,36 @@ class Piper:
             tokens += [*phoneme_ids[phoneme], *phoneme_ids["_"]]
         tokens += phoneme_ids["$"]
         scales = [inference["noise_scale"], inference["length_scale"], inference["noise_w"]]
-        wave = self._session.run(
-            None,
-            {
-                "input": numpy.array([tokens], numpy.int64),
-                "input_lengths": numpy.array([len(tokens)], numpy.int64),
-                "scales": numpy.array(scales, numpy.float32),
-            },
-        )[0].ravel()
+        inputs = {
+            "input": numpy.array([tokens], numpy.int64),
+            "input_lengths": numpy.array([len(tokens)], numpy.int64),
+            "scales": numpy.array(scales, numpy.float32),
+        }
+        wave = run_model(self._session, inputs, task)[0].ravel()
         peak = max(1e-3, float(numpy.abs(wave).max()))
         return bytes((wave / peak * 29000).astype("<i2").tobytes())
 
 
-def _session(model: Path, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+def run_model(session: Any, inputs: Mapping[str, Any], task: Task) -> Any:  # noqa: ANN401 - as above
+    """Return the outputs of a model.
+
+    A sentence that nobody wants any more stops while it is computed: otherwise the next answer's
+    first sentence waits behind it for seconds. Raises `Cancelled`.
+    """
+    import onnxruntime
+
+    library: Any = onnxruntime
+    options = library.RunOptions()
+
+    def stop() -> None:
+        options.terminate = True
+
+    with task.stopping(stop):
+        return session.run(None, inputs, options)
+
+
+def open_session(model: Path, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    """Load a model."""
     import onnxruntime
 
     library: Any = onnxruntime

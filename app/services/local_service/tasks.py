@@ -1,7 +1,7 @@
 """Cancellation, flow control and refusal of requests inside the worker."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 POLL_SECONDS = 0.1
@@ -20,11 +20,34 @@ class Task:
 
     def __init__(self, *, credits: int = 0) -> None:  # noqa: A002 - the term of flow control
         self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
         self._credits = threading.Semaphore(credits)
 
     def cancel(self) -> None:
-        """Cancel the request; the model runner stops at its next check."""
-        self._cancelled.set()
+        """Cancel the request; the model runner stops at once, or at its next check."""
+        with self._lock:
+            self._cancelled.set()
+            if self._stop:
+                self._stop()
+
+    @contextmanager
+    def stopping(self, stop: Callable[[], None]) -> Generator[None]:
+        """Call `stop` if the request is cancelled during the block, from another thread.
+
+        An exception of the block then becomes `Cancelled`.
+        """
+        with self._lock:
+            self.check()
+            self._stop = stop
+        try:
+            yield
+        except Exception:
+            self.check()
+            raise
+        finally:
+            with self._lock:
+                self._stop = None
 
     def add_credit(self) -> None:
         """Allow one more piece of the answer."""

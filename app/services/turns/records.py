@@ -92,6 +92,7 @@ def persona_of_request(persona: Persona, request: TurnRequest | None) -> Persona
         system_prompt=PARAGRAPH.join(texts),
         temperature=(persona.temperature if request.temperature is None else request.temperature),
         max_output_tokens=min(given) if given else None,
+        voice=request.voice or persona.voice,
     )
 
 
@@ -168,6 +169,8 @@ class TurnOptions:
     """`None` for what the agent's version says."""
     parts: Sequence[InputPart] = ()
     """The message with its images and documents, in order; empty for plain text."""
+    user_message_id: UUID | None = None
+    """The id of the user message, where its sender was told it before."""
     conversation: Conversation | None = None
     """`None` for a turn of the native API, and for an unstored one."""
     agent_version: int | None = None

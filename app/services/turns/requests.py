@@ -58,6 +58,8 @@ class TurnRequest:
     """Instead of the agent's."""
     max_output_tokens: int | None = None
     """The lower one of it and the agent's counts."""
+    voice: str | None = None
+    """Instead of the agent's."""
 
     answer_format: AnswerFormat | None = None
     """`None` for what the agent's version says."""
@@ -73,6 +75,7 @@ class TurnRequest:
             self.tools
             or self.options
             or self.system_prompt
+            or self.voice
             or self.temperature is not None
             or self.max_output_tokens is not None
         )
@@ -92,6 +95,7 @@ class TurnRequest:
                 "system_prompt": self.system_prompt,
                 "temperature": self.temperature,
                 "max_output_tokens": self.max_output_tokens,
+                "voice": self.voice,
             }
         if self.shown is not None:
             stored["shown"] = dict(self.shown)
@@ -115,6 +119,7 @@ class TurnRequest:
             system_prompt=own.get("system_prompt"),
             temperature=own.get("temperature"),
             max_output_tokens=own.get("max_output_tokens"),
+            voice=own.get("voice"),
             answer_format=AnswerFormat.from_json(answer) if answer else None,
             shown=stored.get("shown"),
             first_seq=stored.get("first_seq"),

@@ -7,7 +7,14 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from app.services.voice.service import VoiceAnswer, VoiceService
-from app.services.voice.turn import VoiceTurns
+from app.services.voice.turn import LiveSink, VoiceTurn, VoiceTurns
 from app.services.voice.upload_check import MAX_BYTES as UPLOAD_BYTES_LIMIT
 
-__all__ = ["UPLOAD_BYTES_LIMIT", "VoiceAnswer", "VoiceService", "VoiceTurns"]
+__all__ = [
+    "UPLOAD_BYTES_LIMIT",
+    "LiveSink",
+    "VoiceAnswer",
+    "VoiceService",
+    "VoiceTurn",
+    "VoiceTurns",
+]

@@ -21,6 +21,8 @@ class Utterance:
     text: str
     content_start: int
     content_end: int
+    written: str = ""
+    """That range itself, with what is not spoken of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from app.core.errors import AppError
 from app.services.audio.errors import NoSpeech
@@ -23,6 +24,18 @@ _FIRST_BLOCK_BYTES = 9600
 """0.2 s at 24 kHz: encoded separately at the beginning of an answer, for a low latency."""
 
 
+class LiveSink(Protocol):
+    """Somebody who listens to an answer while it is synthesized, before it is encoded."""
+
+    def begin(self, utterance: Utterance) -> None:
+        """Take note of the sentence whose sound follows."""
+        ...
+
+    async def sound(self, pcm: bytes, sample_rate_hz: int) -> None:
+        """Take signed 16-bit little-endian mono PCM; waits while the listener has enough."""
+        ...
+
+
 @dataclass(slots=True)
 class VoiceTurn:
     """Implements the engine's `VoiceStages`; collects the MP3 for its subscribers."""
@@ -33,6 +46,7 @@ class VoiceTurn:
     default_voice: str
     has_clips: bool = False
     speaks: bool = True
+    sink: LiveSink | None = None
     transcript: Transcript | None = None
     spoken_characters: int = 0
     mp3: list[bytes] = field(default_factory=list[bytes])
@@ -74,9 +88,12 @@ class VoiceTurn:
 
         def begin(utterance: Utterance) -> None:
             self._current = utterance
+            if self.sink:
+                self.sink.begin(utterance)
 
         async def on_sound(pcm: bytes) -> None:
             self._current_samples += len(pcm) // 2
+            await self._hand_over(pcm, mark)
             if self.has_clips:
                 self._current_pcm += pcm
             # Send the first frames before the rest is encoded.
@@ -109,6 +126,11 @@ class VoiceTurn:
             self._finish_piece(silence)
         self._end_stream(encoder.finish())
 
+    async def _hand_over(self, pcm: bytes, mark: Callable[[str], None]) -> None:
+        if self.sink:
+            mark("first_audio_ms")
+            await self.sink.sound(pcm, self.speaker.sample_rate_hz)
+
     def finished_pieces(self) -> Sequence[SpokenPiece]:
         """Implement `VoiceStages.finished_pieces`."""
         return self._finished
@@ -138,17 +160,19 @@ class VoiceTurn:
         language = persona.language or (self.transcript and self.transcript.language)
         cutter = SentenceCutter(language, self.speaker.max_characters)
         text_filter = SpeechTextFilter()
-        start = 0
+        start, written = 0, ""
 
         def utterances_of(pieces: list[str]) -> list[Utterance]:
-            nonlocal start
+            nonlocal start, written
             utterances: list[Utterance] = []
             for piece in pieces:
                 self._written_characters += len(piece)
+                written += piece
                 if words := text_filter.clean(piece):
                     # Text that is not synthesized, such as code, belongs to the next utterance.
-                    utterances.append(Utterance(words, start, self._written_characters))
-                    start = self._written_characters
+                    end = self._written_characters
+                    utterances.append(Utterance(words, start, end, written))
+                    start, written = end, ""
             return utterances
 
         async for delta in deltas:
@@ -223,9 +247,14 @@ class VoiceTurns:
     default_voice: str
 
     def make(
-        self, recording: Recording | None, *, has_clips: bool, speaks: bool = True
+        self,
+        recording: Recording | None,
+        *,
+        has_clips: bool,
+        speaks: bool = True,
+        sink: LiveSink | None = None,
     ) -> VoiceTurn:
-        """Return the stages of one turn."""
+        """Return the stages of one turn; `sink` listens to its answer."""
         return VoiceTurn(
-            recording, self.transcriber, self.speaker, self.default_voice, has_clips, speaks
+            recording, self.transcriber, self.speaker, self.default_voice, has_clips, speaks, sink
         )

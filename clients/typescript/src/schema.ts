@@ -652,6 +652,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/realtime/client_secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Client Secret
+         * @description Create a short-lived credential for `/v1/realtime`, with the settings of its lines.
+         *
+         *     Lines that are open outlive it, but not the key that made it.
+         */
+        post: operations["create_client_secret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/files": {
         parameters: {
             query?: never;
@@ -1952,7 +1974,7 @@ export interface components {
          * @description How the caller was authenticated.
          * @enum {string}
          */
-        CallerKind: "admin" | "key" | "user" | "session-token";
+        CallerKind: "admin" | "key" | "user" | "session-token" | "client-secret";
         /**
          * CallerRead
          * @description Who the caller is. `scopes` are what it may do, as far as its kind may.
@@ -2047,6 +2069,53 @@ export interface components {
             } | null;
         } & {
             [key: string]: unknown;
+        };
+        /**
+         * ClientSecretCreate
+         * @description A client secret to create, with the settings of the lines that it opens.
+         */
+        ClientSecretCreate: {
+            /**
+             * @default {
+             *       "anchor": "created_at",
+             *       "seconds": 600
+             *     }
+             */
+            expires_after?: components["schemas"]["ExpiresAfter"];
+            /**
+             * Session
+             * @description As in `session.update`, and `model`: the agent that answers.
+             */
+            session?: {
+                [key: string]: unknown;
+            };
+            /**
+             * Session Id
+             * @description The session to go on in; without it each line opens one.
+             */
+            session_id?: string | null;
+            /**
+             * User Id
+             * @description The end user to whom sessions that are opened belong.
+             */
+            user_id?: string | null;
+        };
+        /**
+         * ClientSecretRead
+         * @description A client secret, whose value is shown only in this response.
+         */
+        ClientSecretRead: {
+            /** Value */
+            value: string;
+            /**
+             * Expires At
+             * @description Seconds since 1970.
+             */
+            expires_at: number;
+            /** Session */
+            session: {
+                [key: string]: unknown;
+            };
         };
         /**
          * ClipRead
@@ -2183,6 +2252,23 @@ export interface components {
             tool_id: string;
             /** Version */
             version: number;
+        };
+        /**
+         * ExpiresAfter
+         * @description When a client secret expires: so many seconds after its creation.
+         */
+        ExpiresAfter: {
+            /**
+             * Anchor
+             * @default created_at
+             * @constant
+             */
+            anchor?: "created_at";
+            /**
+             * Seconds
+             * @default 600
+             */
+            seconds?: number;
         };
         /**
          * ExportedFile
@@ -10294,6 +10380,124 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_client_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ClientSecretCreate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientSecretRead"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
                 };
             };
         };

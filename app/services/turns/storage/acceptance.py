@@ -168,7 +168,7 @@ def _accept_new(
     if waiting:
         interrupt_id, interrupted_status = yield from _queue_or_refuse(message, options.on_busy)
     newer = read_history(rows)
-    if options.conversation:
+    if options.conversation or options.request.is_own:
         if options.request.tools and persona.tools is not None:
             raise tools_not_taken()
         persona = persona_of_request(persona, options.request)
@@ -185,7 +185,7 @@ def _accept_new(
         modality=message.modality,
         status=TurnStatus.QUEUED if waiting else TurnStatus.IN_PROGRESS,
         attempt=1,
-        user_message_id=message.user_message_id,
+        user_message_id=options.user_message_id or message.user_message_id,
         message_id=message.message_id,
         user_seq=last_seq - 1,
         created_at=now,
@@ -290,7 +290,8 @@ def _turn_request(
     """Return what later calls of the model need; `None` for an agent that needs one call only."""
     given, conversation = options.request, options.conversation
     is_plain = persona.tools is None and persona.output_schema is None
-    if is_plain and options.answer_format is None and conversation is None:
+    is_own = conversation is not None or given.is_own
+    if is_plain and options.answer_format is None and not is_own:
         return None
     earlier = len(conversation.earlier) if conversation else 0
     return replace(

@@ -60,13 +60,19 @@ class CallError(TypedDict, total=False):
 CallStatus: TypeAlias = Literal['pending', 'awaiting_approval', 'awaiting_output', 'awaiting_answer', 'running', 'completed', 'failed', 'denied', 'expired', 'cancelled', 'unknown']
 
 
-CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token']
+CallerKind: TypeAlias = Literal['admin', 'key', 'user', 'session-token', 'client-secret']
 
 
 Capability: TypeAlias = Literal['chat', 'stt', 'tts']
 
 
 StopItem: TypeAlias = str
+
+
+class ClientSecretRead(TypedDict, total=False):
+    value: Required[str]
+    expires_at: Required[int]
+    session: Required[dict[str, Any]]
 
 
 class ClipRead(TypedDict, total=False):
@@ -125,6 +131,11 @@ class ExactTool(TypedDict, total=False):
 class ExactToolRead(TypedDict, total=False):
     tool_id: Required[str]
     version: Required[int]
+
+
+class ExpiresAfter(TypedDict, total=False):
+    anchor: Literal['created_at']
+    seconds: int
 
 
 class ExportedFile(TypedDict, total=False):
@@ -1279,6 +1290,13 @@ class ChatCompletionCreate(TypedDict, total=False):
     parallel_tool_calls: bool | None
     n: int | None
     response_format: dict[str, Any] | None
+
+
+class ClientSecretCreate(TypedDict, total=False):
+    expires_after: ExpiresAfter
+    session: dict[str, Any]
+    session_id: str | None
+    user_id: str | None
 
 
 class HistoryMessageRead(TypedDict, total=False):

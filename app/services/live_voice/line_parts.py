@@ -1,0 +1,31 @@
+"""What all answers of one line share."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+
+from app.core.database import Database
+from app.core.security import Caller
+from app.services.live_voice.items import LineConversation
+from app.services.live_voice.outbox import Outbox
+from app.services.live_voice.sessions import LineSession
+from app.services.turns import TurnEngine
+from app.services.voice import VoiceTurns
+
+
+@dataclass(frozen=True, slots=True)
+class LineParts:
+    """The services that a line uses, and its state."""
+
+    turns: TurnEngine
+    voices: VoiceTurns
+    database: Database
+    caller: Caller
+    session: LineSession
+    conversation: LineConversation
+    outbox: Outbox
+    admit: Callable[[], Awaitable[None]]
+    """Counts a response against the caller's limit of requests; raises `RateLimited`."""
+    cancelling: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held while a turn is cancelled: what a client says of an answer comes behind our guess."""
