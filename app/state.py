@@ -51,6 +51,7 @@ from app.services.tool_ports import ToolRunner
 from app.services.tools.http_runner import HttpToolRunner
 from app.services.tools.key_ring import KeyRing
 from app.services.tools.mcp_directory import McpDirectory
+from app.services.tools.mcp_oauth import McpAuthorizer
 from app.services.tools.mcp_runner import McpToolRunner
 from app.services.tools.runners import ToolRunners
 from app.services.tools.secret_store import SecretStore
@@ -95,6 +96,7 @@ class State(TypedDict):
     tool_runner: ToolRunner
     tool_tester: ToolTester
     mcp_directory: McpDirectory
+    mcp_authorizer: McpAuthorizer
     request_limiter: RequestLimiter
     open_streams: OpenStreamRegistry
     turns: TurnEngine
@@ -196,7 +198,8 @@ async def _build_state(
     secret_store = SecretStore(database, secret_keys)
     mcp_client = providers.get("mcp") or mcp_client_of(settings)
     http_runner = HttpToolRunner(outbound, secret_store)
-    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner)
+    authorizer = McpAuthorizer(database, mcp_client, secret_store, secret_keys)
+    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner, authorizer)
     tool_runner = ToolRunners(http_runner, mcp_runner)
     documents = Sandbox([DOCUMENTS_WARM_UP], _DOCUMENT_LIMITS)
     store = FolderFileStore(settings.files_dir or settings.data_dir / "files")
@@ -270,7 +273,8 @@ async def _build_state(
             outbound=outbound,
             tool_runner=tool_runner,
             tool_tester=ToolTester(tool_runner),
-            mcp_directory=McpDirectory(mcp_client, secret_store),
+            mcp_directory=McpDirectory(mcp_client, secret_store, authorizer),
+            mcp_authorizer=authorizer,
             request_limiter=request_limiter,
             turns=turns,
             files=files,

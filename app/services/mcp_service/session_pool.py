@@ -122,6 +122,8 @@ def connection_error(error: BaseException, attempt: Attempt) -> McpError:
     """Return why there is no connection."""
     if attempt.failure is not None:
         return McpError(attempt.failure, attempt.message)
+    if attempt.wants_authorization:  # whatever it says to a version that it does not speak
+        return McpError(McpFailure.UNAUTHORIZED, "It answered with HTTP status 401.")
     if attempt.status in UNAUTHORIZED:
         return McpError(McpFailure.UNAUTHORIZED, f"It answered with HTTP status {attempt.status}.")
     if attempt.status is not None and attempt.status >= 400:  # noqa: PLR2004  # an error
@@ -246,8 +248,31 @@ class ConnectionPool:
             return _program_streams(program)
         return self._http(str(target["url"]), target["headers"])
 
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request that belongs to no connection; return its answer. Raises `McpError`."""
+        async with self._client(str(request.url), {}) as client:
+            response = await client.send(request)
+        attempt = current_attempt.get()
+        if attempt and attempt.failure:
+            raise McpError(attempt.failure, attempt.message)
+        return response
+
     @asynccontextmanager
     async def _http(self, url: str, headers: dict[str, str]) -> AsyncGenerator[Any]:
+        async with (
+            self._client(url, headers) as client,
+            streamable_http_client(
+                url,
+                http_client=client,
+                max_sse_event_size=None,  # `BoundedTransport` has the limits
+            ) as streams,
+        ):
+            yield streams
+
+    @asynccontextmanager
+    async def _client(
+        self, url: str, headers: dict[str, str]
+    ) -> AsyncGenerator[httpx2.AsyncClient]:
         self._tls = self._tls or ssl.create_default_context()
         scheme = url.partition(":")[0]
         transport = BoundedTransport(self._guard, scheme, self._tls, self._proxy)
@@ -256,9 +281,4 @@ class ConnectionPool:
             transport=transport, headers=own | headers, timeout=None, trust_env=False
         ) as client:
             client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            async with streamable_http_client(
-                url,
-                http_client=client,
-                max_sse_event_size=None,  # `BoundedTransport` has the limits
-            ) as streams:
-                yield streams
+            yield client
