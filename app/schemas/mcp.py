@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from app.schemas.base import Changes, Request, Response, Text
+from app.schemas.secrets import SECRET_NAME
 from app.schemas.tools import Approval, Effect, Seconds, Template
 
 ServerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,32}$")]
@@ -18,6 +19,7 @@ AllowedTools = Annotated[
 ]
 
 
+SecretName = Annotated[str, StringConstraints(pattern=SECRET_NAME)]
 OAuthText = Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -31,11 +33,9 @@ class McpOAuthSettings(Request):
         default=None,
         description="Without it, which `authorization_code` allows, a client is registered.",
     )
-    client_secret: (
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")] | None
-    ) = Field(
+    client_secret: SecretName | None = Field(
         default=None,
-        description="The name of a secret; its hosts are those of the issuer and its token endpoint.",
+        description="The name of a secret whose hosts are those of issuer and token endpoint.",
         examples=["SHOP_CLIENT_SECRET"],
     )
     client_auth: Literal["client_secret_basic", "client_secret_post"] = Field(
