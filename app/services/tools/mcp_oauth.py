@@ -7,7 +7,7 @@ and `renewing_until` while somebody renews it.
 
 import secrets as comparison
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -92,10 +92,8 @@ class McpAuthorizer:
             workspace_id, settings, "begin", "The authorization was not begun.", redirect_uri
         )
         ends_at = time.time() + _PENDING_SECONDS
-        async with self._database.transaction() as db:
-            grant = await self._load(db, workspace_id, server_id, for_update=True) or {}
-            pending = {**granted.grant, "ends_at": ends_at}
-            await self._store(db, workspace_id, server_id, {**grant, _PENDING: pending})
+        pending = {**granted.grant, "ends_at": ends_at}
+        await self._change(workspace_id, server_id, lambda grant: {**grant, _PENDING: pending})
         return granted.url or "", datetime.fromtimestamp(ends_at, UTC)
 
     async def finish(
@@ -109,27 +107,27 @@ class McpAuthorizer:
 
         An authorization is finished once. Raises `McpUnauthorized`.
         """
-        async with self._database.transaction() as db:
-            grant = await self._load(db, workspace_id, server_id, for_update=True) or {}
-            pending: Grant | None = grant.pop(_PENDING, None)
-            is_expected = pending is not None and comparison.compare_digest(
-                str(pending["state"]).encode(), str(answer["state"]).encode()
-            )
-            if not is_expected or pending is None or pending["ends_at"] < time.time():
+        begun: list[Grant] = []
+
+        def take_pending(grant: Grant) -> Grant:
+            pending: Grant | None = grant.get(_PENDING)
+            if not pending or not _is_answered(pending, str(answer["state"])):
                 message = "This answers no authorization that was begun within the last 10 minutes."
                 raise McpUnauthorized(message)
-            await self._store(db, workspace_id, server_id, grant)
+            begun[:] = [pending]
+            return _without(grant, _PENDING)
+
+        await self._change(workspace_id, server_id, take_pending)
         granted = await self._step(
             workspace_id,
             settings,
             "finish",
             "The authorization was not finished.",
-            grant=pending,
+            grant=begun[0],
             code=answer["code"],
             issuer=answer["iss"],
         )
-        async with self._database.transaction() as db:
-            await self._store(db, workspace_id, server_id, dict(granted.grant))
+        await self._change(workspace_id, server_id, lambda _: dict(granted.grant))
 
     async def _valid_grant(
         self,
@@ -140,44 +138,43 @@ class McpAuthorizer:
     ) -> Grant:
         with anyio.move_on_after(_STEP_SECONDS):
             while True:
-                async with self._database.reading() as db:
-                    grant = await self._load(db, workspace_id, server_id)
-                if grant and _is_valid(grant) and _header_of(grant) != refused:
+                grant = await self._read(workspace_id, server_id)
+                if _is_valid(grant) and _header_of(grant) != refused:
                     return grant
                 if settings["oauth"]["grant"] != "client_credentials":
                     _require_renewable(grant)
                 if await self._claim(workspace_id, server_id, grant):
-                    return await self._renew(workspace_id, server_id, settings, grant or {})
+                    return await self._renew(workspace_id, server_id, settings, grant)
                 await anyio.sleep(_POLL_SECONDS)  # somebody else renews it
         raise McpUnauthorized("The access token of the MCP server was not renewed in time.")
 
-    async def _claim(self, workspace_id: UUID, server_id: UUID, seen: Grant | None) -> bool:
+    async def _claim(self, workspace_id: UUID, server_id: UUID, seen: Grant) -> bool:
         """Take it on to renew a grant, unless another has, or has done so meanwhile."""
-        try:
-            async with self._database.transaction() as db:
-                grant = await self._load(db, workspace_id, server_id, for_update=True)
-                if grant != seen or (grant or {}).get(_LEASE, 0) > time.time():
-                    return False
-                lease = {_LEASE: time.time() + _LEASE_SECONDS}
-                await self._store(db, workspace_id, server_id, {**(grant or {}), **lease})
-        except IntegrityError:  # another made the row
-            return False
-        return True
+        is_mine = False
+
+        def claim(grant: Grant) -> Grant:
+            nonlocal is_mine
+            is_mine = grant == seen and grant.get(_LEASE, 0) < time.time()
+            return {**grant, _LEASE: time.time() + _LEASE_SECONDS} if is_mine else grant
+
+        await self._change(workspace_id, server_id, claim)
+        return is_mine
 
     async def _renew(
         self, workspace_id: UUID, server_id: UUID, settings: ServerSettings, grant: Grant
     ) -> Grant:
         """Renew a grant that was claimed. Where that fails, what there is is kept."""
-        renewed = grant
+        renewed: Grant = {}
+
+        def keep(now: Grant) -> Grant:
+            is_same = _LEASE in now  # nobody has authorized anew meanwhile
+            return _without({**now, **renewed}, _LEASE) if is_same else now
+
         try:
             renewed = await self._renewed(workspace_id, settings, grant)
         finally:
             with anyio.CancelScope(shield=True):
-                async with self._database.transaction() as db:
-                    now = await self._load(db, workspace_id, server_id, for_update=True) or {}
-                    pending = {_PENDING: now[_PENDING]} if _PENDING in now else {}
-                    kept = {key: each for key, each in renewed.items() if key != _LEASE}
-                    await self._store(db, workspace_id, server_id, {**kept, **pending})
+                await self._change(workspace_id, server_id, keep)
         return renewed
 
     async def _renewed(self, workspace_id: UUID, settings: ServerSettings, grant: Grant) -> Grant:
@@ -214,28 +211,40 @@ class McpAuthorizer:
         except McpError as error:
             raise request_error(error, not_done) from None
 
-    async def _load(
-        self, db: AsyncSession, workspace_id: UUID, server_id: UUID, *, for_update: bool = False
-    ) -> Grant | None:
-        name = f"{_PREFIX}{server_id}"
-        stored = await db.get(
-            StoredSecret, (workspace_id, name), with_for_update=for_update, populate_existing=True
-        )
-        if stored is None:
-            return None
-        return orjson.loads(self._keys.sealer().open(stored.sealed, workspace_id, name))
+    async def _read(self, workspace_id: UUID, server_id: UUID) -> Grant:
+        async with self._database.reading() as db:
+            stored = await db.get(StoredSecret, (workspace_id, f"{_PREFIX}{server_id}"))
+            return self._opened(stored)
 
-    async def _store(
-        self, db: AsyncSession, workspace_id: UUID, server_id: UUID, grant: Grant
-    ) -> None:
-        name, sealer = f"{_PREFIX}{server_id}", self._keys.sealer()
-        sealed = sealer.seal(orjson.dumps(grant), workspace_id, name)
-        stored = await db.get(StoredSecret, (workspace_id, name))
+    def _opened(self, stored: StoredSecret | None) -> Grant:
         if stored is None:
-            stored = StoredSecret(workspace_id=workspace_id, name=name, hosts=[])
-            db.add(stored)
-        stored.sealed, stored.key_id, stored.updated_at = sealed, sealer.key_id, utc_now()
-        await db.flush()
+            return {}
+        return orjson.loads(
+            self._keys.sealer().open(stored.sealed, stored.workspace_id, stored.name)
+        )
+
+    async def _change(
+        self, workspace_id: UUID, server_id: UUID, change: Callable[[Grant], Grant]
+    ) -> None:
+        """Replace the stored grant, locked meanwhile, by what `change` makes of it."""
+        name, sealer = f"{_PREFIX}{server_id}", self._keys.sealer()
+        for is_last in (False, True):
+            try:
+                async with self._database.transaction() as db:
+                    key = (workspace_id, name)
+                    stored = await db.get(StoredSecret, key, with_for_update=True)
+                    grant = orjson.dumps(change(self._opened(stored)))
+                    if stored is None:
+                        stored = StoredSecret(workspace_id=workspace_id, name=name, hosts=[])
+                        db.add(stored)
+                    stored.sealed = sealer.seal(grant, workspace_id, name)
+                    stored.key_id, stored.updated_at = sealer.key_id, utc_now()
+                    await db.flush()
+            except IntegrityError:  # another made the row at this moment
+                if is_last:
+                    raise
+            else:
+                return
 
 
 async def delete_grant(db: AsyncSession, workspace_id: UUID, server_id: UUID) -> None:
@@ -245,6 +254,15 @@ async def delete_grant(db: AsyncSession, workspace_id: UUID, server_id: UUID) ->
         await db.delete(stored)
 
 
+def _without(grant: Grant, key: str) -> Grant:
+    return {name: value for name, value in grant.items() if name != key}
+
+
+def _is_answered(pending: Grant, state: str) -> bool:
+    is_its_state = comparison.compare_digest(str(pending["state"]).encode(), state.encode())
+    return is_its_state and pending["ends_at"] > time.time()
+
+
 def _is_valid(grant: Grant) -> bool:
     ends_at = grant.get("expires_at")
     return bool(grant.get("tokens")) and (
@@ -252,8 +270,8 @@ def _is_valid(grant: Grant) -> bool:
     )
 
 
-def _require_renewable(grant: Grant | None) -> None:
-    tokens: Grant | None = (grant or {}).get("tokens")
+def _require_renewable(grant: Grant) -> None:
+    tokens: Grant | None = grant.get("tokens")
     if not tokens or not tokens.get("refresh_token"):
         raise McpUnauthorized(_NOT_AUTHORIZED)
 
