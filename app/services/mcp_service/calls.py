@@ -18,8 +18,8 @@ from app.services.mcp_service.contents import (
     storable,
     tool_fields,
 )
-from app.services.mcp_service.guarded_transport import Attempt, current_attempt
-from app.services.mcp_service.session_pool import UNAUTHORIZED, ConnectionPool, McpConnection
+from app.services.mcp_service.guarded_transport import UNAUTHORIZED, Attempt, current_attempt
+from app.services.mcp_service.session_pool import ConnectionPool, McpConnection
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.sandbox.frames import Fields
 

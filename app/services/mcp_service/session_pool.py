@@ -28,7 +28,11 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from app.services.mcp_port import McpError, McpFailure
-from app.services.mcp_service.guarded_transport import Attempt, BoundedTransport, current_attempt
+from app.services.mcp_service.guarded_transport import (
+    Attempt,
+    BoundedTransport,
+    current_attempt,
+)
 from app.services.mcp_service.program import ENVIRONMENT
 from app.services.outbound.addresses import Guard
 from app.services.sandbox.environment import minimal_environment
@@ -39,7 +43,6 @@ _HANDSHAKE_BYTES = 256 * 1024
 _CLIENT_INFO = types.Implementation(name="agent-platform", version="1")
 _PAUSES_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 _LOST_SESSION = (400, 401, 404)
-UNAUTHORIZED = (401, 403)
 
 
 class McpConnection:
@@ -122,10 +125,8 @@ def connection_error(error: BaseException, attempt: Attempt) -> McpError:
     """Return why there is no connection."""
     if attempt.failure is not None:
         return McpError(attempt.failure, attempt.message)
-    if attempt.wants_authorization:  # whatever it says to a version that it does not speak
-        return McpError(McpFailure.UNAUTHORIZED, "It answered with HTTP status 401.")
-    if attempt.status in UNAUTHORIZED:
-        return McpError(McpFailure.UNAUTHORIZED, f"It answered with HTTP status {attempt.status}.")
+    if attempt.wants_authorization:  # whatever it says to the other versions of the protocol
+        return McpError(McpFailure.UNAUTHORIZED, "It answered with HTTP status 401 or 403.")
     if attempt.status is not None and attempt.status >= 400:  # noqa: PLR2004  # an error
         message = f"It answered the handshake with HTTP status {attempt.status}."
         return McpError(McpFailure.INCOMPATIBLE, message)
