@@ -7,6 +7,7 @@ The suite starts a server for each scenario and a command that is to be the clie
 import asyncio
 import json
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from uuid import uuid4
 import anyio
 import httpx2
 import pytest
+from anyio.abc import Process
 
 from app.services.mcp_port import (
     McpAnswer,
@@ -155,15 +157,30 @@ async def results_of(revision: str, folder: Path) -> dict[str, list[str]]:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            command = f"{sys.executable} -S {HERE / 'conformance_client.py'} {port}"
-            arguments = ["--requirements", revision, "--timeout", "60000", "-o", str(folder)]
-            with (folder / "report.txt").open("wb") as report:
-                await anyio.run_process(
-                    [node(), "--import", str(HERE / "conformance_node20.mjs"), str(SUITE),
-                     "client", "--command", command, *arguments],
-                    stdout=report, stderr=report, check=False,
-                )  # fmt: skip
+            client_command = f"{sys.executable} -S {HERE / 'conformance_client.py'} {port}"
+            process = await anyio.open_process(
+                [node(), "--import", str(HERE / "conformance_node20.mjs"), str(SUITE), "client",
+                 "--command", client_command, "--requirements", revision, "--timeout", "60000",
+                 "-o", str(folder)],
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                await until_summary(process)
+            finally:
+                process.kill()  # it would wait for the worker's connections, which stay for a while
+                await process.wait()
     return faults_in(folder)
+
+
+async def until_summary(process: Process) -> None:
+    """Wait until the results are written, which is before their summary is printed."""
+    assert process.stdout
+    printed = b""
+    async for piece in process.stdout:
+        printed += piece
+        if b"SUITE SUMMARY" in printed:
+            return
+    pytest.fail(printed.decode()[-2000:])
 
 
 def every_port() -> str:
