@@ -51,7 +51,6 @@ from app.services.tool_ports import ToolRunner
 from app.services.tools.http_runner import HttpToolRunner
 from app.services.tools.key_ring import KeyRing
 from app.services.tools.mcp_directory import McpDirectory
-from app.services.tools.mcp_oauth import McpAuthorizer
 from app.services.tools.mcp_runner import McpToolRunner
 from app.services.tools.runners import ToolRunners
 from app.services.tools.secret_store import SecretStore
@@ -96,7 +95,6 @@ class State(TypedDict):
     tool_runner: ToolRunner
     tool_tester: ToolTester
     mcp_directory: McpDirectory
-    mcp_authorizer: McpAuthorizer
     request_limiter: RequestLimiter
     open_streams: OpenStreamRegistry
     turns: TurnEngine
@@ -198,8 +196,8 @@ async def _build_state(
     secret_store = SecretStore(database, secret_keys)
     mcp_client = providers.get("mcp") or mcp_client_of(settings)
     http_runner = HttpToolRunner(outbound, secret_store)
-    authorizer = McpAuthorizer(database, mcp_client, secret_store, secret_keys)
-    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner, authorizer)
+    mcp_directory = McpDirectory(database, mcp_client, secret_store, secret_keys)
+    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner, mcp_directory)
     tool_runner = ToolRunners(http_runner, mcp_runner)
     documents = Sandbox([DOCUMENTS_WARM_UP], _DOCUMENT_LIMITS)
     store = FolderFileStore(settings.files_dir or settings.data_dir / "files")
@@ -273,8 +271,7 @@ async def _build_state(
             outbound=outbound,
             tool_runner=tool_runner,
             tool_tester=ToolTester(tool_runner),
-            mcp_directory=McpDirectory(mcp_client, secret_store, authorizer),
-            mcp_authorizer=authorizer,
+            mcp_directory=mcp_directory,
             request_limiter=request_limiter,
             turns=turns,
             files=files,

@@ -58,7 +58,7 @@ async def _get_mcp_directory(connection: HTTPConnection) -> McpDirectory:
 
 
 async def _get_mcp_authorizer(connection: HTTPConnection) -> McpAuthorizer:
-    authorizer: McpAuthorizer = connection.state.mcp_authorizer
+    authorizer: McpAuthorizer = connection.state.mcp_directory.authorizer
     return authorizer
 
 
