@@ -184,7 +184,7 @@ async def test_token_is_renewed_by_one_of_many(
     found: list[dict[str, str]] = []
 
     async def ask() -> None:
-        authorizer = state["mcp_authorizer"]
+        authorizer = state["mcp_directory"].authorizer
         found.append(await authorizer.headers(workspace_id, server["id"], stored))
 
     async with anyio.create_task_group() as tasks:

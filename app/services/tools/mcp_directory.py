@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from app.core.database import Database
 from app.services.mcp_port import McpClient, McpError, McpListing, McpTarget
 from app.services.tools.errors import ToolInvalid
+from app.services.tools.key_ring import KeyRing
 from app.services.tools.mcp_definitions import ServerSettings
 from app.services.tools.mcp_failures import request_error
 from app.services.tools.mcp_oauth import McpAuthorizer
@@ -17,10 +19,12 @@ _LIST_SECONDS = 30.0
 class McpDirectory:
     """Lists the tools of servers."""
 
-    def __init__(self, client: McpClient, secrets: SecretStore, authorizer: McpAuthorizer) -> None:
+    def __init__(
+        self, database: Database, client: McpClient, secrets: SecretStore, keys: KeyRing
+    ) -> None:
         self._client = client
         self._secrets = secrets
-        self._authorizer = authorizer
+        self.authorizer = McpAuthorizer(database, client, secrets, keys)
 
     def require_program(self, settings: ServerSettings) -> None:
         """Raise `ToolInvalid` where the operator has no such program."""
@@ -52,7 +56,7 @@ class McpDirectory:
             }
         except ArgumentUnusable as error:
             raise ToolInvalid(f"`headers` cannot be sent: {error}.") from None
-        headers |= await self._authorizer.headers(workspace_id, server_id, settings)
+        headers |= await self.authorizer.headers(workspace_id, server_id, settings)
         target = McpTarget(workspace_id, settings["url"], headers, settings["program"])
         try:
             return await self._client.list_tools(target, _LIST_SECONDS)

@@ -43,7 +43,7 @@ from app.services.tool_ports import (
 from app.services.tools.errors import SecretHostMismatch, SecretNotFound
 from app.services.tools.http_request import hidden_values
 from app.services.tools.http_runner import HttpToolRunner, failed, unknown
-from app.services.tools.mcp_oauth import McpAuthorizer
+from app.services.tools.mcp_directory import McpDirectory
 from app.services.tools.redaction import Redactor
 from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, image_result, storable
 from app.services.tools.secret_store import SecretRow, SecretStore, load_secret
@@ -94,14 +94,14 @@ class McpToolRunner:
         client: McpClient,
         secrets: SecretStore,
         http: HttpToolRunner,
-        authorizer: McpAuthorizer,
+        directory: McpDirectory,
     ) -> None:
         """`http` checks results against schemas, with the validators that it keeps."""
         self._database = database
         self._client = client
         self._secrets = secrets
         self._http = http
-        self._authorizer = authorizer
+        self._authorizer = directory.authorizer
 
     async def run(self, call: ToolCallRequest) -> ToolResult:
         """See `ToolRunner.run`."""
