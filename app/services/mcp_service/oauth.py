@@ -232,8 +232,8 @@ async def _drive(provider: OAuthClientProvider, send: Send, url: str) -> None:
     try:
         await anext(flow)
         response = httpx2.Response(_UNAUTHORIZED, headers=headers, request=request)
-        while (wanted := await flow.asend(response)) is not request:
-            response = await send(wanted)
+        while (needed := await flow.asend(response)) is not request:
+            response = await send(needed)
     finally:
         await flow.aclose()
 
