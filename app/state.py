@@ -196,7 +196,8 @@ async def _build_state(
     secret_store = SecretStore(database, secret_keys)
     mcp_client = providers.get("mcp") or mcp_client_of(settings)
     http_runner = HttpToolRunner(outbound, secret_store)
-    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner)
+    mcp_directory = McpDirectory(database, mcp_client, secret_store, secret_keys)
+    mcp_runner = McpToolRunner(database, mcp_client, secret_store, http_runner, mcp_directory)
     tool_runner = ToolRunners(http_runner, mcp_runner)
     documents = Sandbox([DOCUMENTS_WARM_UP], _DOCUMENT_LIMITS)
     store = FolderFileStore(settings.files_dir or settings.data_dir / "files")
@@ -270,7 +271,7 @@ async def _build_state(
             outbound=outbound,
             tool_runner=tool_runner,
             tool_tester=ToolTester(tool_runner),
-            mcp_directory=McpDirectory(mcp_client, secret_store),
+            mcp_directory=mcp_directory,
             request_limiter=request_limiter,
             turns=turns,
             files=files,

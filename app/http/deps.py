@@ -15,6 +15,7 @@ from app.services.files.library import FileLibrary
 from app.services.outbound_port import Outbound
 from app.services.tools.key_ring import KeyRing
 from app.services.tools.mcp_directory import McpDirectory
+from app.services.tools.mcp_oauth import McpAuthorizer
 from app.services.tools.tester import ToolTester
 from app.services.turns import TurnEngine
 from app.services.usage import AccountDirectory, StorageMeter
@@ -56,6 +57,11 @@ async def _get_mcp_directory(connection: HTTPConnection) -> McpDirectory:
     return directory
 
 
+async def _get_mcp_authorizer(connection: HTTPConnection) -> McpAuthorizer:
+    authorizer: McpAuthorizer = connection.state.mcp_directory.authorizer
+    return authorizer
+
+
 async def _get_tool_tester(connection: HTTPConnection) -> ToolTester:
     tester: ToolTester = connection.state.tool_tester
     return tester
@@ -81,6 +87,7 @@ Caller = Annotated[CallerIdentity, Depends(_get_caller)]
 SecretKeys = Annotated[KeyRing, Depends(_get_secret_keys)]
 OutboundDep = Annotated[Outbound, Depends(_get_outbound)]
 McpDirectoryDep = Annotated[McpDirectory, Depends(_get_mcp_directory)]
+McpAuthorizerDep = Annotated[McpAuthorizer, Depends(_get_mcp_authorizer)]
 ToolTesterDep = Annotated[ToolTester, Depends(_get_tool_tester)]
 Files = Annotated[FileLibrary, Depends(_get_files)]
 Turns = Annotated[TurnEngine, Depends(_get_turns)]

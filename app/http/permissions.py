@@ -106,6 +106,8 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("PATCH", "/mcp-servers/{server_id}"): EndpointPolicy(P.TOOLS_WRITE),
     ("DELETE", "/mcp-servers/{server_id}"): EndpointPolicy(P.TOOLS_WRITE),
     ("POST", "/mcp-servers/{server_id}/refresh"): EndpointPolicy(P.TOOLS_WRITE),
+    ("POST", "/mcp-servers/{server_id}/authorization"): EndpointPolicy(P.TOOLS_WRITE),
+    ("POST", "/mcp-servers/{server_id}/authorization/code"): EndpointPolicy(P.TOOLS_WRITE),
     ("POST", "/mcp-servers/{server_id}/tools/{name}/accept"): EndpointPolicy(P.TOOLS_WRITE),
     ("POST", "/secrets"): EndpointPolicy(P.TOOLS_WRITE),
     ("GET", "/secrets"): EndpointPolicy(P.TOOLS_READ),

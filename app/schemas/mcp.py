@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from app.schemas.base import Changes, Request, Response, Text
+from app.schemas.secrets import SECRET_NAME
 from app.schemas.tools import Approval, Effect, Seconds, Template
 
 ServerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,32}$")]
@@ -16,6 +17,38 @@ Headers = Annotated[dict[str, Template], Field(max_length=50)]
 AllowedTools = Annotated[
     list[Annotated[Text, StringConstraints(max_length=200)]], Field(max_length=512)
 ]
+
+
+SecretName = Annotated[str, StringConstraints(pattern=SECRET_NAME)]
+OAuthText = Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
+
+
+class McpOAuthSettings(Request):
+    """How access tokens are got for a server that wants OAuth."""
+
+    grant: Literal["client_credentials", "authorization_code"] = Field(
+        description="As this server itself, or as a person who once visits a page."
+    )
+    client_id: OAuthText | None = Field(
+        default=None,
+        description="Without it, which `authorization_code` allows, a client is registered.",
+    )
+    client_secret: SecretName | None = Field(
+        default=None,
+        description="The name of a secret whose hosts are those of issuer and token endpoint.",
+        examples=["SHOP_CLIENT_SECRET"],
+    )
+    client_auth: Literal["client_secret_basic", "client_secret_post"] = Field(
+        default="client_secret_basic", description="How the secret is sent."
+    )
+    issuer: ServerUrl | None = Field(
+        default=None,
+        description="Of the authorization server that knows `client_id`, as it names itself.",
+        examples=["https://auth.example.com"],
+    )
+    scope: OAuthText | None = Field(
+        default=None, description="Separated by spaces; by default what the server asks for."
+    )
 
 
 class McpServerCreate(Request):
@@ -35,6 +68,11 @@ class McpServerCreate(Request):
     headers: Headers = Field(
         default_factory=dict[str, str],
         examples=[{"Authorization": "Bearer {{secrets.GITHUB_TOKEN}}"}],
+    )
+    oauth: McpOAuthSettings | None = Field(
+        default=None,
+        description="With `authorization_code` it is listed once a person has authorized this "
+        "server: `POST /mcp-servers/{id}/authorization`.",
     )
     allowed_tools: AllowedTools | None = Field(
         default=None, description="Tools that are kept of what it lists; by default all."
@@ -58,6 +96,7 @@ class McpServerUpdate(Changes):
     url: ServerUrl | None = None
     program: ProgramName | None = None
     headers: Headers = Field(default_factory=dict[str, str])
+    oauth: McpOAuthSettings | None = None
     allowed_tools: AllowedTools | None = None
     effect: Effect = "once"
     approval: Approval | None = None
@@ -82,6 +121,17 @@ class McpToolRead(Response):
     sha256: str = Field(description="Of name, description and schemas.")
 
 
+class McpOAuthRead(Response):
+    """How access tokens are got; the tokens are never shown."""
+
+    grant: Literal["client_credentials", "authorization_code"]
+    client_id: str | None
+    client_secret: str | None = Field(description="The name of a secret.")
+    client_auth: Literal["client_secret_basic", "client_secret_post"]
+    issuer: str | None
+    scope: str | None
+
+
 class McpServerSummary(Response):
     """An MCP server without its tools."""
 
@@ -90,6 +140,7 @@ class McpServerSummary(Response):
     url: str | None
     program: str | None
     headers: dict[str, str]
+    oauth: McpOAuthRead | None
     allowed_tools: list[str] | None
     effect: Effect
     approval: Approval | None
@@ -123,3 +174,27 @@ class McpToolAccept(Request):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="Of the definition that was looked at; by default the newest."
     )
+
+
+class McpAuthorizationBegin(Request):
+    """Where the authorization server sends the person back to."""
+
+    redirect_uri: ServerUrl = Field(
+        description="A page of yours, which passes `code`, `state` and `iss` on.",
+        examples=["https://console.example.com/mcp/callback"],
+    )
+
+
+class McpAuthorizationBegun(Response):
+    """The page that a person is to visit."""
+
+    authorization_url: str
+    expires_at: datetime
+
+
+class McpAuthorizationFinish(Request):
+    """What the authorization server added to the `redirect_uri`."""
+
+    code: OAuthText
+    state: OAuthText
+    iss: OAuthText | None = None

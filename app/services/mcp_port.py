@@ -112,6 +112,51 @@ class McpProgress:
     message: str | None
 
 
+@value_object(frozen=True, slots=True)
+class McpOAuth:
+    """The OAuth client that acts for a workspace, with the secret filled in."""
+
+    grant: str
+    """`client_credentials` or `authorization_code`."""
+    client_id: str | None
+    """`None`: a client is registered at the authorization server."""
+    client_secret: str | None = field(repr=False)
+    secret_hosts: Sequence[str]
+    """Where the secret may go."""
+    client_auth: str
+    """How the secret is sent: `client_secret_basic` or `client_secret_post`."""
+    issuer: str | None
+    """Of the authorization server that the client is registered at."""
+    scope: str | None
+
+
+@value_object(frozen=True, slots=True)
+class McpAuthorization:
+    """A step on the way to an access token."""
+
+    target: McpTarget
+    oauth: McpOAuth
+    step: str
+    """`begin` and `finish` of an authorization by a person, or `renew`."""
+    grant: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the step before returned."""
+    redirect_uri: str | None = None
+    """Where the person is sent at the end, for `begin`."""
+    code: str | None = field(default=None, repr=False)
+    issuer: str | None = None
+    """What came back with the person, for `finish`: `iss` may be missing."""
+
+
+@value_object(frozen=True, slots=True)
+class McpGranted:
+    """The end of a step."""
+
+    grant: Mapping[str, Any] = field(repr=False)
+    """Opaque but for `tokens` (with `access_token`), `expires_at` (POSIX time) and `state`."""
+    url: str | None = None
+    """Of the page that a person is to visit."""
+
+
 class McpFailure(StrEnum):
     """Why there is no answer that can be used."""
 
@@ -161,6 +206,12 @@ class McpClient(Protocol):
         self, call: McpCall, on_progress: OnProgress | None = None
     ) -> McpResult | McpQuestion:
         """Call a tool. Raises `McpError`. Cancelled, the server is told."""
+        ...
+
+    async def authorize(
+        self, authorization: McpAuthorization, timeout_seconds: float
+    ) -> McpGranted:
+        """Do a step of OAuth with a server that has a `url`. Raises `McpError`."""
         ...
 
     def programs(self) -> Sequence[str]:

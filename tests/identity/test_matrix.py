@@ -130,6 +130,12 @@ ROWS: dict[str, Row] = {
     "PATCH /mcp-servers/{server_id}": Row("tools:write", json={"auto_accept": True}),
     "DELETE /mcp-servers/{server_id}": Row("tools:write", status=204),
     "POST /mcp-servers/{server_id}/refresh": Row("tools:write"),
+    "POST /mcp-servers/{server_id}/authorization": Row(  # of a server without OAuth
+        "tools:write", json={"redirect_uri": "https://console.example.com/back"}, status=422
+    ),
+    "POST /mcp-servers/{server_id}/authorization/code": Row(
+        "tools:write", json={"code": "c", "state": "s"}, status=422
+    ),
     "POST /mcp-servers/{server_id}/tools/{name}/accept": Row(  # of no tool that it lists
         "tools:write", json={}, status=404
     ),

@@ -5,8 +5,10 @@ from typing import Any, Self
 
 from app.services.mcp_port import (
     ListedTool,
+    McpAuthorization,
     McpCall,
     McpError,
+    McpGranted,
     McpListing,
     McpQuestion,
     McpResult,
@@ -50,6 +52,16 @@ class FakeMcp:
         if self.listing_error:
             raise self.listing_error
         return McpListing("2026-07-28", "fake", "1", self.tools)
+
+    async def authorize(
+        self, authorization: McpAuthorization, timeout_seconds: float
+    ) -> McpGranted:
+        """Fulfil `McpClient.authorize`."""
+        assert timeout_seconds > 0
+        return McpGranted(
+            {"tokens": {"access_token": "token"}, "expires_at": None, "state": "state"},
+            str(authorization.redirect_uri),
+        )
 
     async def call(
         self, call: McpCall, on_progress: OnProgress | None = None

@@ -39,6 +39,7 @@ class Action(StrEnum):
     MCP_SERVER_UPDATED = "mcp-server.updated"
     MCP_SERVER_LISTED = "mcp-server.listed"
     MCP_SERVER_ARCHIVED = "mcp-server.archived"
+    MCP_SERVER_AUTHORIZED = "mcp-server.authorized"
     MCP_TOOL_ACCEPTED = "mcp-tool.accepted"
     SECRET_CREATED = "secret.created"  # noqa: S105  # a name
     SECRET_REPLACED = "secret.replaced"  # noqa: S105  # a name

@@ -18,8 +18,8 @@ from app.services.mcp_service.contents import (
     storable,
     tool_fields,
 )
-from app.services.mcp_service.guarded_transport import Attempt, current_attempt
-from app.services.mcp_service.session_pool import UNAUTHORIZED, ConnectionPool, McpConnection
+from app.services.mcp_service.guarded_transport import UNAUTHORIZED, Attempt, current_attempt
+from app.services.mcp_service.session_pool import ConnectionPool, McpConnection
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.sandbox.frames import Fields
 
@@ -130,7 +130,7 @@ class CallServer:
         await self._frames.send(end, b"".join(images))
 
     async def _end_of(self, request: RunningRequest, fields: Fields) -> Fields:
-        serve = self._list if fields["op"] == "list" else self._call
+        serve = {"list": self._list, "call": self._call, "oauth": self._oauth}[fields["op"]]
         try:
             with anyio.move_on_after(request.timeout_seconds) as request.deadline:
                 return await serve(request, fields)
@@ -166,6 +166,12 @@ class CallServer:
                 "server_version": storable(info.version[:100]) if info else "",
                 "tools": [tool_fields(tool) for tool in tools],
             }
+
+    async def _oauth(self, request: RunningRequest, fields: Fields) -> Fields:
+        del request  # its limits hold by `current_attempt`
+        from app.services.mcp_service.oauth import serve_oauth
+
+        return await serve_oauth(self.pool.send, fields)
 
     async def _call(self, request: RunningRequest, fields: Fields) -> Fields:
         """Call once; again where the session was lost before anything ran."""

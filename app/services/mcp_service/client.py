@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from typing import Any, Self
 from uuid import UUID
@@ -15,9 +16,11 @@ from anyio.abc import TaskGroup
 
 from app.services.mcp_port import (
     ListedTool,
+    McpAuthorization,
     McpCall,
     McpError,
     McpFailure,
+    McpGranted,
     McpListing,
     McpQuestion,
     McpResult,
@@ -127,6 +130,17 @@ class McpWorkerClient:
             names = (end["protocol_version"], end["server_name"], end["server_version"])
             return McpListing(*names, tools)
         except (KeyError, TypeError):
+            raise _not_understood() from None
+
+    async def authorize(
+        self, authorization: McpAuthorization, timeout_seconds: float
+    ) -> McpGranted:
+        """See `McpClient.authorize`."""
+        fields: Fields = {"op": "oauth", **asdict(authorization)}
+        end = await self._run(authorization.target, fields, timeout_seconds, None, None)
+        try:
+            return McpGranted(end["grant"], end.get("url"))
+        except KeyError:
             raise _not_understood() from None
 
     async def call(

@@ -30,6 +30,7 @@ _SLICE_BYTES = 2048
 """What is parsed before other calls have their turn."""
 _MOST_HEAD_BYTES = 128 << 10
 """Before a body begins: informational responses have no end of their own."""
+UNAUTHORIZED = (401, 403)
 _UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _EVENT_STREAM = "text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -58,6 +59,8 @@ class Attempt:
     was_sent: bool = False
     status: int | None = None
     """Of the last answer."""
+    wants_authorization: bool = False
+    """True once it answered 401 or 403."""
     received_bytes: int = 0
     messages: int = 0
     is_over: bool = False
@@ -298,6 +301,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         finally:
             _awaited_head.reset(token)
         attempt.status = response.status
+        attempt.wants_authorization |= response.status in UNAUTHORIZED
         headers = httpx2.Headers(response.headers)
         refusal = _refusal(response.status, headers)
         if refusal:

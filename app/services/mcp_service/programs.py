@@ -9,9 +9,11 @@ from typing import Any, Self, cast
 import orjson
 
 from app.services.mcp_port import (
+    McpAuthorization,
     McpCall,
     McpError,
     McpFailure,
+    McpGranted,
     McpListing,
     McpQuestion,
     McpResult,
@@ -92,6 +94,12 @@ class McpClientSet:
     async def list_tools(self, target: McpTarget, timeout_seconds: float) -> McpListing:
         """See `McpClient.list_tools`."""
         return await self._client_of(target).list_tools(target, timeout_seconds)
+
+    async def authorize(
+        self, authorization: McpAuthorization, timeout_seconds: float
+    ) -> McpGranted:
+        """See `McpClient.authorize`."""
+        return await self._remote.authorize(authorization, timeout_seconds)
 
     async def call(
         self, call: McpCall, on_progress: OnProgress | None = None

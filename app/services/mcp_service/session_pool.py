@@ -28,7 +28,11 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from app.services.mcp_port import McpError, McpFailure
-from app.services.mcp_service.guarded_transport import Attempt, BoundedTransport, current_attempt
+from app.services.mcp_service.guarded_transport import (
+    Attempt,
+    BoundedTransport,
+    current_attempt,
+)
 from app.services.mcp_service.program import ENVIRONMENT
 from app.services.outbound.addresses import Guard
 from app.services.sandbox.environment import minimal_environment
@@ -39,7 +43,6 @@ _HANDSHAKE_BYTES = 256 * 1024
 _CLIENT_INFO = types.Implementation(name="agent-platform", version="1")
 _PAUSES_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 _LOST_SESSION = (400, 401, 404)
-UNAUTHORIZED = (401, 403)
 
 
 class McpConnection:
@@ -122,8 +125,8 @@ def connection_error(error: BaseException, attempt: Attempt) -> McpError:
     """Return why there is no connection."""
     if attempt.failure is not None:
         return McpError(attempt.failure, attempt.message)
-    if attempt.status in UNAUTHORIZED:
-        return McpError(McpFailure.UNAUTHORIZED, f"It answered with HTTP status {attempt.status}.")
+    if attempt.wants_authorization:  # whatever it says to the other versions of the protocol
+        return McpError(McpFailure.UNAUTHORIZED, "It answered with HTTP status 401 or 403.")
     if attempt.status is not None and attempt.status >= 400:  # noqa: PLR2004  # an error
         message = f"It answered the handshake with HTTP status {attempt.status}."
         return McpError(McpFailure.INCOMPATIBLE, message)
@@ -246,8 +249,31 @@ class ConnectionPool:
             return _program_streams(program)
         return self._http(str(target["url"]), target["headers"])
 
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request that belongs to no connection; return its answer. Raises `McpError`."""
+        async with self._client(str(request.url), {}) as client:
+            response = await client.send(request)
+        attempt = current_attempt.get()
+        if attempt and attempt.failure:
+            raise McpError(attempt.failure, attempt.message)
+        return response
+
     @asynccontextmanager
     async def _http(self, url: str, headers: dict[str, str]) -> AsyncGenerator[Any]:
+        async with (
+            self._client(url, headers) as client,
+            streamable_http_client(
+                url,
+                http_client=client,
+                max_sse_event_size=None,  # `BoundedTransport` has the limits
+            ) as streams,
+        ):
+            yield streams
+
+    @asynccontextmanager
+    async def _client(
+        self, url: str, headers: dict[str, str]
+    ) -> AsyncGenerator[httpx2.AsyncClient]:
         self._tls = self._tls or ssl.create_default_context()
         scheme = url.partition(":")[0]
         transport = BoundedTransport(self._guard, scheme, self._tls, self._proxy)
@@ -256,9 +282,4 @@ class ConnectionPool:
             transport=transport, headers=own | headers, timeout=None, trust_env=False
         ) as client:
             client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            async with streamable_http_client(
-                url,
-                http_client=client,
-                max_sse_event_size=None,  # `BoundedTransport` has the limits
-            ) as streams:
-                yield streams
+            yield client

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -38,8 +39,8 @@ def check_server(settings: ServerSettings, outbound: Outbound) -> tuple[str, ...
     if (url is None) == (settings["program"] is None):
         raise ToolInvalid("An MCP server has either `url` or `program`.")
     if url is None:
-        if headers:
-            raise ToolInvalid("`headers` are for servers with a `url`.")
+        if headers or settings["oauth"]:
+            raise ToolInvalid("`headers` and `oauth` are for servers with a `url`.")
         return ()
     if not _URL_END.fullmatch(url):
         raise ToolInvalid("`url` must be such as https://mcp.example.com/mcp, without credentials.")
@@ -51,7 +52,38 @@ def check_server(settings: ServerSettings, outbound: Outbound) -> tuple[str, ...
     refusal = outbound.refusal_of(url)
     if refusal:
         raise AddressNotAllowed(f"`url` cannot be called. {refusal}")
+    if settings["oauth"]:
+        _check_oauth(settings, outbound)
     return templates.secret_names_of(headers)
+
+
+def _check_oauth(settings: ServerSettings, outbound: Outbound) -> None:
+    oauth = settings["oauth"]
+    if any(name.lower() == "authorization" for name in settings["headers"]):
+        raise ToolInvalid("`headers` has `authorization`, which `oauth` sets.")
+    is_own = oauth["grant"] == "client_credentials"
+    if is_own and not (oauth["client_id"] and oauth["client_secret"]):
+        raise ToolInvalid("`client_credentials` needs `client_id` and `client_secret`.")
+    if oauth["client_secret"] and not oauth["client_id"]:
+        raise ToolInvalid("`client_secret` needs its `client_id`.")
+    if (oauth["client_id"] is None) != (oauth["issuer"] is None):
+        raise ToolInvalid("`client_id` and `issuer` belong together.")
+    if oauth["issuer"] is None:
+        return
+    if not _URL_END.fullmatch(oauth["issuer"]):
+        raise ToolInvalid("`issuer` must be such as https://auth.example.com.")
+    refusal = outbound.refusal_of(oauth["issuer"])
+    if refusal:
+        raise AddressNotAllowed(f"`issuer` cannot be called. {refusal}")
+
+
+def check_redirect_uri(uri: str) -> None:
+    """Raise `ToolInvalid` unless a browser can be sent to `uri`."""
+    parts = urlsplit(uri)
+    is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    is_web = parts.scheme == "https" or (parts.scheme == "http" and is_local)
+    if not is_web or not parts.hostname or parts.fragment:
+        raise ToolInvalid("`redirect_uri` must be https, or http on the local machine.")
 
 
 def listed_definition(tool: ListedTool) -> tuple[dict[str, Any], str | None]:

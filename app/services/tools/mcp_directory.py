@@ -3,42 +3,28 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from app.core.errors import AppError
-from app.services.mcp_port import McpClient, McpError, McpFailure, McpListing, McpTarget
-from app.services.tools.errors import (
-    AddressNotAllowed,
-    McpBusy,
-    McpIncompatible,
-    McpUnauthorized,
-    McpUnavailable,
-    McpUnreachable,
-    ToolInvalid,
-)
+from app.core.database import Database
+from app.services.mcp_port import McpClient, McpError, McpListing, McpTarget
+from app.services.tools.errors import ToolInvalid
+from app.services.tools.key_ring import KeyRing
 from app.services.tools.mcp_definitions import ServerSettings
+from app.services.tools.mcp_failures import request_error
+from app.services.tools.mcp_oauth import McpAuthorizer
 from app.services.tools.secret_store import SecretStore
 from app.services.tools.templates import HIDDEN_VALUES, ArgumentUnusable, fill_header
 
 _LIST_SECONDS = 30.0
-_ERRORS: dict[McpFailure, type[AppError]] = {
-    McpFailure.ADDRESS_NOT_ALLOWED: AddressNotAllowed,
-    McpFailure.UNAUTHORIZED: McpUnauthorized,
-    McpFailure.INCOMPATIBLE: McpIncompatible,
-    McpFailure.REFUSED: McpIncompatible,
-    McpFailure.TOO_LARGE: McpIncompatible,
-    McpFailure.UNREACHABLE: McpUnreachable,
-    McpFailure.BROKEN: McpUnreachable,
-    McpFailure.TIMEOUT: McpUnreachable,
-    McpFailure.BUSY: McpBusy,
-    McpFailure.UNAVAILABLE: McpUnavailable,
-}
 
 
 class McpDirectory:
     """Lists the tools of servers."""
 
-    def __init__(self, client: McpClient, secrets: SecretStore) -> None:
+    def __init__(
+        self, database: Database, client: McpClient, secrets: SecretStore, keys: KeyRing
+    ) -> None:
         self._client = client
         self._secrets = secrets
+        self.authorizer = McpAuthorizer(database, client, secrets, keys)
 
     def require_program(self, settings: ServerSettings) -> None:
         """Raise `ToolInvalid` where the operator has no such program."""
@@ -47,9 +33,15 @@ class McpDirectory:
             raise ToolInvalid("The operator's file MCP_SERVERS_FILE names no program like this.")
 
     async def list_tools(
-        self, workspace_id: UUID, settings: ServerSettings, secret_names: Sequence[str]
+        self,
+        workspace_id: UUID,
+        settings: ServerSettings,
+        secret_names: Sequence[str],
+        server_id: UUID | None = None,
     ) -> McpListing:
         """Connect to a server and list its tools; outside of a transaction.
+
+        `server_id` is `None` for a server that is not stored yet.
 
         Raises `McpUnreachable`, `McpUnauthorized`, `McpIncompatible`, `AddressNotAllowed`,
         `McpBusy`, `McpUnavailable`, `ToolInvalid`, and what the secrets raise.
@@ -64,12 +56,9 @@ class McpDirectory:
             }
         except ArgumentUnusable as error:
             raise ToolInvalid(f"`headers` cannot be sent: {error}.") from None
+        headers |= await self.authorizer.headers(workspace_id, server_id, settings)
         target = McpTarget(workspace_id, settings["url"], headers, settings["program"])
         try:
             return await self._client.list_tools(target, _LIST_SECONDS)
         except McpError as error:
-            raised = _ERRORS[error.failure]
-            wait = 5 if raised in {McpBusy, McpUnavailable} else None
-            raise raised(
-                f"The MCP server was not listed. {error}", retry_after_seconds=wait
-            ) from None
+            raise request_error(error, "The MCP server was not listed.") from None

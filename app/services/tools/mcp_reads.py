@@ -91,7 +91,7 @@ def stored_server(server: McpServer, tools: Sequence[StoredMcpTool]) -> StoredMc
     """Return a server with `tools`."""
     return StoredMcpServer(
         server.id,
-        server.settings,
+        {"oauth": None, **server.settings},
         server.protocol_version,
         server.server_name,
         server.server_version,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any, cast
 from uuid import UUID
@@ -43,6 +43,7 @@ from app.services.tool_ports import (
 from app.services.tools.errors import SecretHostMismatch, SecretNotFound
 from app.services.tools.http_request import hidden_values
 from app.services.tools.http_runner import HttpToolRunner, failed, unknown
+from app.services.tools.mcp_directory import McpDirectory
 from app.services.tools.redaction import Redactor
 from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, image_result, storable
 from app.services.tools.secret_store import SecretRow, SecretStore, load_secret
@@ -67,6 +68,8 @@ _CALL_CODES = {
 }
 _NO_ANSWER = frozenset((McpFailure.BROKEN, McpFailure.TIMEOUT))
 """Then nobody can tell whether a call that was sent was done."""
+_SECRET_ERRORS = (SecretNotFound, SecretHostMismatch, SecretsKeyMissing)
+_BEARER = len("Bearer ")
 _servers = cast("Table", McpServer.__table__)
 _tools = cast("Table", McpTool.__table__)
 
@@ -86,13 +89,19 @@ class McpToolRunner:
     """Fulfils `ToolRunner.run` for tools of MCP servers."""
 
     def __init__(
-        self, database: Database, client: McpClient, secrets: SecretStore, http: HttpToolRunner
+        self,
+        database: Database,
+        client: McpClient,
+        secrets: SecretStore,
+        http: HttpToolRunner,
+        directory: McpDirectory,
     ) -> None:
         """`http` checks results against schemas, with the validators that it keeps."""
         self._database = database
         self._client = client
         self._secrets = secrets
         self._http = http
+        self._authorizer = directory.authorizer
 
     async def run(self, call: ToolCallRequest) -> ToolResult:
         """See `ToolRunner.run`."""
@@ -115,12 +124,40 @@ class McpToolRunner:
             values, target = self._target(call, present)
         except ArgumentUnusable as error:
             return failed("arguments-invalid", f"The call was not made: {error}.")
-        except (SecretNotFound, SecretHostMismatch, SecretsKeyMissing) as error:
+        except _SECRET_ERRORS as error:
             return failed(error.code, error.detail)
         except (SealBroken, AppError) as error:  # such as a database that is away
             logger.error("An MCP server cannot be read: %s", type(error).__name__)  # noqa: TRY400
             return failed("tool-failed", "The MCP server's settings cannot be read.")
-        return await self._send(call, reference, target, Redactor(values))
+        return await self._send_with_access(call, reference, present.settings, target, values)
+
+    async def _send_with_access(
+        self,
+        call: ToolCallRequest,
+        reference: McpReference,
+        settings: Mapping[str, Any],
+        target: McpTarget,
+        secrets: dict[str, str],
+    ) -> ToolResult:
+        """Call; again with another access token where one was refused, before anything ran."""
+        access: dict[str, str] = {}
+        while True:
+            refused = access
+            try:
+                access = await self._authorizer.headers(
+                    call.workspace_id, reference.server_id, settings, refused=refused
+                )
+                allowed = replace(target, headers={**target.headers, **access})
+                hidden = secrets | {name: text[_BEARER:] for name, text in access.items()}
+                return await self._send(call, reference, allowed, Redactor(hidden))
+            except McpError as error:
+                is_refused = error.failure is McpFailure.UNAUTHORIZED
+                if not (is_refused and access) or refused:
+                    return _unanswered(call.tool, error, Redactor(secrets | access))
+            except _SECRET_ERRORS as error:
+                return failed(error.code, error.detail)
+            except AppError as error:
+                return failed("mcp-error", error.detail)
 
     def _target(self, call: ToolCallRequest, present: _Present) -> tuple[dict[str, str], McpTarget]:
         """Return the secrets that go to the server, and where that is."""
@@ -138,6 +175,7 @@ class McpToolRunner:
     async def _send(
         self, call: ToolCallRequest, reference: McpReference, target: McpTarget, redactor: Redactor
     ) -> ToolResult:
+        """Call once. Raises `McpError`."""
         meta = {"idempotencyKey": str(call.id)}
         if call.traceparent:
             meta["traceparent"] = call.traceparent
@@ -149,24 +187,21 @@ class McpToolRunner:
                 message = storable(redactor.redact(progress.message)) if progress.message else None
                 on_progress(ToolProgress(progress.progress, progress.total, message))
 
-        try:
-            outcome = await self._client.call(
-                McpCall(
-                    call.id,
-                    target,
-                    reference.name,
-                    orjson.loads(call.arguments or "{}"),
-                    call.tool.timeout_seconds,
-                    _MAX_RESULT_BYTES,
-                    _MAX_IMAGE_RESULT_BYTES,
-                    meta,
-                    call.question.state if call.question else None,
-                    McpAnswer(answer["action"], answer.get("content")) if answer else None,
-                ),
-                tell if on_progress else None,
-            )
-        except McpError as error:
-            return _unanswered(call.tool, error, redactor)
+        outcome = await self._client.call(
+            McpCall(
+                call.id,
+                target,
+                reference.name,
+                orjson.loads(call.arguments or "{}"),
+                call.tool.timeout_seconds,
+                _MAX_RESULT_BYTES,
+                _MAX_IMAGE_RESULT_BYTES,
+                meta,
+                call.question.state if call.question else None,
+                McpAnswer(answer["action"], answer.get("content")) if answer else None,
+            ),
+            tell if on_progress else None,
+        )
         if isinstance(outcome, McpQuestion):
             return _asking(outcome, redactor)
         return self._answered(call.tool, outcome, redactor)

@@ -31,6 +31,7 @@ from app.services.tools.mcp_definitions import (
     tool_definition,
     tool_name,
 )
+from app.services.tools.mcp_oauth import delete_grant
 from app.services.tools.mcp_reads import (
     StoredMcpServer,
     accepted_tools,
@@ -71,6 +72,10 @@ async def require_bound_secrets(
     """Raise `SecretNotFound` or `SecretHostMismatch` unless the secrets may go to the server."""
     if names:
         await secrets.require_bound_secrets(db, workspace_id, frozenset(names), settings["url"])
+    oauth = settings["oauth"]
+    if oauth and oauth["client_secret"]:
+        name = frozenset((oauth["client_secret"],))
+        await secrets.require_bound_secrets(db, workspace_id, name, oauth["issuer"])
 
 
 async def create_server(
@@ -140,10 +145,17 @@ async def update_server(
     What its owner says about effects and approvals holds for tools that are accepted from now on.
     """
     server = await find_server(db, workspace_id, server_id, for_update=True)
+    if grants_differ(server.settings, settings):
+        await delete_grant(db, workspace_id, server_id)
     server.settings, server.secret_names = dict(settings), [*secret_names]
     server.updated_at = utc_now()
     await db.flush()
     return await read_server(db, server)
+
+
+def grants_differ(before: ServerSettings, after: ServerSettings) -> bool:
+    """Tell whether what was granted under the settings `before` is of no use under `after`."""
+    return (before["url"], before.get("oauth")) != (after["url"], after.get("oauth"))
 
 
 async def archive_server(db: AsyncSession, workspace_id: UUID, server_id: UUID) -> None:
@@ -156,6 +168,7 @@ async def archive_server(db: AsyncSession, workspace_id: UUID, server_id: UUID) 
     for tool in await accepted_tools(db, server, for_update=True):
         tool.archived_at = tool.archived_at or now
     server.archived_at = now
+    await delete_grant(db, workspace_id, server_id)
     await db.flush()
 
 

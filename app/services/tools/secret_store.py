@@ -61,6 +61,14 @@ class SecretStore:
         opened = self.opened(workspace_id, names, url, rows)
         return {name: value.decode() for name, value in opened.items()}
 
+    async def value_and_hosts(
+        self, workspace_id: UUID, name: str, url: str
+    ) -> tuple[str, Sequence[str]]:
+        """Return a secret that goes to `url`, and its hosts. Raises as `for_call` does."""
+        rows = await self._database.run(_load, workspace_id, [name])
+        value = self.opened(workspace_id, [name], url, rows)[name]
+        return value.decode(), rows[0][2]
+
     def opened(
         self, workspace_id: UUID, names: Sequence[str], url: str, rows: Sequence[SecretRow]
     ) -> dict[str, bytes]:

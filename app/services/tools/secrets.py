@@ -179,11 +179,13 @@ async def _users(db: AsyncSession, workspace_id: UUID) -> Mapping[str, list[UUID
     for tool_id, names in await db.execute(query.order_by(Tool.id)):
         for name in names:
             users.setdefault(name, []).append(tool_id)
-    servers = select(McpServer.id, McpServer.secret_names).where(
+    servers = select(McpServer.id, McpServer.secret_names, McpServer.settings).where(
         McpServer.workspace_id == workspace_id, McpServer.archived_at.is_(None)
     )
-    for server_id, names in await db.execute(servers.order_by(McpServer.id)):
-        for name in names:
+    for server_id, names, settings in await db.execute(servers.order_by(McpServer.id)):
+        oauth: dict[str, str | None] | None = settings.get("oauth")
+        client_secret = oauth["client_secret"] if oauth else None
+        for name in {*names, *filter(None, [client_secret])}:
             users.setdefault(name, []).append(server_id)
     return users
 

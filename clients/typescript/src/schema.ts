@@ -1168,7 +1168,8 @@ export interface paths {
          * Create Mcp Server
          * @description Connect to an MCP server, list its tools and store them.
          *
-         *     A model sees none of them until its definition is accepted.
+         *     A model sees none of them until its definition is accepted. A server whose `oauth` needs a
+         *     person is stored without tools.
          */
         post: operations["create_mcp_server"];
         delete?: never;
@@ -1194,7 +1195,8 @@ export interface paths {
          * @description Change any subset of a server's fields; its tools are listed again.
          *
          *     Nothing is stored where that fails. Tools that were accepted keep their effect and approval:
-         *     change them with `PUT /tools/{id}`.
+         *     change them with `PUT /tools/{id}`. Where `url` or `oauth` change, what was authorized is
+         *     forgotten; a server whose `oauth` needs a person is then not listed.
          */
         put: operations["update_mcp_server"];
         post?: never;
@@ -1210,7 +1212,8 @@ export interface paths {
          * @description Change any subset of a server's fields; its tools are listed again.
          *
          *     Nothing is stored where that fails. Tools that were accepted keep their effect and approval:
-         *     change them with `PUT /tools/{id}`.
+         *     change them with `PUT /tools/{id}`. Where `url` or `oauth` change, what was authorized is
+         *     forgotten; a server whose `oauth` needs a person is then not listed.
          */
         patch: operations["patch_mcp_server"];
         trace?: never;
@@ -1231,6 +1234,51 @@ export interface paths {
          *     Calls of a tool whose definition is another one by now are refused until it is accepted.
          */
         post: operations["refresh_mcp_server"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/mcp-servers/{server_id}/authorization": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin Mcp Authorization
+         * @description Begin the authorization of this server at an MCP server, by a person in a browser.
+         *
+         *     The authorization server sends the person to `redirect_uri` within 10 minutes. What was
+         *     authorized before is used until this one is finished.
+         */
+        post: operations["begin_mcp_authorization"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/mcp-servers/{server_id}/authorization/code": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Finish Mcp Authorization
+         * @description Finish an authorization with what came back to `redirect_uri`, and list the server's tools.
+         *
+         *     Access tokens are sealed as secrets are, and renewed. Where the listing fails, they are kept.
+         */
+        post: operations["finish_mcp_authorization"];
         delete?: never;
         options?: never;
         head?: never;
@@ -2778,6 +2826,111 @@ export interface components {
             usd_per_day?: number | null;
         };
         /**
+         * McpAuthorizationBegin
+         * @description Where the authorization server sends the person back to.
+         */
+        McpAuthorizationBegin: {
+            /**
+             * Redirect Uri
+             * @description A page of yours, which passes `code`, `state` and `iss` on.
+             * @example https://console.example.com/mcp/callback
+             */
+            redirect_uri: string;
+        };
+        /**
+         * McpAuthorizationBegun
+         * @description The page that a person is to visit.
+         */
+        McpAuthorizationBegun: {
+            /** Authorization Url */
+            authorization_url: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+        };
+        /**
+         * McpAuthorizationFinish
+         * @description What the authorization server added to the `redirect_uri`.
+         */
+        McpAuthorizationFinish: {
+            /** Code */
+            code: string;
+            /** State */
+            state: string;
+            /** Iss */
+            iss?: string | null;
+        };
+        /**
+         * McpOAuthRead
+         * @description How access tokens are got; the tokens are never shown.
+         */
+        McpOAuthRead: {
+            /**
+             * Grant
+             * @enum {string}
+             */
+            grant: "client_credentials" | "authorization_code";
+            /** Client Id */
+            client_id: string | null;
+            /**
+             * Client Secret
+             * @description The name of a secret.
+             */
+            client_secret: string | null;
+            /**
+             * Client Auth
+             * @enum {string}
+             */
+            client_auth: "client_secret_basic" | "client_secret_post";
+            /** Issuer */
+            issuer: string | null;
+            /** Scope */
+            scope: string | null;
+        };
+        /**
+         * McpOAuthSettings
+         * @description How access tokens are got for a server that wants OAuth.
+         */
+        McpOAuthSettings: {
+            /**
+             * Grant
+             * @description As this server itself, or as a person who once visits a page.
+             * @enum {string}
+             */
+            grant: "client_credentials" | "authorization_code";
+            /**
+             * Client Id
+             * @description Without it, which `authorization_code` allows, a client is registered.
+             */
+            client_id?: string | null;
+            /**
+             * Client Secret
+             * @description The name of a secret whose hosts are those of issuer and token endpoint.
+             * @example SHOP_CLIENT_SECRET
+             */
+            client_secret?: string | null;
+            /**
+             * Client Auth
+             * @description How the secret is sent.
+             * @default client_secret_basic
+             * @enum {string}
+             */
+            client_auth?: "client_secret_basic" | "client_secret_post";
+            /**
+             * Issuer
+             * @description Of the authorization server that knows `client_id`, as it names itself.
+             * @example https://auth.example.com
+             */
+            issuer?: string | null;
+            /**
+             * Scope
+             * @description Separated by spaces; by default what the server asks for.
+             */
+            scope?: string | null;
+        };
+        /**
          * McpServerCreate
          * @description A new MCP server; it is connected to, and its tools are listed.
          */
@@ -2808,6 +2961,8 @@ export interface components {
             headers?: {
                 [key: string]: string;
             };
+            /** @description With `authorization_code` it is listed once a person has authorized this server: `POST /mcp-servers/{id}/authorization`. */
+            oauth?: components["schemas"]["McpOAuthSettings"] | null;
             /**
              * Allowed Tools
              * @description Tools that are kept of what it lists; by default all.
@@ -2858,6 +3013,7 @@ export interface components {
             headers: {
                 [key: string]: string;
             };
+            oauth: components["schemas"]["McpOAuthRead"] | null;
             /** Allowed Tools */
             allowed_tools: string[] | null;
             /**
@@ -2915,6 +3071,7 @@ export interface components {
             headers: {
                 [key: string]: string;
             };
+            oauth: components["schemas"]["McpOAuthRead"] | null;
             /** Allowed Tools */
             allowed_tools: string[] | null;
             /**
@@ -2978,6 +3135,7 @@ export interface components {
             headers: {
                 [key: string]: string;
             };
+            oauth: components["schemas"]["McpOAuthRead"] | null;
             /** Allowed Tools */
             allowed_tools: string[] | null;
             /**
@@ -3026,6 +3184,7 @@ export interface components {
             headers?: {
                 [key: string]: string;
             };
+            oauth?: components["schemas"]["McpOAuthSettings"] | null;
             /** Allowed Tools */
             allowed_tools?: string[] | null;
             /**
@@ -14158,6 +14317,264 @@ export interface operations {
             };
             /** @description Conflict */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_mcp_authorization: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpAuthorizationBegin"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpAuthorizationBegun"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    finish_mcp_authorization: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                server_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["McpAuthorizationFinish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["McpServerRefreshed"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Timeout */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -234,6 +234,39 @@ class LimitsRequest(TypedDict, total=False):
     usd_per_day: float | None
 
 
+class McpAuthorizationBegin(TypedDict, total=False):
+    redirect_uri: Required[str]
+
+
+class McpAuthorizationBegun(TypedDict, total=False):
+    authorization_url: Required[str]
+    expires_at: Required[str]
+
+
+class McpAuthorizationFinish(TypedDict, total=False):
+    code: Required[str]
+    state: Required[str]
+    iss: str | None
+
+
+class McpOAuthRead(TypedDict, total=False):
+    grant: Required[Literal['client_credentials', 'authorization_code']]
+    client_id: Required[str | None]
+    client_secret: Required[str | None]
+    client_auth: Required[Literal['client_secret_basic', 'client_secret_post']]
+    issuer: Required[str | None]
+    scope: Required[str | None]
+
+
+class McpOAuthSettings(TypedDict, total=False):
+    grant: Required[Literal['client_credentials', 'authorization_code']]
+    client_id: str | None
+    client_secret: str | None
+    client_auth: Literal['client_secret_basic', 'client_secret_post']
+    issuer: str | None
+    scope: str | None
+
+
 AllowedTool: TypeAlias = str
 
 
@@ -242,6 +275,7 @@ class McpServerCreate(TypedDict, total=False):
     url: str | None
     program: str | None
     headers: dict[str, str]
+    oauth: McpOAuthSettings | None
     allowed_tools: list[AllowedTool] | None
     effect: Literal['read', 'idempotent', 'once']
     approval: Literal['never', 'always', 'after_untrusted'] | None
@@ -255,6 +289,7 @@ class McpServerSummary(TypedDict, total=False):
     url: Required[str | None]
     program: Required[str | None]
     headers: Required[dict[str, str]]
+    oauth: Required[McpOAuthRead | None]
     allowed_tools: Required[list[str] | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
@@ -272,6 +307,7 @@ class McpServerUpdate(TypedDict, total=False):
     url: str | None
     program: str | None
     headers: dict[str, str]
+    oauth: McpOAuthSettings | None
     allowed_tools: list[AllowedTool] | None
     effect: Literal['read', 'idempotent', 'once']
     approval: Literal['never', 'always', 'after_untrusted'] | None
@@ -1396,6 +1432,7 @@ class McpServerRead(TypedDict, total=False):
     url: Required[str | None]
     program: Required[str | None]
     headers: Required[dict[str, str]]
+    oauth: Required[McpOAuthRead | None]
     allowed_tools: Required[list[str] | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
@@ -1416,6 +1453,7 @@ class McpServerRefreshed(TypedDict, total=False):
     url: Required[str | None]
     program: Required[str | None]
     headers: Required[dict[str, str]]
+    oauth: Required[McpOAuthRead | None]
     allowed_tools: Required[list[str] | None]
     effect: Required[Literal['read', 'idempotent', 'once']]
     approval: Required[Literal['never', 'always', 'after_untrusted'] | None]
