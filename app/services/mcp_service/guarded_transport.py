@@ -19,6 +19,7 @@ import httpx2
 from typing_extensions import override
 
 from app.services.mcp_port import McpFailure
+from app.services.mcp_service.sliced_streams import AwaitedHead, SlicingBackend, awaited_head
 from app.services.outbound.addresses import Guard
 
 _CONNECT_SECONDS = 5.0
@@ -26,10 +27,6 @@ _MOST_MESSAGES = 2000
 """Of one answer; each costs the SDK a tenth of a millisecond."""
 _MOST_PIECES = 20_000
 """Of the body of one answer, such as chunks; each costs the parser as much."""
-_SLICE_BYTES = 2048
-"""What is parsed before other calls have their turn."""
-_MOST_HEAD_BYTES = 128 << 10
-"""Before a body begins: informational responses have no end of their own."""
 UNAUTHORIZED = (401, 403)
 _UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _EVENT_STREAM = "text/event-stream"
@@ -105,83 +102,6 @@ class Attempt:
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("mcp_attempt", default=None)
-
-
-@dataclass(slots=True)
-class _Head:
-    """Counts what comes before the body of an answer."""
-
-    received_bytes: int = 0
-
-
-_awaited_head: ContextVar[_Head | None] = ContextVar("mcp_awaited_head", default=None)
-
-
-class _SlicedStream(httpcore2.AsyncNetworkStream):
-    """A connection of which little is read at once."""
-
-    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
-        self._inner = inner
-
-    @override
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read up to `_SLICE_BYTES`. Raises `ReadError` for a head without end."""
-        data = await self._inner.read(min(max_bytes, _SLICE_BYTES), timeout)
-        if head := _awaited_head.get():
-            head.received_bytes += len(data)
-            if head.received_bytes > _MOST_HEAD_BYTES:
-                raise httpcore2.ReadError("the head of the answer is longer than any can be")
-        return data
-
-    @override
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """See httpcore."""
-        await self._inner.write(buffer, timeout)
-
-    @override
-    async def aclose(self) -> None:
-        """See httpcore."""
-        await self._inner.aclose()
-
-    @override
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """See httpcore."""
-        return _SlicedStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-
-    @override
-    def get_extra_info(self, info: str) -> Any:
-        """See httpcore."""
-        return self._inner.get_extra_info(info)
-
-
-class SlicingBackend(httpcore2.AsyncNetworkBackend):
-    """Connects anywhere."""
-
-    def __init__(self) -> None:
-        self._inner: Any = httpcore2.AnyIOBackend()
-
-    @override
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """See httpcore."""
-        connecting = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _SlicedStream(await connecting)
-
-    @override
-    async def sleep(self, seconds: float) -> None:
-        """See httpcore."""
-        await anyio.sleep(seconds)
 
 
 async def _resolved(host: str, port: int) -> Sequence[str]:
@@ -282,7 +202,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         attempt = self._attempt_of(request)
         if attempt.failure is not None:
             return httpx2.Response(503)
-        token = _awaited_head.set(_Head())
+        token = awaited_head.set(AwaitedHead())
         try:
             response = await self._pool.handle_async_request(_core_request(request, attempt))
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout):
@@ -299,7 +219,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
             attempt.fail(McpFailure.UNREACHABLE, "No connection was made.")
             return httpx2.Response(503)
         finally:
-            _awaited_head.reset(token)
+            awaited_head.reset(token)
         attempt.status = response.status
         attempt.wants_authorization |= response.status in UNAUTHORIZED
         headers = httpx2.Headers(response.headers)

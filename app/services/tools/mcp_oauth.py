@@ -205,9 +205,9 @@ class McpAuthorizer:
             oauth["scope"],
         )
         target = McpTarget(workspace_id, settings["url"])
-        asked = McpAuthorization(target, client, step, redirect_uri=redirect_uri, **more)
+        authorization = McpAuthorization(target, client, step, redirect_uri=redirect_uri, **more)
         try:
-            return await self._client.authorize(asked, _STEP_SECONDS)
+            return await self._client.authorize(authorization, _STEP_SECONDS)
         except McpError as error:
             raise request_error(error, not_done) from None
 
