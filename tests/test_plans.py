@@ -53,6 +53,8 @@ WITH_VALUES_ONLY = {
     "usage.rate_limits._PRUNE",
 }
 """Without their values the planner must think that they drop a third of the table."""
+FIRST_ROWS = {"crud.session_lookup._ANY_AGENTS"}
+"""They read the first two rows of a workspace that are not archived."""
 COUNTED = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'messages'"
 SCANNED = "SELECT relname FROM pg_stat_user_tables WHERE seq_tup_read > 0 AND n_live_tup > 900"
 
@@ -89,6 +91,9 @@ def conditions(filled: Filled) -> dict[str, Any]:
         "server_id_": filled.turn_id,
         "call_id_": filled.turn_id,
         "file_id_": filled.file_id,
+        "owner_": "user-1",
+        "agent_name_": "Ada",
+        "count_": 1,
         "tool_version_": 1,
         "name_": "SHOP_KEY",
         "slug_": "ada",
@@ -219,13 +224,14 @@ async def test_every_statement_of_a_turn_finds_its_rows_by_an_index(database: Da
             found = await explainer.faults(
                 compiled.sql, values, generic=name not in WITH_VALUES_ONLY
             )
-            if found:
+            if found and name not in FIRST_ROWS:
                 faults[name] = found
 
     assert {
         "turns.storage.turn_statements.ALLOCATE_SEQ",
         "turns.storage.leases._RENEW",
         *WITH_VALUES_ONLY,
+        *FIRST_ROWS,
     } <= set(statements())
     assert faults == {}
 

@@ -18,6 +18,7 @@ from app.http.problems import (
     invalid_request,
 )
 from app.http.protocol import BODY_IS_COMPLETE
+from app.schemas.base import MOST_LEVELS, has_nul, levels_of
 from app.services.voice import UPLOAD_BYTES_LIMIT
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -26,6 +27,12 @@ JSON_BYTES = 12 * 200_000 + 64 * 1024
 """The longest message with every character written as two `\\uXXXX` escapes, and other fields."""
 MESSAGE_BYTES = 28_000_000
 """A message with one of the largest images in it."""
+_NUL_FAULT = {
+    "type": "value_error",
+    "loc": ("body",),
+    "msg": "Value error, must not contain the NUL character",
+}
+_DEEP_FAULT = _NUL_FAULT | {"msg": f"Value error, must have at most {MOST_LEVELS} levels"}
 _MOST_VALUES = 250_000
 """Of a body that is larger than JSON is elsewhere; a message has a few, and its longest text."""
 FORM_BYTES = UPLOAD_BYTES_LIMIT + 64 * 1024
@@ -116,14 +123,18 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
 def parse_json_body(body: bytes, shape: type[Shape]) -> Shape:
     """Read a JSON body of the given shape.
 
-    orjson bounds the depth, and refuses NaN, infinity and lone surrogates. Raises `MalformedBody`
+    orjson refuses NaN, infinity and lone surrogates. What cannot be stored is refused here: NUL,
+    and JSON so deep that nothing writes it. Raises `MalformedBody`
     and `RequestInvalid`, as FastAPI's endpoints answer them.
     """
     if not body:
         missing = {"type": "missing", "loc": ("body",), "msg": "Field required"}
         raise invalid_request([missing])
     try:
-        return shape.model_validate(orjson.loads(body))
+        value = orjson.loads(body)
+        if body.count(b"[") + body.count(b"{") > MOST_LEVELS < levels_of(value):
+            raise invalid_request([_DEEP_FAULT])
+        valid = shape.model_validate(value)
     except orjson.JSONDecodeError as error:
         raise invalid_json(error.pos) from None
     except ValidationError as error:
@@ -132,3 +143,6 @@ def parse_json_body(body: bytes, shape: type[Shape]) -> Shape:
             [{**fault, "loc": ("body", *fault["loc"])} for fault in faults],
             tuple(shape.model_fields),
         ) from None
+    if has_nul(body):
+        raise invalid_request([_NUL_FAULT])
+    return valid

@@ -11,8 +11,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 _METADATA_BYTES = 16 * 1024
 _BLANK = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]*\Z")
 """Spaces, and characters of no width."""
-_METADATA_LEVELS = 100
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""Its escape: not one whose backslash is itself escaped."""
+MOST_LEVELS = 100
 """Of objects and lists in one another; what writes JSON refuses about 255."""
+
+
+def has_nul(encoded: bytes) -> bool:
+    """Return whether JSON has the NUL character in a text, which PostgreSQL does not store."""
+    return b"\\u0000" in encoded and _NUL.search(encoded) is not None
 
 
 def _refuse_nul(text: str) -> str:
@@ -32,12 +39,12 @@ def _refuse_blank(text: str) -> str:
 
 
 def _refuse_unstorable(metadata: dict[str, Any]) -> dict[str, Any]:
-    if _levels(metadata) > _METADATA_LEVELS:
-        raise ValueError(f"must have at most {_METADATA_LEVELS} levels")
+    if levels_of(metadata) > MOST_LEVELS:
+        raise ValueError(f"must have at most {MOST_LEVELS} levels")
     encoded = orjson.dumps(metadata)
     if len(encoded) > _METADATA_BYTES:
         raise ValueError(f"must be at most {_METADATA_BYTES} bytes of JSON")
-    if b"\\u0000" in encoded:
+    if has_nul(encoded):
         raise ValueError("must not contain the NUL character")
     return metadata
 
@@ -47,14 +54,14 @@ def storable_json(value: dict[str, Any]) -> dict[str, Any]:
 
     Raises `ValueError`.
     """
-    if _levels(value) > _METADATA_LEVELS:
-        raise ValueError(f"must have at most {_METADATA_LEVELS} levels")
-    if b"\\u0000" in orjson.dumps(value):
+    if levels_of(value) > MOST_LEVELS:
+        raise ValueError(f"must have at most {MOST_LEVELS} levels")
+    if has_nul(orjson.dumps(value)):
         raise ValueError("must not contain the NUL character")
     return value
 
 
-def _levels(value: object) -> int:
+def levels_of(value: object) -> int:
     """Return how deep a JSON value is."""
     depth, level = 0, [value]
     while level:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.schemas.base import storable_json
+
 _MOST_ITEMS = 20
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -17,11 +19,11 @@ class _Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, body: object) -> object:
-        """Take `null` as absent, as clients mean it."""
+    def _prepare(cls, body: object) -> object:
+        """Take `null` as absent, as clients mean it; refuse NUL, which no database stores."""
         if not isinstance(body, dict):
             return body
-        fields = cast("dict[str, Any]", body)
+        fields = storable_json(cast("dict[str, Any]", body))
         return {name: value for name, value in fields.items() if value is not None}
 
 

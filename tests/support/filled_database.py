@@ -22,6 +22,7 @@ from app.models import (
     RequestWindow,
     Session,
     SessionFile,
+    SessionName,
     StoredClip,
     StoredFile,
     StoredRecording,
@@ -92,6 +93,7 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
     for model in (
         Session, Turn, Message, TurnEventBatch, IdempotencyKey, StoredRecording, StoredClip,
         Budget, RequestWindow, TurnStep, ToolCall, StoredFile, SessionFile,
+        SessionName,
     ):  # fmt: skip
         rows[model] = []
     found: Filled | None = None
@@ -114,6 +116,8 @@ def _rows(rows: dict[type[Base], list[Row]]) -> Filled:
         })  # fmt: skip
         link = {"workspace_id": DEFAULT_WORKSPACE_ID, "session_id": session_id}
         rows[SessionFile].append({**link, "file_id": file_id})
+        name = {"owner": f"user-{number}", "name": f"chat-{number}", "agent_id": agent_id}
+        rows[SessionName].append({**link, **name})
         for place in range(TURNS_EACH):
             is_live = place == TURNS_EACH - 1 and number % LIVE_EACH == 0
             turn_id, asked_id, message_id = new_id(), new_id(), new_id()

@@ -154,7 +154,8 @@ def _ordered(queries: Sequence[SelectBase]) -> ClauseElement:
 
 def _any_agents_stmt(_dialect: Dialect) -> ClauseElement:
     in_workspace = _agents.c.workspace_id == bindparam("workspace_id_")
-    return select(_agents.c.id).where(in_workspace, _agents.c.archived_at.is_(None)).limit(2)
+    query = select(_agents.c.id).where(in_workspace, _agents.c.archived_at.is_(None))
+    return query.order_by(_agents.c.id).limit(2)  # so that the planner uses the primary key
 
 
 _SESSIONS = PreparedStatement(lambda _: _ordered(_sessions_of_name()))
