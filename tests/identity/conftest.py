@@ -33,7 +33,11 @@ async def issuer(issuer_keys: Issuer) -> AsyncIterator[Issuer]:
 @pytest.fixture
 def identity_settings(settings: Settings, issuer: Issuer) -> Settings:
     return settings.model_copy(
-        update={"admin_api_key": SecretStr(ADMIN_KEY), "supabase_url": issuer.url}
+        update={
+            "admin_api_key": SecretStr(ADMIN_KEY),
+            "supabase_url": issuer.url,
+            "limit_user_requests_per_minute": 0,  # a test asks every endpoint
+        }
     )
 
 
