@@ -53,7 +53,7 @@ from app.routers.openai import (
     stored_responses,
 )
 from app.routers.realtime import client_secrets
-from app.routers.realtime import endpoint as realtime_endpoint
+from app.routers.realtime import route as realtime_route
 from app.routers.ui_streams import agui, chat
 from app.state import State, open_state
 
@@ -147,7 +147,7 @@ def create_app(
         responses.ROUTE: responses.create_response,
         chat.ROUTE: chat.continue_chat,
         agui.ROUTE: agui.run_agent,
-        realtime_endpoint.ROUTE: realtime_endpoint.serve_realtime,
+        realtime_route.ROUTE: realtime_route.serve_realtime,
     }
     front: ASGIApp = AuthenticationMiddleware(EndpointDispatcher(plain_endpoints, app.inside))
     if settings.allowed_origins:

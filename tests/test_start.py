@@ -156,4 +156,6 @@ def test_a_start_builds_each_route_once() -> None:
         "_TextMessageRoute",
         "_ChatCompletionRoute",
         "_ResponseRoute",
+        "_AgUiRoute",
+        "_ChatRoute",
     }

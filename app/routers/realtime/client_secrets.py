@@ -10,7 +10,6 @@ from app.http.deps import Caller, Db, Voice
 from app.http.endpoint_route import EndpointRoute
 from app.http.openai_errors import InvalidParameter
 from app.models import new_id
-from app.routers.realtime.session_settings import SessionSettings
 from app.schemas.realtime import ClientSecretCreate, ClientSecretRead
 from app.services.identity import audit, client_secrets
 from app.services.live_voice.errors import LiveInputRefused
@@ -36,6 +35,8 @@ async def create_client_secret(
     )
     audit.record(db, caller, audit.Action.CLIENT_SECRET_CREATED, secret.id)
     expires_at = int(secret.expires_at.timestamp())
+    from app.routers.realtime.session_settings import SessionSettings  # needs NumPy
+
     settings = SessionSettings(
         str(configuration.get("model") or BUILT_IN_AGENT),
         (body.session_id or new_id()).hex,

@@ -22,14 +22,14 @@ from app.http.upgrade_refusal import refuse_upgrade
 from app.routers.openai.agent_names import agent_of
 from app.routers.realtime.client_events import ClientEvents
 from app.routers.realtime.frames import Frame, Frames
+from app.routers.realtime.route import PATH
 from app.routers.realtime.session_settings import SessionSettings
 from app.services.crud import session_not_found
 from app.services.identity import OpenStreamRegistry, client_secrets
-from app.services.live_voice import Line, LiveService
+from app.services.live_voice import LiveService
+from app.services.live_voice.line import Line
 from app.services.live_voice.sessions import BUILT_IN_AGENT
 
-METHOD, PATH = "WEBSOCKET", "/v1/realtime"
-ROUTE = (METHOD, PATH)
 SUBPROTOCOL = "realtime"
 _PARAMETERS = ("model", "session_id", "after")
 _LINE_SECONDS = 3600.0

@@ -3,7 +3,6 @@
 It knows neither sockets nor JSON: it takes samples and calls, and yields events of its own.
 """
 
-from app.services.live_voice.line import Line
 from app.services.live_voice.service import LiveService
 
-__all__ = ["Line", "LiveService"]
+__all__ = ["LiveService"]

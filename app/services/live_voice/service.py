@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from app.core.database import Database
@@ -10,7 +11,6 @@ from app.core.security import Caller
 from app.services.live_voice.config import LineConfig
 from app.services.live_voice.errors import LinesFull, TooManyLines
 from app.services.live_voice.items import LineConversation
-from app.services.live_voice.line import Line
 from app.services.live_voice.line_parts import LineParts
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession, find_session
@@ -18,6 +18,9 @@ from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
 from app.services.usage import RequestLimiter
 from app.services.voice import VoiceTurns
+
+if TYPE_CHECKING:
+    from app.services.live_voice.line import Line
 
 _RETRY_SECONDS = 10
 
@@ -85,8 +88,9 @@ class LiveService:
         """Return the session of a line to open: see `sessions.find_session`."""
         return await find_session(self._database, caller, agent, session_id)
 
-    def open(self, caller: Caller, session: LineSession, config: LineConfig) -> Line:
+    def open(self, caller: Caller, session: LineSession, config: LineConfig) -> "Line":
         """Return a line, which is not running yet."""
+        from app.services.live_voice.line import Line  # needs NumPy
 
         async def admit() -> None:
             await self._limiter.admit(caller)
