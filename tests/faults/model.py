@@ -44,7 +44,9 @@ class HeldModel:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[TextDelta | ChatFinished]:
         """Fulfil `ChatModel.stream`."""
-        words = [message.content for message in request.messages]
+        # The question of a turn that was cancelled in the queue has no answer: it is shown in one
+        # message with the next one.
+        words = [text for message in request.messages for text in message.content.split("\n\n")]
         question = words[-1]
         self.prompts[question] = words[1:-1]
         if question.startswith(HELD):
