@@ -5,9 +5,11 @@ supported is refused by `app.routers.openai.chat_request`, and so are faults ins
 tools, whose items are checked there one by one.
 """
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.schemas.openai_base import OpenAIBody
 
 _MOST_MESSAGES = 2000
 _MOST_BIASES = 300
@@ -23,7 +25,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatCompletionCreate(BaseModel):
+class ChatCompletionCreate(OpenAIBody):
     """A conversation to continue."""
 
     model_config = ConfigDict(extra="allow")
@@ -58,12 +60,3 @@ class ChatCompletionCreate(BaseModel):
     parallel_tool_calls: bool | None = None
     n: int | None = None
     response_format: dict[str, Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, body: object) -> object:
-        """Take `null` as absent, as clients mean it."""
-        if not isinstance(body, dict):
-            return body
-        fields = cast("dict[str, Any]", body)
-        return {name: value for name, value in fields.items() if value is not None}

@@ -5,26 +5,20 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.schemas.base import storable_json
+from app.schemas.openai_base import Metadata, OpenAIBody
 
 _MOST_ITEMS = 20
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 Items = Annotated[list[dict[str, Any]], Field(max_length=_MOST_ITEMS)]
 
 
-class _Body(BaseModel):
+class _Body(OpenAIBody):
     model_config = ConfigDict(extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
-    def _prepare(cls, body: object) -> object:
-        """Take `null` as absent, as clients mean it; refuse NUL, which no database stores."""
-        if not isinstance(body, dict):
-            return body
-        fields = storable_json(cast("dict[str, Any]", body))
-        return {name: value for name, value in fields.items() if value is not None}
+    def _storable(cls, body: object) -> object:
+        """Refuse what no database stores: NUL, and JSON that is too deep."""
+        return storable_json(cast("dict[str, Any]", body)) if isinstance(body, dict) else body
 
 
 class ConversationCreate(_Body):

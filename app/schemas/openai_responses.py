@@ -1,8 +1,10 @@
 """The body of `POST /v1/responses`, as OpenAI describes it; likewise unknown fields are ignored."""
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.schemas.openai_base import Metadata, OpenAIBody
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _MOST_ITEMS = 4000
@@ -24,7 +26,7 @@ class ConversationReference(BaseModel):
     id: Annotated[str, Field(max_length=100)]
 
 
-class ResponseCreate(BaseModel):
+class ResponseCreate(OpenAIBody):
     """A conversation to continue."""
 
     model_config = ConfigDict(extra="allow")
@@ -50,16 +52,7 @@ class ResponseCreate(BaseModel):
     previous_response_id: Annotated[str, Field(max_length=100)] | None = None
     conversation: Annotated[str, Field(max_length=100)] | ConversationReference | None = None
     background: bool | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Field(max_length=64)],
-                Annotated[str, Field(max_length=512)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
@@ -69,12 +62,3 @@ class ResponseCreate(BaseModel):
         """The id of the conversation that it names."""
         given = self.conversation
         return given.id if isinstance(given, ConversationReference) else given
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, body: object) -> object:
-        """Take `null` as absent, as clients mean it."""
-        if not isinstance(body, dict):
-            return body
-        fields = cast("dict[str, Any]", body)
-        return {name: value for name, value in fields.items() if value is not None}

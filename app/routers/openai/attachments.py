@@ -11,7 +11,7 @@ from anyio import to_thread
 from app.core.database import Database
 from app.core.security import Caller
 from app.http.openai_errors import InvalidParameter
-from app.routers.openai.agent_names import agent_of
+from app.routers.agent_names import agent_of
 from app.services import crud
 from app.services.files.errors import (
     FileTooLarge,

@@ -10,6 +10,7 @@ from typing_extensions import override
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader, sdk_key
 from app.http.openapi import BINARY_SCHEMA
+from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.routers.openai.chat_frames import ChatCompletionChunks, CompletionHead, completion
 from app.routers.openai.chat_request import turn_request
 from app.routers.openai.chat_sessions import (
@@ -19,13 +20,7 @@ from app.routers.openai.chat_sessions import (
     session_name,
 )
 from app.routers.openai.stored_turn import StoredStart, busy_policy, start_stored
-from app.routers.openai.unstored_answer import (
-    METHOD,
-    UnstoredAnswer,
-    endpoint,
-    read_request,
-    start_unstored,
-)
+from app.routers.openai.unstored_answer import UnstoredAnswer, start_unstored
 from app.schemas.openai_chat import ChatCompletionCreate
 from app.services.turns import LiveTurn
 from app.services.turns.events import EventValue

@@ -16,7 +16,7 @@ from app.models import Message, Role, Session
 from app.routers.openai.attachments import GivenLine
 from app.routers.openai.ids import CONVERSATION, our_id, wire_id
 from app.routers.openai.items import find_message, item_page, message_items, session_items
-from app.routers.openai.posted import posted_messages
+from app.routers.openai.posted_messages import posted_messages
 from app.routers.openai.responses_request import read_items
 from app.schemas.openai_conversations import (
     ConversationCreate,

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from app.http.deps import Caller, ReadingDb
 from app.http.endpoint_route import EndpointRoute
 from app.models import Agent
-from app.routers.openai.agent_names import agent_of
+from app.routers.agent_names import agent_of
 from app.services import crud
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=EndpointRoute)

@@ -11,20 +11,15 @@ from typing_extensions import override
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader, sdk_key
 from app.http.openapi import BINARY_SCHEMA
+from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import utc_now
-from app.routers.openai.replayed import given_input
+from app.routers.openai.input_history import given_input
 from app.routers.openai.response_object import response_fields
 from app.routers.openai.responses_frames import ResponseEvents, ResponseHead, answer_values
 from app.routers.openai.responses_request import turn_request
 from app.routers.openai.stored_answer import StoredResponse
 from app.routers.openai.stored_turn import StoredStart, busy_policy, start_stored, with_previous
-from app.routers.openai.unstored_answer import (
-    METHOD,
-    UnstoredAnswer,
-    endpoint,
-    read_request,
-    start_unstored,
-)
+from app.routers.openai.unstored_answer import UnstoredAnswer, start_unstored
 from app.schemas.openai_responses import ResponseCreate
 from app.services.turns import LiveTurn, TurnRequest
 from app.services.turns.events import EventValue

@@ -12,10 +12,10 @@ from app.core.security import Caller, Forbidden
 from app.core.value_objects import value_object
 from app.http.openai_errors import InvalidParameter
 from app.models import BusyPolicy, MessageStatus, Role, Session, Turn, new_id
-from app.routers.openai.agent_names import agent_of
+from app.routers.agent_names import agent_of
 from app.routers.openai.attachments import checked_lines
 from app.routers.openai.ids import CONVERSATION, RESPONSE, our_id
-from app.routers.openai.posted import posted_messages, split_question
+from app.routers.openai.posted_messages import posted_messages, split_question
 from app.services import crud
 from app.services.turns import (
     LiveTurn,

@@ -1,42 +1,30 @@
 """What the endpoints of unstored turns share: start one, and give its answer in a dialect."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 import anyio
 import orjson
-from pydantic import BaseModel
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from app.core.errors import AppError
-from app.core.security import Caller
-from app.core.value_objects import value_object
 from app.http.disconnection import unless_disconnected
 from app.http.frame_stream import FrameStream
-from app.http.idempotency import REPLAYED, request_key
+from app.http.idempotency import REPLAYED
 from app.http.openai_errors import error_body, mark_final
-from app.http.permissions import endpoint_policy
-from app.http.problems import problem_response
-from app.http.query_parameters import require_known_parameters
+from app.http.plain_endpoint import ReadRequest
 from app.http.request_body import (
     JSON_TYPE,
-    MESSAGE_BYTES,
-    parse_json_body,
-    read_body,
-    require_announced_length,
-    require_few_values,
-    require_media_type,
 )
-from app.routers.openai.agent_names import agent_of
+from app.routers.agent_names import agent_of
 from app.routers.openai.attachments import checked_lines
 from app.routers.openai.chat_frames import PING
 from app.services.turns import (
     LiveTurn,
-    RequestKey,
     TurnEngine,
     TurnOptions,
     TurnRequest,
@@ -51,11 +39,6 @@ from app.services.turns.events import (
     ToolCallArguments,
 )
 
-Body = TypeVar("Body", bound=BaseModel)
-
-METHOD = "POST"
-BODY_BYTES = MESSAGE_BYTES
-"""A whole conversation comes with each request, and one of the largest images."""
 SILENCE_SECONDS = 10.0
 _NO_SESSION = UUID(int=0)
 SHOWN = (OutputTextDelta, ReasoningText, ToolCallArguments)
@@ -85,39 +68,6 @@ class Dialect(Protocol):
         ...
 
 
-@value_object(frozen=True, slots=True)
-class ReadRequest(Generic[Body]):
-    """A request that was checked and read."""
-
-    caller: Caller
-    headers: Mapping[bytes, bytes]
-    path: str
-    content: bytes
-    body: Body
-
-    @property
-    def key(self) -> RequestKey | None:
-        """The `Idempotency-Key`. Raises `IdempotencyKeyInvalid`."""
-        return request_key(
-            self.caller, self.headers.get(b"idempotency-key"), self.path, self.content
-        )
-
-
-async def read_request(
-    scope: Scope, receive: Receive, path: str, shape: type[Body]
-) -> ReadRequest[Body]:
-    """Check and read a request. Raises what every endpoint does."""
-    caller = scope["state"]["caller"]
-    endpoint_policy((METHOD,), path).check(caller)
-    require_known_parameters(scope.get("query_string", b"").decode("latin-1"), ())
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
-    require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), BODY_BYTES)
-    content = await read_body(scope, receive, BODY_BYTES)
-    require_few_values(content)
-    return ReadRequest(caller, headers, path, content, parse_json_body(content, shape))
-
-
 async def start_unstored(
     scope: Scope, given: ReadRequest[Any], model: str, request: TurnRequest
 ) -> LiveTurn:
@@ -134,20 +84,6 @@ async def start_unstored(
     if not live.settled.is_set() and not turns.holds(live):
         raise AnswerNotKept("Another server answers this request, and no answer is stored.")
     return live
-
-
-def endpoint(respond: Callable[[Scope, Receive], Awaitable[Response]]) -> ASGIApp:
-    """Return the ASGI application of an endpoint; errors before the first byte have a status."""
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await respond(scope, receive)
-            await response(scope, receive, send)
-        except AppError as error:  # a stream raises it only before its first byte
-            response = problem_response(error, scope["state"]["request_id"])
-            await response(scope, receive, send)
-
-    return serve
 
 
 class UnstoredAnswer:

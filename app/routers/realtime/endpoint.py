@@ -19,7 +19,7 @@ from app.http.permissions import WEBSOCKET_POLICIES
 from app.http.protocol import ABORT_CONNECTION
 from app.http.query_parameters import require_known_parameters
 from app.http.upgrade_refusal import refuse_upgrade
-from app.routers.openai.agent_names import agent_of
+from app.routers.agent_names import agent_of
 from app.routers.realtime.client_events import ClientEvents
 from app.routers.realtime.frames import Frame, Frames
 from app.routers.realtime.route import PATH

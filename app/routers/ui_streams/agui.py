@@ -3,25 +3,22 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 from typing_extensions import override
 
-from app.core.errors import AppError
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import request_key
 from app.http.openapi import BINARY_SCHEMA
-from app.http.problems import problem_response
+from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import BusyPolicy
+from app.routers.agent_names import named_agent
 from app.routers.ui_streams.agui_frames import AgUiEvents
 from app.routers.ui_streams.agui_request import new_input
 from app.routers.ui_streams.conversation import Conversations
 from app.routers.ui_streams.turn_stream import (
-    METHOD,
     TurnStream,
-    agent_of,
     approval_check,
     busy_policy,
-    read_request,
     run_key,
 )
 from app.schemas.chat import DisconnectPolicy
@@ -33,30 +30,21 @@ _PREFIX = "/agui/"
 ROUTE = (METHOD, _PREFIX)
 
 
-async def run_agent(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request; the ASGI application of the endpoint."""
-    try:
-        response = await _respond(scope, receive)
-        await response(scope, receive, send)
-    except AppError as error:  # a stream raises it only before its first byte
-        response = problem_response(error, scope["state"]["request_id"])
-        await response(scope, receive, send)
-
-
 async def _respond(scope: Scope, receive: Receive) -> Response:
     state: dict[str, Any] = scope["state"]
-    body, content = await read_request(scope, receive, PATH, AgUiRun)
+    given = await read_request(scope, receive, PATH, AgUiRun)
+    body = given.body
     scope["route"] = router.routes[0]  # for the log and the metrics
     path: str = scope["path"]
-    agent = path.removeprefix(_PREFIX)
+    agent = named_agent(path.removeprefix(_PREFIX))
     options = TurnOptions(
         on_busy=busy_policy(scope),
-        key=request_key(state["caller"], run_key(body.thread_id, body.run_id), path, content),
+        key=request_key(state["caller"], run_key(body.thread_id, body.run_id), path, given.content),
     )
     conversations = Conversations(state)
     if body.tools:
-        await conversations.require_client_tools(agent_of(agent), body.tools)
-    turn = await conversations.go_on(body.thread_id, agent_of(agent), new_input(body), options)
+        await conversations.require_client_tools(agent, body.tools)
+    turn = await conversations.go_on(body.thread_id, agent, new_input(body), options)
     record = turn.live.record
     dialect = AgUiEvents(
         body.thread_id,
@@ -69,6 +57,9 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
     props = body.forwarded_props
     cancels = props is not None and props.on_disconnect is DisconnectPolicy.CANCEL
     return TurnStream(state, turn, dialect).response(cancels_on_disconnect=cancels)
+
+
+run_agent = endpoint(_respond)
 
 
 class _AgUiRoute(EndpointRoute):

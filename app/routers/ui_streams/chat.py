@@ -3,25 +3,22 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 from typing_extensions import override
 
-from app.core.errors import AppError
 from app.http.endpoint_route import EndpointRoute
-from app.http.idempotency import KeyHeader, request_key
+from app.http.idempotency import KeyHeader
 from app.http.openapi import BINARY_SCHEMA
-from app.http.problems import problem_response
+from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import BusyPolicy
+from app.routers.agent_names import named_agent
 from app.routers.ui_streams.chat_frames import UIMessageChunks
 from app.routers.ui_streams.chat_request import new_input
 from app.routers.ui_streams.conversation import ContinuedTurn, Conversations
 from app.routers.ui_streams.turn_stream import (
-    METHOD,
     TurnStream,
-    agent_of,
     approval_check,
     busy_policy,
-    read_request,
 )
 from app.schemas.ui_streams import UIChatCreate, is_session_name
 from app.services.turns import TurnOptions
@@ -35,26 +32,13 @@ _CONTENT: dict[str, Any] = {"text/event-stream": {"schema": BINARY_SCHEMA}}
 ChatId = Annotated[str, Path(description="The chat's id, as in `POST /api/chat`.")]
 
 
-async def continue_chat(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request; the ASGI application of the endpoint."""
-    try:
-        response = await _respond(scope, receive)
-        await response(scope, receive, send)
-    except AppError as error:  # a stream raises it only before its first byte
-        response = problem_response(error, scope["state"]["request_id"])
-        await response(scope, receive, send)
-
-
 async def _respond(scope: Scope, receive: Receive) -> Response:
     state: dict[str, Any] = scope["state"]
-    body, content = await read_request(scope, receive, PATH, UIChatCreate)
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    agent = body.agent or headers.get(b"x-agent", b"").decode("latin-1") or None
-    options = TurnOptions(
-        on_busy=busy_policy(scope),
-        key=request_key(state["caller"], headers.get(b"idempotency-key"), PATH, content),
-    )
-    turn = await Conversations(state).go_on(body.id, agent_of(agent), new_input(body), options)
+    given = await read_request(scope, receive, PATH, UIChatCreate)
+    body = given.body
+    agent = body.agent or given.headers.get(b"x-agent", b"").decode("latin-1")
+    options = TurnOptions(on_busy=busy_policy(scope), key=given.key)
+    turn = await Conversations(state).go_on(body.id, named_agent(agent), new_input(body), options)
     return _stream(state, turn, asks_for_approvals=body.approvals)
 
 
@@ -70,6 +54,9 @@ def _stream(
         answered=turn.answered,
     )
     return TurnStream(state, turn, dialect).response(_PROTOCOL_HEADER)
+
+
+continue_chat = endpoint(_respond)
 
 
 class _ChatRoute(EndpointRoute):

@@ -3,28 +3,15 @@
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import Any
 
-from pydantic import BaseModel
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 from app.core.database import Database, StorageUnavailable
 from app.core.errors import AppError
 from app.core.security import Caller
 from app.http.frame_stream import FrameStream
 from app.http.idempotency import REPLAYED
-from app.http.permissions import endpoint_policy
-from app.http.query_parameters import require_known_parameters
-from app.http.request_body import (
-    JSON_TYPE,
-    MESSAGE_BYTES,
-    parse_json_body,
-    read_body,
-    require_announced_length,
-    require_few_values,
-    require_media_type,
-)
 from app.http.tool_resolution import may_approve
 from app.models import BusyPolicy
 from app.routers.ui_streams.conversation import ContinuedTurn
@@ -34,27 +21,7 @@ from app.services.turns import TurnEngine, subscribe
 from app.services.turns.errors import ServerDraining
 from app.services.turns.events import EventValue, RequiredAction, TurnInProgress
 
-Body = TypeVar("Body", bound=BaseModel)
-
-METHOD = "POST"
 _BUSY_HEADER = b"x-on-busy"
-
-
-async def read_request(
-    scope: Scope, receive: Receive, path: str, shape: type[Body]
-) -> tuple[Body, bytes]:
-    """Check the request of a plain endpoint; return its body, parsed and as it came.
-
-    `path` is the route's. Raises what every endpoint does.
-    """
-    endpoint_policy((METHOD,), path).check(scope["state"]["caller"])
-    require_known_parameters(scope.get("query_string", b"").decode("latin-1"), ())
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    require_media_type(headers.get(b"content-type", b"").decode("latin-1"), JSON_TYPE)
-    require_announced_length(headers.get(b"content-length", b"").decode("latin-1"), MESSAGE_BYTES)
-    content = await read_body(scope, receive, MESSAGE_BYTES)
-    require_few_values(content)
-    return parse_json_body(content, shape), content
 
 
 def busy_policy(scope: Scope) -> BusyPolicy:
@@ -66,16 +33,6 @@ def busy_policy(scope: Scope) -> BusyPolicy:
     except ValueError:
         names = ", ".join(f"`{policy}`" for policy in BusyPolicy)
         raise invalid_message(f"The header X-On-Busy is one of {names}.") from None
-
-
-def agent_of(name: str | None) -> UUID | str | None:
-    """Return the agent that a request names: its id, or its slug or name; `None` for none."""
-    if not name:
-        return None
-    try:
-        return UUID(name)
-    except ValueError:
-        return name.replace("\x00", "\ufffd")
 
 
 def run_key(thread_id: str, run_id: str) -> bytes:

@@ -13,7 +13,7 @@ from app.http.openai_errors import InvalidParameter
 from app.models import Message, Role
 from app.routers.openai.ids import RESPONSE, item_place, wire_id
 from app.routers.openai.items import message_items, session_items
-from app.routers.openai.posted import posted_messages
+from app.routers.openai.posted_messages import posted_messages
 from app.routers.openai.responses_request import read_items
 from app.schemas.openai_responses import ResponseCreate
 from app.services import crud

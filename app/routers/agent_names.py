@@ -1,4 +1,4 @@
-"""From a model's name to the agent that it means."""
+"""From what a request names to the agent that it means."""
 
 from uuid import UUID
 
@@ -9,3 +9,8 @@ def agent_of(model: str) -> UUID | str:
         return UUID(model)
     except ValueError:
         return model.replace("\x00", "\ufffd")
+
+
+def named_agent(name: str) -> UUID | str | None:
+    """Do the same for a name that may be missing; `None` for an empty one."""
+    return agent_of(name) if name else None
