@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import orjson
 from typing_extensions import override
@@ -79,11 +79,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts: dict[str, Any] = {}
         _add_facts(facts, record)
-        head = (
+        line = (
             f"{_timestamp(record.created)} {record.levelname:<7} {record.name}: "
-            f"{record.getMessage()}"
+            f"{record.getMessage()}{_pairs(facts)}"
         )
-        line = head + "".join([f" {name}={_shown(value)}" for name, value in facts.items()])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -112,17 +111,29 @@ def _add_facts(line: dict[str, Any], record: logging.LogRecord) -> None:
         line["trace_id"] = context.trace_id
 
 
-def _shown(value: object) -> str:
-    """Return a value as one word, quoted where it is not plain."""
-    if isinstance(value, (int, float)):
-        return str(value)
-    text = str(value)
-    return orjson.dumps(text).decode() if not text or _NOT_PLAIN.search(text) else text
+def _pairs(facts: dict[str, Any]) -> str:
+    """Return ` name=value` of each fact; a value that is not one plain word is quoted."""
+    texts = [str(value) for value in facts.values()]
+    if "" in texts or _NOT_PLAIN.search("".join(texts)):  # one search for nearly all records
+        texts = [_quoted(text) if not text or _NOT_PLAIN.search(text) else text for text in texts]
+    return "".join([f" {name}={text}" for name, text in zip(facts, texts, strict=True)])
+
+
+def _quoted(text: str) -> str:
+    return orjson.dumps(text).decode()
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to standard error, which Python flushes at the end of each line."""
+
+    @override
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 def configure_logging(level: str, log_format: LogFormat = LogFormat.TEXT) -> None:
     """Set up logging for the whole process; `level` is a name in small letters."""
-    stderr = logging.StreamHandler()
+    stderr = _StderrHandler()
     stderr.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else TextFormatter())
     levels = {None: "WARNING", "app": level.upper(), "uvicorn": "INFO", "uvicorn.access": "WARNING"}
     for name, its_level in levels.items():

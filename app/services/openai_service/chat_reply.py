@@ -27,6 +27,7 @@ _MAX_BODY_BYTES = 16 * _MAX_TEXT_CHARACTERS
 _MAX_TOKENS = (1 << 31) - 1
 _MAX_NAME_CHARACTERS = 200
 _BLANK = b" \t\r\n\xef\xbb\xbf"
+_BRACE = ord("{")
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -174,7 +175,8 @@ class ReplyReader:
             if event == b"[DONE]":
                 self.is_over = True
                 return
-            if event and not event.isspace():  # some servers keep connections alive so
+            # Some servers keep connections alive with blank events.
+            if event and (event[0] == _BRACE or not event.isspace()):
                 self._read(parse_json(event))
         self._check_limits()
 
@@ -199,17 +201,17 @@ class ReplyReader:
 
     def _read(self, chunk: Any) -> None:  # noqa: ANN401  # JSON
         """Take one `chat.completion` or chunk of it; frames without choices are skipped."""
-        if not isinstance(chunk, dict):
+        if type(chunk) is not dict:
             if isinstance(chunk, list):
                 raise _unknown_shape()
             return
-        fields = cast("dict[str, Any]", chunk)
-        if error := fields.get("error"):
+        fields: dict[str, Any] = chunk
+        if "error" in fields and (error := fields["error"]):
             raise failure_of_error(error, names=self._names)
         if not self._model_is_named and isinstance(name := fields.get("model"), str) and name:
             self._model = clean(name)[:_MAX_NAME_CHARACTERS]
             self._model_is_named = True
-        if (usage := fields.get("usage")) and isinstance(usage, dict):
+        if "usage" in fields and (usage := fields["usage"]) and isinstance(usage, dict):
             self._usage = cast("dict[str, Any]", usage)
         if choices := fields.get("choices"):
             try:
@@ -221,9 +223,8 @@ class ReplyReader:
         characters = self._characters
         if message := choice.get("delta") or choice.get("message"):
             # Nearly all chunks are one plain word.
-            text = message.get("content") if len(message) == 1 else None
-            if isinstance(text, str):
-                self._add_text(text)
+            if len(message) == 1 and "content" in message and type(message["content"]) is str:
+                self._add_text(message["content"])
             else:
                 self._read_message(message)
         reason = choice.get("finish_reason")
@@ -319,7 +320,9 @@ class ReplyReader:
             [(is_reasoning, text)] = pieces
             return [ReasoningDelta(text) if is_reasoning else TextDelta(text)]
         return [
-            (ReasoningDelta if is_reasoning else TextDelta)("".join(text for _, text in neighbours))
+            (ReasoningDelta if is_reasoning else TextDelta)(
+                "".join([text for _, text in neighbours])
+            )
             for is_reasoning, neighbours in groupby(pieces, key=itemgetter(0))
         ]
 

@@ -76,15 +76,11 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     if not account.budgets(user_id):
         return None
     window = context_window(persona, account.context_tokens)
-    texts = [persona.system_prompt + schema_text, *map(_shown_text, history)]
+    with_parts = [line for line in history if type(line) is HistoryMessage and line.parts]
+    texts = [persona.system_prompt + schema_text]
+    texts += map(_shown_text, history) if with_parts else [line.content for line in history]
     prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
-    prompt_tokens += sum(
-        [
-            line_attached_tokens(line)
-            for line in history
-            if isinstance(line, HistoryMessage) and line.parts
-        ]
-    )
+    prompt_tokens += sum(map(line_attached_tokens, with_parts))
     if request.upload_seconds:
         prompt_tokens += int(request.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1
     used = BillableUsage(

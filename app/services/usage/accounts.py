@@ -4,6 +4,7 @@ from dataclasses import field
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from uuid import UUID
 
 from app.core.limits import DEFAULT_LIMITS, NO_LIMITS, KeyLimits, Limits
@@ -91,6 +92,7 @@ class Bucket:
         return _limit(self.limits.usd_per_day, NANOS)
 
 
+@lru_cache(maxsize=1024)
 def _limit(limit: Decimal | float | None, unit: int) -> int:
     """Return a limit in whole units; a tiny one is 0, and not none."""
     return min(int(Decimal(str(limit)) * unit), NO_LIMIT) if limit else NO_LIMIT

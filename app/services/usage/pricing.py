@@ -1,7 +1,7 @@
 """Compute the cost of usage from the price list."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
@@ -78,13 +78,19 @@ class PriceTable:
             (used.speech_out_characters, tts.speech_out_characters,
              ASSUMED_PRICE.speech_out_characters, _NANOS_OF_MILLIONTH),
         )  # fmt: skip
-        known = [_times(amount, price, unit) for amount, price, _, unit in counted]
-        assumed = [
-            _times(amount, assumed_price, unit) if price is None else None
-            for amount, price, assumed_price, unit in counted
-        ]
-        known_cost, more = _sum(known), _sum(assumed)
-        return Cost(_rounded(known_cost), None not in known, _rounded(known_cost + more))
+        known_cost, more, is_known = _ZERO, _ZERO, True
+        for amount, price, assumed_price, unit in counted:
+            if amount == 0 or price == 0:
+                continue
+            is_known = is_known and amount is not None and price is not None
+            if amount is None:
+                continue
+            exact = Decimal(amount) if isinstance(amount, int) else Decimal(str(amount))
+            if price is not None:
+                known_cost += exact * price * unit
+            elif assumed_price is not None:
+                more += exact * assumed_price * unit
+        return Cost(_rounded(known_cost), is_known, _rounded(known_cost + more))
 
     def models_without_price(self, day: date) -> list[str]:
         """Return the models of the capabilities, as far as their prices are not all known."""
@@ -118,25 +124,8 @@ _ZERO = Decimal(0)
 _FREE = ModelPrice(date.min, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO)
 
 
-def _sum(parts: Iterable[Decimal | None]) -> Decimal:
-    return sum((part for part in parts if part is not None), _ZERO)
-
-
 def _rounded(nanos: Decimal) -> int:
     return int(nanos.to_integral_value(ROUND_HALF_UP))
-
-
-def _times(amount: float | None, price: Decimal | None, unit: Decimal) -> Decimal | None:
-    if amount == 0:
-        return _ZERO
-    if price is None:
-        return None
-    if price == 0:
-        return _ZERO
-    if amount is None:
-        return None
-    exact = Decimal(amount) if isinstance(amount, int) else Decimal(str(amount))
-    return exact * price * unit
 
 
 def usd(nanos: int | None) -> float | None:

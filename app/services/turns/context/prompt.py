@@ -180,7 +180,9 @@ def _visible_from(
     start = 0
     ranges: list[tuple[int, int]] = []
     with_files = [line for line in history if line.parts and has_files(line.parts)]
-    tokens = estimate_all_tokens([shown_text(line) for line in history])
+    tokens = estimate_all_tokens(
+        [shown_text(line) if line.parts else line.content for line in history]
+    )
     if tokens + sum(map(line_attached_tokens, with_files)) > room:
         ranges.append(_fitting_starts(visible, _line_tokens, room))
     if sum(map(_image_bytes, with_files)) > PROMPT_IMAGE_BYTES:
