@@ -22,6 +22,7 @@ from app.state import Providers, State
 from tests.support import (
     compiled_statements,
     documented_statuses,
+    forked_workers,
     planted_secrets,
     reports,
     scheduling,
@@ -39,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long an example takes says more about the machine than about the code.
     hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("suite")
-    for plugin in (planted_secrets, documented_statuses, reports, scheduling):
+    for plugin in (planted_secrets, documented_statuses, forked_workers, reports, scheduling):
         config.pluginmanager.register(plugin)
 
 

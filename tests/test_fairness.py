@@ -32,10 +32,8 @@ SCOPES = [
     for noun in ("agents", "sessions", "turns", "usage")
     for right in ("read", "write")
 ]
-SHARES = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
-"""The tests in other processes take most of the machine."""
-MOSTLY_SECONDS, ALWAYS_SECONDS = 1.0 * SHARES, 5.0 * SHARES
-"""Of nine requests in ten, and of every one."""
+MOSTLY_SECONDS, ALWAYS_SECONDS = 1.0, 5.0
+"""Of nine requests in ten, and of every one, where no other tests run."""
 ATTEMPTS = 3
 """What only another process causes passes; a caller who is held up by the attack always is."""
 
@@ -165,7 +163,9 @@ def seconds_without_a_core() -> float:
 
 
 def is_fair(seconds: list[float]) -> bool:
-    ordered = sorted(seconds)
+    # The tests in other processes take most of the machine.
+    shares = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
+    ordered = sorted(each / shares for each in seconds)
     return ordered[len(seconds) * 9 // 10] < MOSTLY_SECONDS and ordered[-1] < ALWAYS_SECONDS
 
 
@@ -235,7 +235,7 @@ async def test_one_caller_is_served_whatever_another_asks_for(
 
     async with client_of(settings, state) as other:
         attacker = Attacker(other, await key_of(client, "attacker"), agent_id, session_id)
-        seconds = [ALWAYS_SECONDS]
+        seconds = [float("inf")]
         for _ in range(ATTEMPTS):
             if not is_fair(seconds):
                 async with under_attack(attack, attacker):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,9 @@ from sqlalchemy import (
     ColumnElement,
     Enum,
     LargeBinary,
+    Select,
     String,
+    bindparam,
     case,
     cast,
     func,
@@ -201,12 +204,18 @@ class StorageMeter:
 
 
 async def _size(db: AsyncSession, workspace_id: UUID) -> int:
-    dialect = db.get_bind().dialect.name
+    statement = _size_stmt(db.get_bind().dialect.name)
+    row = (await db.execute(statement, {"workspace_id": workspace_id})).one()
+    return sum(map(int, row))
+
+
+@cache
+def _size_stmt(dialect: str) -> Select[*tuple[Any, ...]]:
+    """Return the sums of all tables; to build it takes as long as some requests."""
     sums = (
         select(func.coalesce(func.sum(row_bytes(table, dialect)), 0))
-        .where(table.__table__.c.workspace_id == workspace_id)
+        .where(table.__table__.c.workspace_id == bindparam("workspace_id"))
         .scalar_subquery()
         for table in COUNTED
     )
-    row = (await db.execute(select(*sums))).one()
-    return sum(map(int, row))
+    return select(*sums)
