@@ -1,7 +1,7 @@
 """Tokens, codes, verifiers and secrets of OAuth are nowhere but in the requests that need them."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -23,9 +23,9 @@ from tests.support.tool_server import tool_server
 from tests.tools.test_canaries import files_of, paths
 
 pytestmark = pytest.mark.anyio
-FORMS = {
+FORMS: dict[str, Callable[[str], str]] = {
     "plain": str,
-    "base64": lambda token: base64.b64encode(str(token).encode()).decode(),
+    "base64": lambda token: base64.b64encode(token.encode()).decode(),
     "URL": lambda token: quote(f"<{token}>", safe=""),
 }
 
@@ -93,10 +93,19 @@ async def test_grant_is_in_no_prompt_event_ledger_export_error_log_or_row(
 
     server_id = (await make(client, oauth, grant="authorization_code")).json()["id"]
     path = f"/mcp-servers/{server_id}/authorization"
-    begun = await client.post(path, json={"redirect_uri": BACK})  # its URL has the state
-    state = parse_qs(urlsplit(begun.json()["authorization_url"]).query)["state"][0]
-    told["begin"] = begun.text.replace(state, "")
-    answer = oauth.visit(begun.json()["authorization_url"])
+    states: set[str] = set()
+
+    async def begin() -> dict[str, str]:
+        begun = (await client.post(path, json={"redirect_uri": BACK})).json()
+        state = parse_qs(urlsplit(begun["authorization_url"]).query)["state"][0]
+        told[f"begin {len(told)}"] = str(begun).replace(state, "")  # its URL has to have it
+        states.add(state)
+        return oauth.visit(begun["authorization_url"])
+
+    oauth.refuses_clients = True  # and says in its error what was sent
+    assert (await send("POST", f"{path}/code", **await begin())).status_code == 422
+    oauth.refuses_clients = False
+    answer = await begin()
     assert (await send("POST", f"{path}/code", **answer | {"state": "wrong"})).status_code == 422
     assert (await send("POST", f"{path}/code", **answer)).status_code == 200
     assert (await send("POST", f"{path}/code", **answer)).status_code == 422
@@ -116,7 +125,7 @@ async def test_grant_is_in_no_prompt_event_ledger_export_error_log_or_row(
     used = {name: {grant[name] for grant in oauth.grants if name in grant} for name in
             ("code", "code_verifier", "client_secret", "refresh_token")}  # fmt: skip
     assert all(used.values()), used
-    secrets = issued.union(*used.values()) | {state}
+    secrets = issued.union(*used.values()) | states
     assert CLIENT_SECRET in secrets
     assert len(oauth.calls) == len(FORMS)
     prompts = [line.content for each in chat_model.requests for line in each.messages]
