@@ -96,7 +96,7 @@ async def test_grant_is_in_no_prompt_event_ledger_export_error_log_or_row(
     states: set[str] = set()
 
     async def begin() -> dict[str, str]:
-        begun = (await client.post(path, json={"redirect_uri": BACK})).json()
+        begun: dict[str, str] = (await client.post(path, json={"redirect_uri": BACK})).json()
         state = parse_qs(urlsplit(begun["authorization_url"]).query)["state"][0]
         told[f"begin {len(told)}"] = str(begun).replace(state, "")  # its URL has to have it
         states.add(state)

@@ -65,19 +65,20 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     waiting: int,
     user_id: str | None = None,
     schema_text: str = "",
+    images: int = 0,
 ) -> Reservation | None:
     """Return the reservation for a turn that is accepted `now`; `None` without budgets.
 
     `history` ends with the turn's user message; `waiting` turns before it are not answered yet.
     `user_id` is the end user of the session, `schema_text` what the model is shown
-    of schemas.
+    of schemas. `images` is how many come with the request besides those of `history`.
     """
     account = request.account
     if not account.budgets(user_id):
         return None
     window = context_window(persona, account.context_tokens)
     texts = [persona.system_prompt + schema_text, *map(_shown_text, history)]
-    prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
+    prompt_tokens = most_tokens(texts) + waiting * window.output_tokens + images * IMAGE_TOKENS
     prompt_tokens += sum(
         [
             line_attached_tokens(line)
