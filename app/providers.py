@@ -18,7 +18,7 @@ from app.core.config import Provider, Settings
 from app.core.errors import StartRefused
 from app.services.mcp_port import McpClient
 from app.services.mcp_service.client import McpWorkerClient
-from app.services.mcp_service.programs import McpClientSet, Program, read_programs
+from app.services.mcp_service.programs import McpClientSet, Program, has_command, read_programs
 from app.services.openai_service import (
     ANNOUNCED_ENDS,
     ModelCheck,
@@ -314,14 +314,26 @@ def outbound_of(settings: Settings) -> OutboundOnDemand:
 
 def mcp_client_of(settings: Settings) -> McpClientSet:
     """Return the client of MCP servers; to be entered. Raises `StartRefused`."""
-    path, programs = settings.mcp_servers_file, dict[str, Program]()
-    if path is not None:
-        try:
-            programs = read_programs(path)
-        except ValueError as error:
-            raise StartRefused(f"MCP_SERVERS_FILE {error}.") from None
     remote = McpWorkerClient(settings.tools_allowed_addresses or "", _tools_proxy(settings))
-    return McpClientSet(remote, programs)
+    return McpClientSet(remote, _programs(settings))
+
+
+def mcp_programs(settings: Settings) -> list[tuple[str, str, bool]]:
+    """Return name and command of the operator's MCP programs, and whether the command is there.
+
+    Raises `StartRefused`.
+    """
+    programs = _programs(settings).items()
+    return [(name, str(each["command"]), has_command(each)) for name, each in programs]
+
+
+def _programs(settings: Settings) -> dict[str, Program]:
+    if settings.mcp_servers_file is None:
+        return {}
+    try:
+        return read_programs(settings.mcp_servers_file)
+    except ValueError as error:
+        raise StartRefused(f"MCP_SERVERS_FILE {error}.") from None
 
 
 def _tools_proxy(settings: Settings) -> str | None:

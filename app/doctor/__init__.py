@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.core.config import Settings, setting_faults
 from app.core.logging import configure_logging
-from app.doctor.checks import Check, Verdict, broken
+from app.doctor.checks import Check, Verdict, broken, has_broken
 
 _EXIT_BROKEN = 1
 _MARKS = {Verdict.OK: "ok     ", Verdict.WARNING: "WARNING", Verdict.BROKEN: "BROKEN "}
@@ -20,7 +20,7 @@ def run(*, as_json: bool) -> int:
     """Print every check to standard output; return 1 where something is broken."""
     configure_logging("error")
     checks = anyio.run(check_all)
-    is_broken = any(check.verdict is Verdict.BROKEN for check in checks)
+    is_broken = has_broken(checks)
     if as_json:
         document = {"healthy": not is_broken, "checks": [asdict(check) for check in checks]}
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -30,7 +30,7 @@ def run(*, as_json: bool) -> int:
 
 
 async def check_all() -> Sequence[Check]:
-    """Look at settings, folders, port, database and providers; nothing is made or changed."""
+    """Look at settings, folders, port, database, tools, providers; nothing is made or changed."""
     try:
         settings = Settings()
     except ValidationError as error:
@@ -39,12 +39,14 @@ async def check_all() -> Sequence[Check]:
     from app.doctor.database_checks import check_database
     from app.doctor.local_checks import check_folders, check_port, check_settings
     from app.doctor.provider_checks import check_providers
+    from app.doctor.tool_checks import check_tool_settings
 
     return [
         *check_settings(settings),
         *check_folders(settings),
         check_port(settings),
-        *await check_database(settings),
+        *(tools := check_tool_settings(settings)),
+        *await check_database(settings, looks_at_tools=not has_broken(tools)),
         *await check_providers(settings),
     ]
 

@@ -1,5 +1,6 @@
 """What a check found, and what to do about it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,3 +38,8 @@ def warning(name: str, finding: str, advice: str) -> Check:
 def broken(name: str, finding: str, advice: str) -> Check:
     """Return a check that found something that does not work."""
     return Check(name, Verdict.BROKEN, finding, advice)
+
+
+def has_broken(checks: Iterable[Check]) -> bool:
+    """Tell whether something does not work."""
+    return any(check.verdict is Verdict.BROKEN for check in checks)

@@ -18,23 +18,29 @@ from app.core.database.revision import REVISION, current_revision
 from app.core.database.workspace_scope import APP_ROLE, ROLE_EXISTS_SQL
 from app.core.logging import describe_cause
 from app.doctor.checks import Check, broken, ok, warning
+from app.doctor.tool_checks import check_tools
 
 _CLOCK_TOLERANCE_SECONDS = 2.0
 
 
-async def check_database(settings: Settings) -> Sequence[Check]:
-    """Look at the database that the settings name; nothing is made or changed."""
+async def check_database(settings: Settings, *, looks_at_tools: bool = True) -> Sequence[Check]:
+    """Look at the database that the settings name; nothing is made or changed.
+
+    Tools, secrets and MCP servers are looked at where it is at this version's revision.
+    """
     url = settings.parsed_database_url
     if url.sqlite_path and not url.sqlite_path.exists():
         return [ok("database", f"{url}: not there yet; the first start makes it")]
     checks: list[Check] = [_sqlite_permissions(url.sqlite_path)] if url.sqlite_path else []
     database = Database.from_settings(settings)
+    revision: str | None = None
     try:
         async with _connected(database) as connection:
             checks.append(ok("database", f"{url}: reachable"))
             if not url.is_sqlite:
                 checks += await _postgres_checks(connection)
-        checks.append(await _revision(settings, database))
+        revision = await current_revision(database)
+        checks.append(_revision(settings, revision))
     except Exception as error:  # noqa: BLE001  # also what no server could go on with
         cause = describe_cause(error) or type(error).__name__
         checks.append(
@@ -44,6 +50,9 @@ async def check_database(settings: Settings) -> Sequence[Check]:
                 "Check host, port, user and password in DATABASE_URL, and whether the server runs.",
             )
         )
+    else:
+        if looks_at_tools and revision == REVISION:
+            checks += await check_tools(settings, database)
     finally:
         await database.dispose()
     return checks
@@ -93,8 +102,7 @@ async def _role(connection: AsyncConnection) -> Check:
     )
 
 
-async def _revision(settings: Settings, database: Database) -> Check:
-    revision = await current_revision(database)
+def _revision(settings: Settings, revision: str | None) -> Check:
     if revision == REVISION:
         return ok("revision", revision)
     finding = f"{revision or 'empty'}, and this version needs {REVISION}"

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.core.storable_text import storable_text
 from app.importers.records import ImportReport
 from app.models import Role, utc_now
 from app.schemas.base import Metadata
@@ -15,11 +16,6 @@ _METADATA = TypeAdapter[dict[str, Any]](Metadata)
 _LONGEST_TEXT = 200
 _EARLIEST_YEAR, _LATEST_YEAR = 1971, 9998
 _ROLES = {"user": Role.USER, "human": Role.USER, "assistant": Role.ASSISTANT, "ai": Role.ASSISTANT}
-
-
-def storable_text(text: str) -> str:
-    """Replace what no database stores: NUL, and halves of characters."""
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def short_text(value: object) -> str | None:

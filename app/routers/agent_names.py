@@ -2,13 +2,15 @@
 
 from uuid import UUID
 
+from app.core.storable_text import storable_text
+
 
 def agent_of(model: str) -> UUID | str:
     """Return the agent that a model's name means: its id, or its slug or name."""
     try:
         return UUID(model)
     except ValueError:
-        return model.replace("\x00", "\ufffd")
+        return storable_text(model)
 
 
 def named_agent(name: str) -> UUID | str | None:

@@ -15,6 +15,7 @@ from app.models import StoredSecret
 from app.state import Providers, State
 from tests.support.fake_providers import FakeSpeaker, FakeTranscriber
 from tests.support.oauth_server import OAuthServer
+from tests.support.planted_secrets import MARK
 from tests.support.scripted_tools import ScriptedChatModel
 from tests.support.tool_server import tool_server
 from tests.support.tool_turns import send
@@ -51,7 +52,7 @@ async def make(client: httpx2.AsyncClient, oauth: OAuthServer, **settings: Any) 
 async def make_own(client: httpx2.AsyncClient, oauth: OAuthServer) -> httpx2.Response:
     """Make a server for which this one is a client by itself."""
     hosts = [oauth.server.allowed]
-    secret = {"name": "CLIENT", "value": "s3cret-client", "hosts": hosts}
+    secret = {"name": "CLIENT", "value": f"{MARK}registered-secret-07", "hosts": hosts}
     assert (await client.post("/secrets", json=secret)).status_code == 201
     return await make(
         client,
@@ -118,7 +119,7 @@ async def test_server_is_called_with_client_credentials(
     async with database.reading() as db:
         sealed = (await db.scalars(select(StoredSecret.sealed))).all()
     assert len(sealed) >= 2
-    assert not any(b"s3cret" in each for each in sealed)
+    assert not any(MARK.encode() in each for each in sealed)
 
 
 async def test_person_authorizes_once_and_the_token_is_renewed(
@@ -203,7 +204,11 @@ async def workspace_ids(state: State) -> list[Any]:
 async def test_settings_that_cannot_work_are_refused(
     client: httpx2.AsyncClient, oauth: OAuthServer
 ) -> None:
-    secret = {"name": "CLIENT", "value": "s3cret-client", "hosts": [oauth.server.allowed]}
+    secret = {
+        "name": "CLIENT",
+        "value": f"{MARK}registered-secret-07",
+        "hosts": [oauth.server.allowed],
+    }
     await client.post("/secrets", json=secret)
     given = {"client_id": "agents", "client_secret": "CLIENT", "issuer": oauth.server.url}
     cases: list[tuple[dict[str, Any], str]] = [

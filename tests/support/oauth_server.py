@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -9,8 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import mcp_types as types
 import orjson
 
+from tests.support.planted_secrets import MARK
 from tests.support.tool_server import Answer, ReceivedRequest, ToolServer
 
+CLIENT_SECRET = f"{MARK}registered-secret-51"
 _DISCOVERED = types.DiscoverResult(
     supported_versions=["2026-07-28"],
     capabilities=types.ServerCapabilities(tools=types.ToolsCapability()),
@@ -37,6 +40,13 @@ class OAuthServer:
     """Names of tools that ran."""
     challenges: dict[str, str] = field(default_factory=dict[str, str])
     """PKCE, by code."""
+    tools: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "whoami"}])
+    """What the server lists."""
+    refuses_clients: bool = False
+    has_client_secret: bool = False
+    """Gives a secret to a client that registers."""
+    echo: Callable[[str], str] = lambda token: token
+    """How a result shows the access token that came with its call."""
 
     def __call__(self, request: ReceivedRequest) -> Answer:
         path = urlsplit(request.target).path
@@ -54,7 +64,7 @@ class OAuthServer:
         """Consent as a person does; return what the redirect brings."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         assert query["code_challenge_method"] == "S256"
-        code = f"code-{len(self.challenges)}"
+        code = f"{MARK}authorization-code-{len(self.challenges)}"
         self.challenges[code] = query["code_challenge"]
         return {"code": code, "state": query["state"], "iss": self.server.url}
 
@@ -79,6 +89,9 @@ class OAuthServer:
     def _register(self, request: ReceivedRequest) -> Answer:
         asked: dict[str, Any] = request.json
         made = {"client_id": "registered", "token_endpoint_auth_method": "none"}
+        if self.has_client_secret:
+            secret = {"client_secret": CLIENT_SECRET, "client_secret_expires_at": 0}
+            made |= {"token_endpoint_auth_method": "client_secret_post", **secret}
         return _json({**asked, **made}, 201)
 
     def _token(self, request: ReceivedRequest) -> Answer:
@@ -91,14 +104,15 @@ class OAuthServer:
             expected = self.challenges.pop(sent["code"], None)
             if base64.urlsafe_b64encode(digest).decode().rstrip("=") != expected:
                 return _json({"error": "invalid_grant"}, 400)
-        if kind == "refresh_token" and self.refuses_refresh:
-            return _json({"error": "invalid_grant"}, 400)
-        token = f"s3cret-access-{len(self.grants)}"
+        if self.refuses_clients or (kind == "refresh_token" and self.refuses_refresh):
+            words = f"none for {request.body.decode()}"
+            return _json({"error": "invalid_grant", "error_description": words}, 400)
+        token = f"{MARK}access-token-{len(self.grants)}"
         self.valid.add(token)
         made: dict[str, Any] = {"access_token": token, "token_type": "Bearer"}
         made["expires_in"] = self.lasts_seconds
         if kind != "client_credentials":
-            made["refresh_token"] = f"s3cret-refresh-{len(self.grants)}"
+            made["refresh_token"] = f"{MARK}refresh-token-{len(self.grants)}"
         return _json(made)
 
     def _mcp(self, request: ReceivedRequest) -> Answer:
@@ -113,11 +127,12 @@ class OAuthServer:
             case "server/discover":
                 value = _DISCOVERED
             case "tools/list":
-                tool = {"name": "whoami", "inputSchema": {"type": "object"}}
-                value = {"tools": [tool], "ttlMs": 0, "cacheScope": "public", **complete}
+                tools = [{"inputSchema": {"type": "object"}, **tool} for tool in self.tools]
+                value = {"tools": tools, "ttlMs": 0, "cacheScope": "public", **complete}
             case _:
                 self.calls.append(request.json["params"]["name"])
-                value = {"content": [{"type": "text", "text": f"you have {token}"}], **complete}
+                text = f"you have {self.echo(token)}"
+                value = {"content": [{"type": "text", "text": text}], **complete}
         return _json({"jsonrpc": "2.0", "id": request.json["id"], "result": value})
 
 

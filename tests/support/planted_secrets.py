@@ -81,7 +81,7 @@ _MAY_BE = {
     "signing secret": {Place.MAKING},
 }
 """By name; nowhere where a name is not here. No two begin alike: SQLite's pages cut names off."""
-_PLANTED = re.compile(MARK.encode() + rb"([a-z]+(?:-(?:key|password|secret|words))?)")
+_PLANTED = re.compile(MARK.encode() + rb"([a-z]+(?:-(?:code|key|password|secret|token|words))?)")
 _MADE = {
     "key": re.compile(rb"ap_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"),
     "client secret": re.compile(rb"ek_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}"),

@@ -1,6 +1,6 @@
 """What tests of turns share: a provider that waits, a dead server, and what must not be left."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
@@ -67,32 +67,46 @@ async def wait_until_stored(live: LiveTurn) -> None:
     await until(all_events_are_stored)
 
 
-async def assert_nothing_is_left(database: Database) -> None:
-    """Every turn has ended, and nobody holds a lease."""
-    async with database.reading() as db:
-        held = or_(
-            Turn.status.in_(LIVE), Turn.owner_id.is_not(None), Turn.lease_expires_at.is_not(None)
-        )
-        turns = (await db.execute(select(Turn.id, Turn.status, Turn.owner_id).where(held))).all()
-    assert not turns, f"turns that are live, or leased: {turns}"
+async def assert_nothing_is_left(database: Database, *engines: TurnEngine) -> None:
+    """Soon no turn is live or leased in the database, and no engine knows of one any more.
+
+    Engines are asked while they run: at its shutdown each drops whatever it still has.
+    """
+    left: list[str] = []
+
+    async def nothing_is_left() -> bool:
+        left[:] = [*await _stored(database), *_registered(engines)]
+        return not left
+
+    with suppress(TimeoutError):
+        await until(nothing_is_left)
+    assert not left
 
 
 async def assert_nothing_stays_registered(engine: TurnEngine) -> None:
-    """Soon the engine knows of no turn any more, and looks for none elsewhere.
+    """Soon the engine knows of no turn any more, and looks for none elsewhere."""
+    with suppress(TimeoutError):
+        await until(lambda: not _registered([engine]))
+    assert not _registered([engine])
 
-    Asked while the engine runs: at its shutdown it drops whatever it still has.
-    """
 
-    def registered() -> list[str]:
+async def _stored(database: Database) -> list[str]:
+    is_held = or_(
+        Turn.status.in_(LIVE), Turn.owner_id.is_not(None), Turn.lease_expires_at.is_not(None)
+    )
+    async with database.reading() as db:
+        rows = await db.execute(select(Turn.id, Turn.status, Turn.owner_id).where(is_held))
+        return [f"turn {turn_id} is {status}, owned by {owner}" for turn_id, status, owner in rows]
+
+
+def _registered(engines: Iterable[TurnEngine]) -> list[str]:
+    found: list[str] = []
+    for engine in engines:
         running = engine._turns.values()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         watched = engine._remote_turns._watched  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        return [f"{live.record.id} is {live.record.status}" for live in running] + [
-            f"{turn_id} is watched" for _, turn_id in watched
-        ]
-
-    with suppress(TimeoutError):
-        await until(lambda: not registered())
-    assert not registered(), f"the engine still has {registered()}"
+        found += [f"{live.record.id} is registered as {live.record.status}" for live in running]
+        found += [f"{turn_id} is watched" for _, turn_id in watched]
+    return found
 
 
 @asynccontextmanager

@@ -85,9 +85,13 @@ def files_of(folder: Path) -> dict[str, str]:
     return {each.name: each.read_bytes().decode("latin-1") for each in folder.glob("*.db*")}
 
 
-async def paths(client: httpx2.AsyncClient, session_id: str) -> list[str]:
-    """Return what shows a session, its only turn and its calls."""
-    [turn] = (await client.get("/turns", params={"session_id": session_id})).json()
+async def paths(
+    client: httpx2.AsyncClient, session_id: str, turn: dict[str, Any] | None = None
+) -> list[str]:
+    """Return what shows a session, a turn of it, by default its only one, and its calls."""
+    if turn is None:
+        [turn] = (await client.get("/turns", params={"session_id": session_id})).json()
+    assert turn
     calls: list[dict[str, Any]] = (await client.get("/tool-calls")).json()
     return [
         f"/turns/{turn['id']}",

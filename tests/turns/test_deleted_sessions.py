@@ -14,9 +14,8 @@ from app.models import Budget, KeptUsage, Session, Turn
 from app.services.turns.errors import TurnLost
 from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import open_server
+from tests.support.turns import assert_nothing_is_left, open_server
 from tests.support.waiting import until
-from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +68,7 @@ async def test_running_turn_is_cancelled_and_billed(
             return bool(await kept(database))
 
         await until(is_billed)
-        await assert_nothing_is_left(database, [state["turns"], other["turns"]])
+        await assert_nothing_is_left(database, state["turns"], other["turns"])
     ((turns, prompt_tokens, has_agent),) = await kept(database)
     assert (turns, has_agent) == (1, True)
     assert prompt_tokens > 0
@@ -104,7 +103,7 @@ async def test_waiting_turns_give_back_what_was_reserved_for_them(
         await gate.arrived.wait()
         assert (await client.delete(f"/sessions/{session_id}")).status_code == 204
 
-    await assert_nothing_is_left(database, [state["turns"]])
+    await assert_nothing_is_left(database, state["turns"])
 
     async def is_released() -> bool:
         return all(live == 0 for live, _ in await reserved(database))

@@ -27,10 +27,9 @@ from app.state import Providers, State, build_state
 from tests.conftest import Postgres, client_of
 from tests.faults.commit_proxy import CommitProxy, Loss, commit_proxy
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import open_server
+from tests.support.turns import assert_nothing_is_left, open_server
 from tests.support.waiting import until
 from tests.test_postgres_runner import ADD
-from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
 pytestmark = [
@@ -84,7 +83,7 @@ async def lossy(settings: Settings, proxy: Losing) -> AsyncIterator[Database]:
 async def state(settings: Settings, lossy: Database, providers: Providers) -> AsyncIterator[State]:
     async with build_state(settings, lossy, providers) as state:
         yield state
-        await assert_nothing_is_left(lossy, [state["turns"]])
+        await assert_nothing_is_left(lossy, state["turns"])
 
 
 async def count(database: Database, what: type[Turn | Message]) -> int:
@@ -272,7 +271,7 @@ async def test_turn_on_another_server_is_cancelled_when_the_request_had_no_answe
 
         assert proxy.lost["cancel"] == 1
         assert await statuses(database) == [TurnStatus.CANCELLED]
-        await assert_nothing_is_left(database, [other["turns"]])
+        await assert_nothing_is_left(database, other["turns"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

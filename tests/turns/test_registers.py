@@ -23,9 +23,8 @@ from app.services.turns.storage import leases
 from app.services.usage import StorageMeter
 from app.state import Providers, State
 from tests.support.fake_providers import FakeChatModel
-from tests.support.turns import open_server
+from tests.support.turns import assert_nothing_is_left, open_server
 from tests.support.waiting import until
-from tests.turns.register import assert_nothing_is_left
 from tests.turns.test_engine import Gate
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +74,7 @@ async def test_queued_turn_that_another_server_runs_leaves_the_register_when_it_
                 ]
             assert kinds[-1] == "turn.completed"
 
-        await assert_nothing_is_left(database, [first, second])
+        await assert_nothing_is_left(database, first, second)
     assert queued.outcome
     assert queued.outcome.content == "Hello there!"
 
@@ -95,7 +94,7 @@ async def test_server_that_only_waits_for_another_drains_at_once(
     gate.opened.set()
 
     assert anyio.current_time() - begun_at < 5
-    await assert_nothing_is_left(database, [state["turns"], second])
+    await assert_nothing_is_left(database, state["turns"], second)
 
 
 async def test_draining_server_still_runs_the_turns_queued_behind_its_own(
@@ -149,7 +148,7 @@ async def test_turn_that_is_promoted_while_its_state_is_read_is_not_cancelled(
     promoted.opened.set()
 
     assert (await engine.result(queued)).content == "Hello there!"
-    await assert_nothing_is_left(database, [engine])
+    await assert_nothing_is_left(database, engine)
 
 
 async def test_turn_that_is_being_accepted_when_the_server_drains_is_run(
@@ -192,7 +191,7 @@ async def test_message_that_waited_while_the_server_began_to_drain_is_refused(
             await gate.arrived.wait()
         gate.opened.set()
 
-    await assert_nothing_is_left(database, [engine])
+    await assert_nothing_is_left(database, engine)
 
 
 async def test_live_row_of_a_server_that_does_not_run_it_is_taken_on(
@@ -211,7 +210,7 @@ async def test_live_row_of_a_server_that_does_not_run_it_is_taken_on(
 
     await until(is_run_again)
     gate.opened.set()
-    await assert_nothing_is_left(database, [engine])
+    await assert_nothing_is_left(database, engine)
 
 
 @pytest.mark.postgres
@@ -256,7 +255,7 @@ async def test_registered_turn_that_another_server_owns_is_stopped_and_leaves(
             )
         )  # fmt: skip
 
-    await assert_nothing_is_left(database, [engine])
+    await assert_nothing_is_left(database, engine)
     assert turn.scope.cancel_called
 
 

@@ -26,7 +26,7 @@ from app.services.ports import (
     ToolDefinition,
     UpstreamIncomplete,
 )
-from app.services.prompt_lines import PromptMessage
+from app.services.prompt_lines import PromptContent, PromptImage, PromptMessage
 from app.services.turns import LiveTurn, RequestKey, TurnEngine, TurnOptions
 from app.services.turns.errors import (
     AnswerNotKept,
@@ -39,6 +39,7 @@ from app.services.turns.records import TurnRequest
 from app.services.usage.errors import BudgetExhausted
 from app.state import State
 from tests.conftest import StartServer
+from tests.files import made
 from tests.support.fake_providers import FakeChatModel
 from tests.support.turns import Gate, abandon, wait_until_settled
 from tests.support.waiting import until
@@ -352,6 +353,21 @@ async def test_budget_of_the_key_pays_and_is_given_back(
     assert turn.key_id == created["id"]
     (sums,) = (await client.get("/usage", params={"key_id": created["id"]})).json()
     assert sums["prompt_tokens"] == 7
+
+
+async def test_budget_reserves_images(state: State, database: Database, agent_id: str) -> None:
+    limits = replace(ADMIN.limits, tokens_per_day=50_000)
+    user = replace(ADMIN, kind=CallerKind.USER, user_id="anna", limits=limits)
+    image = PromptImage("image/png", made.png())
+    reserved: list[int] = []
+    for pieces in ((), (image, image)):
+        line = PromptContent("user", "Look", ("Look", *pieces))
+        live = await start(state["turns"], asking(agent_id, prompt=(line,)), user)
+        assert live.record.reservation
+        reserved.append(live.record.reservation.tokens)
+        await state["turns"].wait(live)
+
+    assert reserved[1] - reserved[0] == 2 * 1100
 
 
 async def test_deleting_a_user_cancels_their_unstored_turns_and_keeps_the_usage(

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.models import Role
 from app.routers.realtime.frames import Frame, Frames
 from app.routers.realtime.session_settings import SessionSettings, response_request
@@ -202,7 +203,7 @@ def _text(value: object, place: str) -> str:
         raise LiveInputRefused("invalid_type", "It must be a string.", place)
     if len(value) > _LONGEST_TEXT:
         raise LiveInputRefused("invalid_value", f"Up to {_LONGEST_TEXT} characters.", place)
-    return value.replace("\x00", "\ufffd")
+    return storable_text(value)
 
 
 def _metadata(given: object) -> dict[str, Any] | None:

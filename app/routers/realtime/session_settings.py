@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
+from app.core.storable_text import storable_text
 from app.http.openai_errors import InvalidParameter
 from app.routers.openai.chat_request import choose_tools, tool_definition
 from app.routers.realtime.sound_formats import FORMATS, PCM, rate_of
@@ -255,8 +256,8 @@ def _answers(
     is_known = isinstance(voice, str) and (voices is None or voice in voices)
     return ResponseSettings(
         is_spoken=modalities == ["audio"],
-        instructions=_storable(instructions or ""),
-        voice=_storable(str(voice))[:64] if is_known and voice else None,
+        instructions=storable_text(instructions or ""),
+        voice=storable_text(str(voice))[:64] if is_known and voice else None,
         tools=tools,
         may_call_tools=may_call,
         tool_choice=choice,
@@ -295,10 +296,6 @@ def _list(value: object, place: str) -> list[Any]:
     if not isinstance(value, list) or len(cast("list[Any]", value)) > _MOST_TOOLS:
         raise _invalid(place, f"It must be a list of {_MOST_TOOLS} at most.")
     return cast("list[Any]", value)
-
-
-def _storable(text: str) -> str:
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _invalid(place: str, detail: str) -> LiveInputRefused:

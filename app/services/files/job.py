@@ -6,6 +6,7 @@ import zipfile
 from io import BytesIO
 from typing import Any
 
+from app.core.storable_text import storable_text
 from app.services.files.document_errors import DocumentRefused, DocumentTooLong
 from app.services.files.docx import docx_text
 from app.services.files.html_text import html_to_text
@@ -24,7 +25,6 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _HTML_START = re.compile(
     rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html)\b", re.IGNORECASE | re.DOTALL
 )
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CODECS = (
     "ascii", "latin-1", "utf-16", "utf-16-be", "utf-16-le", "utf-8", "utf-8-sig", "charmap",
@@ -48,7 +48,7 @@ def read_document(fields: dict[str, Any], data: bytes) -> tuple[dict[str, Any], 
 
 
 def _encoded(text: str, limit_bytes: int) -> bytes:
-    encoded = _UNSTORABLE.sub("\ufffd", text).strip().encode()
+    encoded = storable_text(text).strip().encode()
     if not encoded:
         raise DocumentRefused("No text was found in it; send a scanned page as an image.")
     if len(encoded) > limit_bytes:

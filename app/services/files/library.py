@@ -18,6 +18,7 @@ from sqlalchemy.orm import undefer
 from app.core.database import Database, StorageUnavailable
 from app.core.database.errors import is_missing_table
 from app.core.security import Caller
+from app.core.storable_text import storable_text
 from app.core.value_objects import value_object
 from app.models import Session, SessionFile, StoredFile, new_id, utc_now
 from app.services.file_port import FileStore, FileStoreUnavailable
@@ -141,9 +142,9 @@ class FileLibrary:
         # The document may have taken its reader over: only what a text can be is let through.
         if refusal := output.fields.get("refusal"):
             refused = FileTooLong if output.fields.get("is_too_long") else FileUnreadable
-            raise refused(_storable(str(refusal))[:_LONGEST_DETAIL])
+            raise refused(storable_text(str(refusal))[:_LONGEST_DETAIL])
         media_type = str(output.fields.get("media_type"))
-        text = _storable(output.payload.decode(errors="replace"))
+        text = storable_text(output.payload.decode(errors="replace"))
         if media_type not in _DOCUMENT_TYPES or not text or len(text.encode()) > TEXT_BYTES:
             raise FileUnreadable("The document cannot be read.")
         return replace(await _draft(caller, name, media_type, data), text=text)
@@ -318,9 +319,5 @@ async def _draft(caller: Caller, name: str, media_type: str, data: bytes) -> Fil
 
 def _plain_name(name: str) -> str:
     """Return the last part of a path, of printable characters."""
-    last = _storable(name).replace("\\", "/").rpartition("/")[2]
+    last = storable_text(name).replace("\\", "/").rpartition("/")[2]
     return "".join(filter(str.isprintable, last)).strip()[-_LONGEST_NAME:] or "file"
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

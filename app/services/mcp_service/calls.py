@@ -11,11 +11,12 @@ from anyio.abc import TaskGroup
 from mcp import MCPError
 from pydantic import TypeAdapter, ValidationError
 
+from app.core.storable_text import storable_text
 from app.services.mcp_port import McpError, McpFailure
 from app.services.mcp_service.contents import (
     images_of,
     result_fields,
-    storable,
+    storable_value,
     tool_fields,
 )
 from app.services.mcp_service.guarded_transport import UNAUTHORIZED, Attempt, current_attempt
@@ -162,8 +163,8 @@ class CallServer:
             info = connection.client.server_info
             return {
                 "protocol_version": connection.client.protocol_version,
-                "server_name": storable(info.name[:200]) if info else "",
-                "server_version": storable(info.version[:100]) if info else "",
+                "server_name": storable_text(info.name[:200]) if info else "",
+                "server_version": storable_text(info.version[:100]) if info else "",
                 "tools": [tool_fields(tool) for tool in tools],
             }
 
@@ -270,7 +271,7 @@ def _question(outcome: types.InputRequiredResult) -> Fields:
     if len(outcome.request_state or "") > _STATE_BYTES:
         raise McpError(McpFailure.REFUSED, "Its question is too long.")
     state: Fields = {"key": key, "request_state": outcome.request_state}
-    if storable(state) != state:  # it must come back as it is
+    if storable_value(state) != state:  # it must come back as it is
         raise McpError(McpFailure.REFUSED, "Its question has a state that cannot be kept.")
     return question_fields(request.params, state)
 
@@ -280,7 +281,7 @@ def question_fields(params: types.ElicitRequestParams, state: Fields) -> Fields:
     is_form = isinstance(params, types.ElicitRequestFormParams)
     return {
         "message": params.message[:_ANSWER_CHARACTERS],
-        "form": storable(params.requested_schema) if is_form else None,
+        "form": storable_value(params.requested_schema) if is_form else None,
         "url": None if is_form else params.url[:_ANSWER_CHARACTERS],
         "state": state,
     }

@@ -1,7 +1,6 @@
 """What a server sent, in the words of the port: plain JSON of bounded size."""
 
 import json
-import re
 from base64 import b64decode
 from collections.abc import Sequence
 from itertools import islice
@@ -9,21 +8,21 @@ from typing import Any, cast
 
 import mcp_types as types
 
+from app.core.storable_text import storable_text
 from app.services.files.limits import TOOL_IMAGES
 
 _LONGEST_DESCRIPTION = 64 * 1024
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def storable(value: Any) -> Any:  # noqa: ANN401  # JSON
+def storable_value(value: Any) -> Any:  # noqa: ANN401  # JSON
     """Return JSON with U+FFFD instead of NUL and lone surrogates, which no database keeps."""
     if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
+        return storable_text(value)
     if isinstance(value, dict):
         members = cast("dict[str, Any]", value)
-        return {storable(name): storable(member) for name, member in members.items()}
+        return {storable_text(name): storable_value(member) for name, member in members.items()}
     if isinstance(value, list):
-        return [storable(each) for each in cast("list[Any]", value)]
+        return [storable_value(each) for each in cast("list[Any]", value)]
     return value
 
 

@@ -1,6 +1,7 @@
 """The operator's MCP servers that are programs: `MCP_SERVERS_FILE`, and a worker of their own."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -63,6 +64,14 @@ def _program(name: str, entry: Any) -> Program:  # noqa: ANN401  # JSON
         raise ValueError(f'has {name!r}, which may have "command", "args", "env" (texts) and "cwd"')
     inherited = {each: os.environ[each] for each in _INHERITED if each in os.environ}
     return {"command": entry["command"], "args": args, "env": inherited | env, "cwd": cwd}
+
+
+def has_command(program: Program) -> bool:
+    """Tell whether a program's command can be found and run, as it will be when it is started."""
+    command: str = program["command"]
+    if program["cwd"] and os.sep in command:
+        command = str(Path(program["cwd"], command))
+    return shutil.which(command, path=program["env"].get("PATH")) is not None
 
 
 class McpClientSet:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.openai_service.chat_reply import ReplyReader
 from app.services.openai_service.response_format import (
     FormatLevel,
@@ -30,7 +31,6 @@ from app.services.prompt_lines import (
     PromptResult,
 )
 from app.services.provider_http.client import ProviderClient, ProviderResponse
-from app.services.provider_http.parse import clean
 
 _SETTING = "CHAT_MODEL"
 _END_WAIT_SECONDS = 0.25
@@ -217,7 +217,7 @@ def _options(options: ChatOptions) -> dict[str, Any]:
 
 def _message(line: PromptLine) -> dict[str, Any]:
     """Return a line of the prompt; what cannot be written as JSON is replaced."""
-    message: dict[str, Any] = {"role": line.role, "content": clean(line.content)}
+    message: dict[str, Any] = {"role": line.role, "content": storable_text(line.content)}
     if isinstance(line, PromptContent):
         message["content"] = [_content_part(piece) for piece in line.pieces]
     elif isinstance(line, PromptResult):
@@ -237,7 +237,7 @@ def _message(line: PromptLine) -> dict[str, Any]:
 
 def _content_part(piece: str | PromptImage) -> dict[str, Any]:
     if isinstance(piece, str):
-        return {"type": "text", "text": clean(piece)}
+        return {"type": "text", "text": storable_text(piece)}
     url = f"data:{piece.media_type};base64,{b64encode(piece.data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
 

@@ -5,6 +5,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, cast
 
+from app.core.storable_text import storable_text
 from app.services.openai_service.reasoning import ReasoningSplitter
 from app.services.openai_service.tool_calls import ToolCallReader
 from app.services.ports import (
@@ -18,7 +19,7 @@ from app.services.ports import (
     UpstreamIncomplete,
 )
 from app.services.provider_http.failures import SettingNames, failure_of_error
-from app.services.provider_http.parse import SurrogateJoiner, clean, parse_json
+from app.services.provider_http.parse import SurrogateJoiner, parse_json
 from app.services.provider_http.sse import EventReader
 
 _MAX_TEXT_CHARACTERS = 8 << 20
@@ -209,7 +210,7 @@ class ReplyReader:
         if "error" in fields and (error := fields["error"]):
             raise failure_of_error(error, names=self._names)
         if not self._model_is_named and isinstance(name := fields.get("model"), str) and name:
-            self._model = clean(name)[:_MAX_NAME_CHARACTERS]
+            self._model = storable_text(name)[:_MAX_NAME_CHARACTERS]
             self._model_is_named = True
         if "usage" in fields and (usage := fields["usage"]) and isinstance(usage, dict):
             self._usage = cast("dict[str, Any]", usage)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.openai_service.compressed_speech import SpeechDecoder
 from app.services.openai_service.pcm import SAMPLE_RATE_HZ, PcmReader
 from app.services.openai_service.speech import (
@@ -31,7 +32,7 @@ from app.services.provider_http.failures import (
     SettingNames,
     failure_of_error,
 )
-from app.services.provider_http.parse import clean, parse_json
+from app.services.provider_http.parse import parse_json
 
 if TYPE_CHECKING:
     from app.services.provider_http.aiohttp_transport import WebSocket
@@ -138,7 +139,7 @@ class RealtimeSpeaker:
         try:
             reading = _Reading(text, self._client.names(_SETTING))
             await _send(websocket, _session(self._voice(voice)))
-            await _send(websocket, _response(clean(text)))
+            await _send(websocket, _response(storable_text(text)))
             patience_seconds = self._client.first_byte_timeout_seconds
             while not reading.is_over:
                 if samples := reading.feed(await _receive(websocket, patience_seconds)):

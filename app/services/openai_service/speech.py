@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.openai_service.compressed_speech import SpeechDecoder
 from app.services.openai_service.pcm import (
     PLAIN,
@@ -26,7 +27,7 @@ from app.services.ports import (
 from app.services.provider_http.client import ProviderClient, ProviderResponse
 from app.services.provider_http.failures import SettingNames, failure_of_error
 from app.services.provider_http.http1_pool import Upload
-from app.services.provider_http.parse import SurrogateJoiner, clean, parse_json
+from app.services.provider_http.parse import SurrogateJoiner, parse_json
 from app.services.provider_http.sse import EventReader
 
 _STT_SETTING = "STT_MODEL"
@@ -124,7 +125,12 @@ class OpenAISpeaker:
     async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         body = orjson.dumps(
-            {"model": self._model, "voice": voice, "input": clean(text), "response_format": "pcm"}
+            {
+                "model": self._model,
+                "voice": voice,
+                "input": storable_text(text),
+                "response_format": "pcm",
+            }
         )
         names = self._client.names(_TTS_SETTING)
         with await self._client.post("audio/speech", body, setting=_TTS_SETTING) as answer:
@@ -255,7 +261,7 @@ def _read_transcript(value: Any, names: SettingNames) -> Transcript:  # noqa: AN
             raise failure_of_error(error, names=names)
         language = str(value.get("language") or "").lower().partition("-")[0]
         return Transcript(
-            text=clean(value["text"]).strip(),
+            text=storable_text(value["text"]).strip(),
             language=language if _is_iso_639_1(language) else None,
         )
     except (AttributeError, KeyError, TypeError):

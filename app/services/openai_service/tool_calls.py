@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.ports import ToolCallDelta
-from app.services.provider_http.parse import clean
 
 
 class ToolCallReader:
@@ -31,14 +31,14 @@ class ToolCallReader:
         deltas: list[ToolCallDelta] = []
         for call in cast("list[dict[str, Any]]", calls):
             function: dict[str, Any] = call.get("function") or call
-            call_id = clean(str(call.get("id") or ""))
-            name = clean(str(function.get("name") or ""))
+            call_id = storable_text(str(call.get("id") or ""))
+            name = storable_text(str(function.get("name") or ""))
             place = self._place(call.get("index"), call_id, name)
             arguments = function.get("arguments")
             if arguments is None:
                 text = ""
             elif isinstance(arguments, str):
-                text = clean(arguments)
+                text = storable_text(arguments)
             else:
                 text = orjson.dumps(arguments).decode()
             known_id, known_name = self._ids[place]

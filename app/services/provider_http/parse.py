@@ -6,16 +6,16 @@ from typing import Any
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.ports import UpstreamIncomplete
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def parse_json(payload: bytes) -> Any:  # noqa: ANN401  # JSON has no narrower type
     r"""Read one JSON value; raises `UpstreamIncomplete` where it is none.
 
-    Lone surrogates (`\ud800`) and bytes that are not UTF-8 do not break it: `clean` makes
+    Lone surrogates (`\ud800`) and bytes that are not UTF-8 do not break it: `storable_text` makes
     U+FFFD of the former, this function of the latter.
     """
     try:
@@ -28,17 +28,10 @@ def parse_json(payload: bytes) -> Any:  # noqa: ANN401  # JSON has no narrower t
         raise UpstreamIncomplete("The AI provider sent JSON that cannot be read.") from None
 
 
-def clean(text: str) -> str:
-    """Replace what no database stores, NUL and lone surrogates, by U+FFFD."""
-    if text.isascii() and "\x00" not in text:
-        return text
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
 class SurrogateJoiner:
     r"""Joins characters that a provider cut in halves: `\ud83d` in one chunk, `\ude00` in the next.
 
-    Knows nothing of chunks; everything else is cleaned as `clean` does.
+    Knows nothing of chunks; everything else is as `storable_text` makes it.
     """
 
     __slots__ = ("_half", "is_empty")
@@ -51,14 +44,14 @@ class SurrogateJoiner:
     def feed(self, text: str) -> str:
         """Take the next text and return what is whole of it and of what was held back."""
         if not self._half and text.isascii():
-            return clean(text)
+            return storable_text(text)
         text = self._half + text
         self._half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
         self.is_empty = not self._half
         whole = text[:-1] if self._half else text
         if _SURROGATE.search(whole):
             whole = whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return clean(whole)
+        return storable_text(whole)
 
     def end(self) -> str:
         """Return what was held back, which nothing will complete."""

@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from app.core.errors import AppError
 from app.core.sealed_errors import SealBroken, SecretsKeyMissing
+from app.core.storable_text import storable_text
 from app.core.value_objects import value_object
 from app.services.outbound_port import (
     Outbound,
@@ -39,7 +40,6 @@ from app.services.tools.results import (
     cut,
     image_result,
     select,
-    storable,
     text_of,
 )
 from app.services.tools.schemas import SchemaFault, SchemaValidator
@@ -254,7 +254,7 @@ def unknown(code: str, reason: str) -> ToolResult:
 
 def failed(code: str, detail: str) -> ToolResult:
     """Return the result of a call that failed; `detail` is for clients, too."""
-    text = storable(detail)
+    text = storable_text(detail)
     return ToolResult(ToolOutcome.FAILED, text, text, code, text)
 
 
@@ -262,4 +262,4 @@ def _told(faults: tuple[SchemaFault, ...]) -> str | None:
     if not faults:
         return None
     listed = "; ".join(f"{fault.path or '/'}: {fault.rule}" for fault in faults)
-    return f"It does not match the schema ({storable(listed)})."
+    return f"It does not match the schema ({storable_text(listed)})."

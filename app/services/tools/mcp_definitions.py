@@ -9,13 +9,13 @@ from uuid import UUID
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.mcp_port import ListedTool
 from app.services.outbound_port import Outbound
 from app.services.tool_ports import ToolKind
 from app.services.tools import templates
 from app.services.tools.definitions import Definition
 from app.services.tools.errors import AddressNotAllowed, SchemaNotSupported, ToolInvalid
-from app.services.tools.results import storable
 from app.services.tools.schemas import check_schema
 
 ServerSettings = Mapping[str, Any]
@@ -91,10 +91,10 @@ def listed_definition(tool: ListedTool) -> tuple[dict[str, Any], str | None]:
 
     The description is cut at 4,096 characters: what is shown to a person is what models see.
     """
-    name = storable(tool.name)[:_MAX_LISTED_NAME]
+    name = storable_text(tool.name)[:_MAX_LISTED_NAME]
     kept: dict[str, Any] = {
         "name": name,
-        "description": storable(tool.description)[:_MAX_DESCRIPTION].strip() or name,
+        "description": storable_text(tool.description)[:_MAX_DESCRIPTION].strip() or name,
         "parameters": _without_dialect(tool.parameters),
         "output_schema": _without_dialect(tool.output_schema) if tool.output_schema else None,
         "hints": dict(tool.hints),

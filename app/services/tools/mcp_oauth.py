@@ -9,6 +9,7 @@ import secrets as comparison
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,16 @@ _NOT_DONE = "The MCP server gave no access."
 Grant = dict[str, Any]
 
 
+class GrantState(StrEnum):
+    """What is left of an authorization."""
+
+    NONE = "none"
+    VALID = "valid"
+    RENEWABLE = "renewable"
+    """Its access token has ended, and is renewed at the next use."""
+    ENDED = "ended"
+
+
 class McpAuthorizer:
     """Gets access tokens and keeps them."""
 
@@ -83,6 +94,16 @@ class McpAuthorizer:
         else:
             grant = await self._valid_grant(workspace_id, server_id, settings, refused or {})
         return _header_of(grant)
+
+    async def state(self, workspace_id: UUID, server_id: UUID) -> GrantState:
+        """Return what is left of a server's authorization; nothing is renewed."""
+        grant = await self._read(workspace_id, server_id)
+        if _is_valid(grant):
+            return GrantState.VALID
+        tokens: Grant | None = grant.get("tokens")
+        if not tokens:
+            return GrantState.NONE
+        return GrantState.RENEWABLE if tokens.get("refresh_token") else GrantState.ENDED
 
     async def begin(
         self, workspace_id: UUID, server_id: UUID, settings: ServerSettings, redirect_uri: str

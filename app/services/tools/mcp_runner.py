@@ -16,6 +16,7 @@ from app.core.database.statements import PreparedStatement
 from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
 from app.core.sealed_errors import SealBroken, SecretsKeyMissing
+from app.core.storable_text import storable_text
 from app.core.value_objects import value_object
 from app.models import McpServer, McpTool
 from app.services.mcp_port import (
@@ -45,7 +46,7 @@ from app.services.tools.http_request import hidden_values
 from app.services.tools.http_runner import HttpToolRunner, failed, unknown
 from app.services.tools.mcp_directory import McpDirectory
 from app.services.tools.redaction import Redactor
-from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, image_result, storable
+from app.services.tools.results import FAILURE_BYTES, STORED_BYTES, cut, image_result
 from app.services.tools.secret_store import SecretRow, SecretStore, load_secret
 from app.services.tools.templates import ArgumentUnusable, fill_header
 
@@ -184,7 +185,9 @@ class McpToolRunner:
 
         def tell(progress: McpProgress) -> None:
             if on_progress:
-                message = storable(redactor.redact(progress.message)) if progress.message else None
+                message = (
+                    storable_text(redactor.redact(progress.message)) if progress.message else None
+                )
                 on_progress(ToolProgress(progress.progress, progress.total, message))
 
         outcome = await self._client.call(
@@ -207,7 +210,7 @@ class McpToolRunner:
         return self._answered(call.tool, outcome, redactor)
 
     def _answered(self, tool: PinnedTool, result: McpResult, redactor: Redactor) -> ToolResult:
-        text = storable(redactor.redact(result.text))
+        text = storable_text(redactor.redact(result.text))
         if result.is_error:
             refused = failed("tool-failed", "The MCP server says that the call failed.")
             shown = cut(text, tool.max_result_bytes) or refused.text
@@ -245,11 +248,11 @@ def _with_images(text: str, images: Sequence[bytes]) -> tuple[str, tuple[ToolFil
 def _asking(question: McpQuestion, redactor: Redactor) -> ToolResult:
     form = question.form
     if form is not None:
-        form = orjson.loads(storable(redactor.redact(orjson.dumps(form).decode())))
+        form = orjson.loads(storable_text(redactor.redact(orjson.dumps(form).decode())))
     shown = ToolQuestion(
-        storable(redactor.redact(question.message)),
+        storable_text(redactor.redact(question.message)),
         form,
-        storable(redactor.redact(question.url)) if question.url else None,
+        storable_text(redactor.redact(question.url)) if question.url else None,
         question.state,
     )
     return ToolResult(ToolOutcome.ASKS, "", question=shown, was_sent=True)
@@ -262,7 +265,7 @@ def _unanswered(tool: PinnedTool, error: McpError, redactor: Redactor) -> ToolRe
     detail = f"The MCP server gave no result. {error}"
     if error.failure is McpFailure.TOO_LARGE:
         detail = f"The call was made, but: {error}"
-    answer = cut(storable(redactor.redact(error.answer)), FAILURE_BYTES)
+    answer = cut(storable_text(redactor.redact(error.answer)), FAILURE_BYTES)
     text = f"{detail}\n{answer}" if answer else detail
     return replace(failed(code, detail), text=text, stored_text=text, was_sent=error.was_sent)
 

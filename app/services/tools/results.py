@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.services.files.html_text import html_to_text
 from app.services.files.images import image_of
 from app.services.tool_ports import ToolFile
@@ -17,7 +18,6 @@ _HEAD_SHARE = 0.6
 _WHITESPACE_IN_JSON = re.compile(r'("(?:[^"\\]|\\.)*")|\s+')
 _INDEX = re.compile(r"[0-9]{1,9}")
 _NOTHING_THERE = "The result has nothing at the place that was to be shown."
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _TEXT_TYPES = frozenset(
     ("application/xml", "application/yaml", "application/x-yaml", "application/javascript",
      "application/csv", "application/x-ndjson", "application/x-www-form-urlencoded",
@@ -51,7 +51,7 @@ def text_of(body: bytes, content_type: str) -> str:
     charset = _CHARSET.search(content_type)
     text = _decoded(body, charset[1].lower() if charset else "utf-8")
     is_html = media_type in {"text/html", "application/xhtml+xml"}
-    return storable(html_to_text(text) if is_html else text)
+    return storable_text(html_to_text(text) if is_html else text)
 
 
 def _guessed(body: bytes, media_type: str) -> str:
@@ -73,8 +73,8 @@ def compact_json(text: str) -> str:
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
-        return storable(text)
-    return storable(_WHITESPACE_IN_JSON.sub(r"\1", text))
+        return storable_text(text)
+    return storable_text(_WHITESPACE_IN_JSON.sub(r"\1", text))
 
 
 def select(text: str, pointer: str) -> str:
@@ -96,8 +96,8 @@ def select(text: str, pointer: str) -> str:
         else:
             raise UnreadableResult(_NOTHING_THERE)
     if isinstance(value, str):
-        return storable(value)
-    return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        return storable_text(value)
+    return storable_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def image_result(data: bytes) -> tuple[str, ToolFile] | None:
@@ -110,11 +110,6 @@ def image_result(data: bytes) -> tuple[str, ToolFile] | None:
         return None
     text = f"[an image: {image.media_type}, {image.width} x {image.height} pixels]"
     return text, ToolFile(image.media_type, data, image.width, image.height)
-
-
-def storable(text: str) -> str:
-    """Return `text` with U+FFFD instead of NUL and lone surrogates."""
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def cut(text: str, max_bytes: int) -> str:

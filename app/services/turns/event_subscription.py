@@ -19,6 +19,8 @@ _HEARTBEAT_SECONDS = 15.0
 _RETRY_SECONDS = 10
 """How long the database may be away before a stream breaks off; less than a heartbeat."""
 _SETTLED = {TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED}
+_WAITING = {TurnStatus.REQUIRES_ACTION, None}
+"""With events of the status `None`, which come from memory: the server that ran the turn let go."""
 
 
 async def subscribe(
@@ -30,7 +32,8 @@ async def subscribe(
 ) -> AsyncGenerator[Sequence[TurnEvent]]:
     """Yield the events with a number above `after` as they occur, the terminal event last.
 
-    A turn that waits for actions ends the stream with `turn.requires_action`, unless it goes on.
+    A turn that waits for actions ends the stream with `turn.requires_action`. One that has gone on
+    since passes over it, also where nothing of what follows is stored yet.
 
     Yields an empty list after each `silence_seconds` in which nothing happened. Raises
     `ServerDraining` when this server shuts down: at once for a turn that runs elsewhere, and
@@ -38,28 +41,29 @@ async def subscribe(
     events are gone.
     """
     watched_turn: LiveTurn | None = None
+    last: TurnEvent | None = None
     with ExitStack() as stack:
         while True:
             live = engine.current(live)
             changed = live.log.changed
+            status: TurnStatus | None = None
             if (
                 after < live.record.events_after
             ):  # stored by another server; the log has only later events
-                events = await _read_stored(database, live, after)
+                status, events = await _read_stored(database, live, after)
             else:
                 events = live.log.after(after)
             if not events and not engine.runs_here(live):
                 if watched_turn is not live:
                     stack.enter_context(engine.watching(live))
                     watched_turn = live
-                events = await _read_stored(database, live, after)
+                status, events = await _read_stored(database, live, after)
             if events:
-                after = events[-1].number
+                after, last = events[-1].number, events[-1]
                 yield events
-                if events[-1].is_terminal or (
-                    events[-1].ends_stream and not engine.runs_here(engine.current(live))
-                ):
-                    return
+            if last and _is_last(engine, live, last, status):
+                return
+            if events:
                 continue
             if engine.is_draining and not engine.holds(live):
                 raise ServerDraining("This server is shutting down.", retry_after_seconds=1)
@@ -68,6 +72,19 @@ async def subscribe(
                     await changed.wait()
             except TimeoutError:
                 yield ()
+
+
+def _is_last(
+    engine: TurnEngine, live: LiveTurn, event: TurnEvent, status: TurnStatus | None
+) -> bool:
+    """Tell whether an event ends its stream: a turn whose action was taken has later ones.
+
+    They may not be stored yet, or be stored since the event was read with `status`.
+    """
+    if event.is_terminal:
+        return True
+    runs_here = engine.runs_here(engine.current(live))
+    return event.ends_stream and not runs_here and status in _WAITING
 
 
 async def follow_here(
@@ -121,7 +138,10 @@ def _pruned() -> EventsPruned:
     )
 
 
-async def _read_stored(database: Database, live: LiveTurn, after: int) -> Sequence[TurnEvent]:
+async def _read_stored(
+    database: Database, live: LiveTurn, after: int
+) -> tuple[TurnStatus, Sequence[TurnEvent]]:
+    """Return the turn's status and its stored events above `after`, which are no older."""
     record = live.record
 
     async def read() -> tuple[Turn, Sequence[TurnEvent]]:
@@ -135,4 +155,4 @@ async def _read_stored(database: Database, live: LiveTurn, after: int) -> Sequen
         raise TurnStateUnknown from None
     if not events and turn.status in _SETTLED:
         raise _pruned()
-    return events
+    return turn.status, events

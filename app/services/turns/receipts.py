@@ -65,12 +65,13 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     waiting: int,
     user_id: str | None = None,
     schema_text: str = "",
+    images: int = 0,
 ) -> Reservation | None:
     """Return the reservation for a turn that is accepted `now`; `None` without budgets.
 
     `history` ends with the turn's user message; `waiting` turns before it are not answered yet.
     `user_id` is the end user of the session, `schema_text` what the model is shown
-    of schemas.
+    of schemas. `images` is how many come with the request besides those of `history`.
     """
     account = request.account
     if not account.budgets(user_id):
@@ -79,7 +80,7 @@ def estimate_reservation(  # noqa: PLR0913, PLR0917  # what a turn's size depend
     with_parts = [line for line in history if type(line) is HistoryMessage and line.parts]
     texts = [persona.system_prompt + schema_text]
     texts += map(_shown_text, history) if with_parts else [line.content for line in history]
-    prompt_tokens = most_tokens(texts) + waiting * window.output_tokens
+    prompt_tokens = most_tokens(texts) + waiting * window.output_tokens + images * IMAGE_TOKENS
     prompt_tokens += sum(map(line_attached_tokens, with_parts))
     if request.upload_seconds:
         prompt_tokens += int(request.upload_seconds * _SPOKEN_TOKENS_PER_SECOND) + 1

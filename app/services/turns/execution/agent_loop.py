@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 from app.core.database import Database
 from app.core.database.transactions import TransactionScript
+from app.core.storable_text import storable_text
 from app.core.value_objects import value_object
 from app.models import new_id
 from app.services.ports import (
@@ -33,7 +34,6 @@ from app.services.turns.context.prompt import (
 from app.services.turns.context.spoken_text import spoken_text
 from app.services.turns.events import StepStarted, ToolCallArguments
 from app.services.turns.execution.compaction import Compaction
-from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.own_request import check_callers_calls, with_own_request
 from app.services.turns.execution.tool_execution import StepCalls
@@ -341,13 +341,13 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
             step=len(live.progress.steps) + 1,
             index=len(calls),
             model_call_id=_call_id(live, delta),
-            name=storable(delta.name)[:_MOST_NAME_CHARACTERS],
+            name=storable_text(delta.name)[:_MOST_NAME_CHARACTERS],
             arguments="",
         )
         if live.record.persona.tools is None and not delta.arguments:
             live.log.emit(ToolCallArguments(call.model_call_id, call.name, ""))
     if delta.arguments:
-        call.arguments += storable(delta.arguments)
+        call.arguments += storable_text(delta.arguments)
         if len(call.arguments) > _MOST_ARGUMENT_CHARACTERS:
             raise UpstreamIncomplete("The arguments of a tool call are too long.")
         live.log.emit(ToolCallArguments(call.model_call_id, call.name, delta.arguments))
@@ -355,7 +355,7 @@ def _take_call(live: LiveTurn, delta: ToolCallDelta) -> None:
 
 def _call_id(live: LiveTurn, delta: ToolCallDelta) -> str:
     """Return the provider's id of a call; of a call of the caller's tools, one of ours."""
-    given = storable(delta.call_id)[:200]
+    given = storable_text(delta.call_id)[:200]
     is_callers = live.record.persona.tools is None
     return f"call_{new_id().hex[-24:]}" if is_callers or not given else given
 

@@ -8,6 +8,7 @@ from app.core.database import Database
 from app.core.database.transactions import TransactionScript
 from app.core.errors import AppError
 from app.core.logging import log_fields
+from app.core.storable_text import storable_text
 from app.models import Role
 from app.services.ports import (
     ChatFinished,
@@ -25,7 +26,6 @@ from app.services.turns.context.prompt import (
     estimate_tokens,
     left_out_lines,
 )
-from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.records import HistoryMessage
 from app.services.turns.storage import ledger, summaries
@@ -115,7 +115,7 @@ class Compaction:
                 live.progress.summary_usage = receipts.summary_usage(
                     request, "".join(text), finished
                 )
-        return " ".join(storable("".join(text)[: limit * CHARACTERS_PER_TOKEN]).split())
+        return " ".join(storable_text("".join(text)[: limit * CHARACTERS_PER_TOKEN]).split())
 
     async def _reserve(self, live: LiveTurn, request: ChatRequest) -> None:
         record = live.record

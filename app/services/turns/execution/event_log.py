@@ -8,6 +8,7 @@ import math
 import time
 from bisect import bisect_right
 
+from app.core.storable_text import storable_text
 from app.services.turns.events import EventValue, OutputTextDelta, ReasoningText, TurnEvent
 
 AFTER_ATTEMPT = 10_000
@@ -75,7 +76,7 @@ class EventLog:
             self._flush = None
         if not self._pending_text:
             return
-        delta = storable("".join(self._pending_text))
+        delta = storable_text("".join(self._pending_text))
         self._pending_text.clear()
         self._flushed_at = self._running_loop.time()
         self.append(self.next_event(self._pending_kind(delta)))
@@ -130,14 +131,3 @@ class EventLog:
     def mark_stored(self, count: int) -> None:
         """Mark `count` more events as stored."""
         self._stored_count += count
-
-
-def storable(text: str) -> str:
-    """Replace what Postgres text cannot hold (NUL, lone surrogates) by U+FFFD."""
-    if "\x00" in text:
-        text = text.replace("\x00", "\ufffd")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

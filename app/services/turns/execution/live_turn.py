@@ -13,6 +13,7 @@ import anyio
 
 from app.core.errors import AppError
 from app.core.request_context import RequestContext, context_for_turn
+from app.core.storable_text import storable_text
 from app.models import MessageStatus, Modality, Role, TurnStatus
 from app.services.turns.context.heard_text import heard_text
 from app.services.turns.errors import (
@@ -37,7 +38,7 @@ from app.services.turns.events import (
     TurnQueued,
     TurnRequiresAction,
 )
-from app.services.turns.execution.event_log import AFTER_ATTEMPT, EventLog, storable
+from app.services.turns.execution.event_log import AFTER_ATTEMPT, EventLog
 from app.services.turns.parts import (
     PARAGRAPH,
     REQUESTED,
@@ -258,7 +259,7 @@ class LiveTurn:
     @property
     def text(self) -> str:
         """The answer so far, without characters that databases cannot store."""
-        return storable("".join(self.progress.text))
+        return storable_text("".join(self.progress.text))
 
     @property
     def _content(self) -> str:
@@ -340,8 +341,8 @@ class LiveTurn:
         progress = self.progress
         if not progress.steps and not progress.reasoning:
             return None
-        text = storable("".join(progress.text[progress.step_text_start :]))
-        return parts_of(progress.steps, storable("".join(progress.reasoning)), text)
+        text = storable_text("".join(progress.text[progress.step_text_start :]))
+        return parts_of(progress.steps, storable_text("".join(progress.reasoning)), text)
 
     def _parts_with_calls(self) -> list[Part]:
         """Return the parts of an answer that ends with calls of the caller's own tools."""

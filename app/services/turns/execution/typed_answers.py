@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import orjson
 
+from app.core.storable_text import storable_text
 from app.models import Role
 from app.services.ports import FinishReason, ResponseFormat
 from app.services.prompt_lines import PromptLine, PromptMessage
@@ -14,7 +15,6 @@ from app.services.turns import receipts
 from app.services.turns.context.prompt import ContextWindow, estimate_tokens
 from app.services.turns.errors import OutputInvalid
 from app.services.turns.events import OutputTextDelta, TurnInProgress
-from app.services.turns.execution.event_log import storable
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.records import TurnRecord
 
@@ -55,7 +55,7 @@ class TypedAnswer:
         Raises `OutputInvalid` where it was asked twice, or would give the same answer again.
         """
         progress = self._live.progress
-        text = storable("".join(progress.text[progress.step_text_start :]))
+        text = storable_text("".join(progress.text[progress.step_text_start :]))
         value, faults = answer_schema(self.response_format.schema).read(text)
         if not faults:
             progress.output_text, progress.output = text, value

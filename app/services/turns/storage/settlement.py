@@ -161,7 +161,7 @@ def settle(  # noqa: PLR0913, PLR0917  # one per stored value
         if row and row.status is TurnStatus.IN_PROGRESS:
             raise turn_lost()
     ended, *_ = yield [
-        settle_turn_stmt(record, outcome, progress, ended_at),
+        store_outcome_stmt(record, outcome, progress, ended_at),
         turn_statements.SETTLE_ANSWER(
             workspace_id_=record.workspace_id,
             message_id_=record.message_id,
@@ -234,7 +234,7 @@ def suspend(
     return (yield from resolution.resume(record.workspace_id, record.id, owner_id))
 
 
-def settle_turn_stmt(
+def store_outcome_stmt(
     record: TurnRecord, outcome: Outcome, progress: Progress, ended_at: datetime
 ) -> Statement:
     """Return the statement that stores the turn's end if its attempt is still current."""

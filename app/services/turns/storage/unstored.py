@@ -20,7 +20,7 @@ from app.services.turns.errors import (
     tools_not_taken,
     turn_lost,
 )
-from app.services.turns.parts import shown_texts
+from app.services.turns.parts import image_count, shown_texts
 from app.services.turns.records import (
     Outcome,
     Progress,
@@ -39,7 +39,7 @@ from app.services.turns.storage.acceptance import (
     load_persona,
 )
 from app.services.turns.storage.agent_lookup import find_agent
-from app.services.turns.storage.settlement import settle_turn_stmt
+from app.services.turns.storage.settlement import store_outcome_stmt
 from app.services.turns.storage.tables import LEASE, is_attempt, turns
 from app.services.turns.storage.turn_rows import TurnRow, load_record
 from app.services.usage import budgets
@@ -105,7 +105,7 @@ def settle(
         if rows and rows[0][0] == ended_at:
             return
     ended, *_ = yield [
-        settle_turn_stmt(record, outcome, progress, ended_at),
+        store_outcome_stmt(record, outcome, progress, ended_at),
         *receipts.settle_reservation_stmts(record, progress),
     ]
     if not ended:
@@ -152,7 +152,15 @@ def _new_record(
     if schema is not None:
         texts = [*texts, orjson.dumps(schema).decode()]
     require_room_for_all(persona, account.context_tokens, texts)
-    lines = [PromptMessage("", text) for text in texts]
+    reservation = receipts.estimate_reservation(
+        message,
+        persona,
+        [PromptMessage("", text) for text in texts],
+        now,
+        waiting=0,
+        user_id=message.user_id,
+        images=image_count(request.prompt or ()),
+    )
     return TurnRecord(
         workspace_id=message.workspace_id,
         id=message.turn_id,
@@ -166,7 +174,7 @@ def _new_record(
         created_at=now,
         persona=persona,
         history=(),
-        reservation=receipts.estimate_reservation(message, persona, lines, now, 0, message.user_id),
+        reservation=reservation,
         agent_id=agent_id,
         key_id=account.key_id,
         user_id=account.user_id,
