@@ -60,8 +60,11 @@ from app.services.turns import AudioStore, TurnEngine
 from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.execution.message_input import MessageInput
 from app.services.usage import AccountDirectory, PriceTable, RequestLimiter, StorageMeter
+from app.services.usage.audio_usage import AudioMeter
 from app.services.usage.storage import MEGABYTE
 from app.services.voice import VoiceService, VoiceTurns
+from app.services.voice.audio_requests import AudioRequests
+from app.services.voice.speech_formats import WARM_UP as ENCODING_WARM_UP
 from app.services.voice.upload_check import WARM_UP, UploadCheck
 from app.telemetry import Telemetry
 from app.telemetry.gauges import add_gauges
@@ -101,6 +104,7 @@ class State(TypedDict):
     files: FileLibrary
     message_input: MessageInput
     voice: VoiceService
+    audio_requests: AudioRequests
     live: LiveService
     system: SystemReport
 
@@ -220,8 +224,9 @@ async def _build_state(
         compacts_context=settings.context_compaction,
         files=prompt_files,
     )
-    sandbox = Sandbox([WARM_UP])
-    voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
+    sandbox = Sandbox([WARM_UP, ENCODING_WARM_UP])
+    uploads = UploadCheck(sandbox)
+    voice = VoiceService(turns, voices, database, uploads)
     schema_gate, admin_key = RevisionCheck(database), _admin_key(settings)
     callers = CallerLookup(database, admin_key)
     open_streams = OpenStreamRegistry(callers.require_valid)
@@ -277,6 +282,9 @@ async def _build_state(
             files=files,
             message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,
+            audio_requests=AudioRequests(
+                turns, voices, uploads, AudioMeter(database, accounts, storage), sandbox
+            ),
             live=LiveService(
                 turns,
                 voices,
