@@ -59,8 +59,9 @@ def events(response: httpx2.Response) -> list[dict[str, Any]]:
 
 def sound_of(data: bytes) -> np.ndarray:
     """Return the samples of a file at 24 kHz."""
-    with av.open(io.BytesIO(data)) as container:
-        resampler = av.AudioResampler("s16", "mono", 24_000)
+    library: Any = av
+    with library.open(io.BytesIO(data)) as container:
+        resampler = library.AudioResampler("s16", "mono", 24_000)
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
     return np.concatenate([frame.to_ndarray().ravel() for frame in frames])
 

@@ -158,9 +158,8 @@ def price_table(settings: Settings) -> PriceTable:
     table = PriceTable(
         {**LIST_PRICES, **settings.price_list}, models, settings.embedded_capabilities
     )
-    if settings.limits_dollars and (
-        unpriced := table.models_without_price(datetime.now(UTC).date())
-    ):
+    today = datetime.now(UTC).date()
+    if settings.limits_dollars and (unpriced := table.models_without_price(today)):
         logger.warning(
             "The price of %s is not known: limits in US dollars count it as that of a large model. "
             "Set PRICES to its price; 0 is free.",
