@@ -22,6 +22,7 @@ from app.services.turns.events import (
     OutputTextDelta,
     ReasoningText,
     RequiredAction,
+    ToolCallArguments,
     ToolCallCompleted,
     ToolCallCreated,
     ToolCallFailed,
@@ -53,13 +54,17 @@ class AgUiEvents:
         is_typed: bool = False,
         may_approve: Callable[[RequiredAction], bool] = lambda _: True,
         answered: Answered = NOTHING_ANSWERED,
+        has_own_tools: bool = False,
     ) -> None:
-        """As `UIMessageChunks`."""
+        """As `UIMessageChunks`. `has_own_tools`: the run brought tools, whose calls end it."""
         self._run = {"threadId": thread_id, "runId": run_id}
         self._message_id = str(message_id)
         self._is_typed = is_typed
         self._may_approve = may_approve
         self._answered = answered
+        self._has_own_tools = has_own_tools
+        self._open_call = ""
+        """The call whose arguments are being sent; empty without one."""
         self._text = AnswerText()
         self._calls: set[str] = set()
         self._pending: list[str] = []
@@ -132,6 +137,8 @@ class AgUiEvents:
         """Encode the last event of a completed turn."""
         rest = value.message.content if self._is_typed else self._text.take_rest()
         frames = self._close_message() + self._delta(_TEXT, rest) if rest else b""
+        if self._has_own_tools and self._pending:
+            return frames + self._finish({"type": "success", "pendingToolCallIds": self._pending})
         return frames + self._finish(None)
 
     def encode_failure(self, value: TurnFailed) -> bytes:
@@ -176,7 +183,25 @@ class AgUiEvents:
         frames = _event("REASONING_START", message)
         return frames + _event(f"{name}_START", message | {"role": "reasoning"})
 
+    def encode_arguments(self, value: ToolCallArguments) -> bytes:
+        """Encode a piece of a call of the client's own tools, as the model writes it."""
+        if not self._has_own_tools:
+            return b""
+        frames = b""
+        call = {"toolCallId": value.call_id}
+        if self._open_call != value.call_id:
+            frames = self._close_message()
+            self._open_call = value.call_id
+            self._pending.append(value.call_id)
+            frames += _event("TOOL_CALL_START", call | {"toolCallName": value.name})
+        if value.delta:
+            frames += _event("TOOL_CALL_ARGS", call | {"delta": value.delta})
+        return frames
+
     def _close_message(self) -> bytes:
+        if self._open_call:
+            call_id, self._open_call = self._open_call, ""
+            return _event("TOOL_CALL_END", {"toolCallId": call_id})
         if not self._open_kind:
             return b""
         kind, self._open_kind = self._open_kind, ""
@@ -233,6 +258,7 @@ _ENCODERS: dict[type, Callable[[AgUiEvents, Any], bytes]] = {
     OutputTextDelta: AgUiEvents.encode_text,
     ReasoningText: AgUiEvents.encode_reasoning,
     TurnInProgress: AgUiEvents.begin_attempt,
+    ToolCallArguments: AgUiEvents.encode_arguments,
     ToolCallCreated: AgUiEvents.begin_call,
     ToolCallCompleted: AgUiEvents.encode_result,
     ToolCallFailed: AgUiEvents.encode_call_failure,
