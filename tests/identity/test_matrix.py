@@ -213,10 +213,10 @@ ROWS: dict[str, Row] = {
         "sessions:write", users=True
     ),
     "POST /v1/audio/transcriptions": Row(
-        "turns:write", users=True, form={"model": "{agent_id}"}
+        "turns:write", users=True, form={"model": "whisper-1"}
     ),
     "POST /v1/audio/speech": Row(
-        "turns:write", users=True, json={"model": "{agent_id}", "input": "Hi"}
+        "turns:write", users=True, json={"model": "tts-1", "input": "Hi"}
     ),
     "POST /v1/realtime/client_secrets": Row("turns:write", json={}),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
