@@ -50,7 +50,9 @@ from app.routers.openai import (
     conversations,
     models,
     responses,
+    speech,
     stored_responses,
+    transcriptions,
 )
 from app.routers.realtime import client_secrets
 from app.routers.realtime import route as realtime_route
@@ -70,6 +72,8 @@ _ENDPOINTS = (
     messages_text,
     chat_completions,
     responses,
+    transcriptions,
+    speech,
     stored_responses,
     conversations,
     models,
@@ -145,6 +149,8 @@ def create_app(
         (messages_text.METHOD, messages_text.PATH): messages_text.send_text_message,
         chat_completions.ROUTE: chat_completions.create_chat_completion,
         responses.ROUTE: responses.create_response,
+        transcriptions.ROUTE: transcriptions.create_transcription,
+        speech.ROUTE: speech.create_speech,
         chat.ROUTE: chat.continue_chat,
         agui.ROUTE: agui.run_agent,
         realtime_route.ROUTE: realtime_route.serve_realtime,

@@ -18,13 +18,11 @@ from app.core.database.revision import REVISION, RevisionCheck, current_revision
 from app.core.errors import StartRefused
 from app.core.key_file import load_or_create_admin_key
 from app.core.logging import configure_logging
-from app.core.prices import LIST_PRICES
 from app.core.private_files import make_private_folder
 from app.core.security import AdminKey
 from app.http.authentication import Authenticator
 from app.http.readiness import Readiness
 from app.http.system_report import SystemReport
-from app.models import utc_now
 from app.providers import (
     ANNOUNCED_ENDS,
     Providers,
@@ -59,9 +57,14 @@ from app.services.tools.tester import ToolTester
 from app.services.turns import AudioStore, TurnEngine
 from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.execution.message_input import MessageInput
-from app.services.usage import AccountDirectory, PriceTable, RequestLimiter, StorageMeter
+from app.services.usage import AccountDirectory, RequestLimiter, StorageMeter
+from app.services.usage.audio_usage import AudioMeter
+from app.services.usage.pricing import price_table
 from app.services.usage.storage import MEGABYTE
+from app.services.usage.token_quotas import TokenQuotas
 from app.services.voice import VoiceService, VoiceTurns
+from app.services.voice.audio_requests import AudioRequests
+from app.services.voice.speech_formats import WARM_UP as ENCODING_WARM_UP
 from app.services.voice.upload_check import WARM_UP, UploadCheck
 from app.telemetry import Telemetry
 from app.telemetry.gauges import add_gauges
@@ -96,11 +99,13 @@ class State(TypedDict):
     tool_tester: ToolTester
     mcp_directory: McpDirectory
     request_limiter: RequestLimiter
+    token_quotas: TokenQuotas
     open_streams: OpenStreamRegistry
     turns: TurnEngine
     files: FileLibrary
     message_input: MessageInput
     voice: VoiceService
+    audio_requests: AudioRequests
     live: LiveService
     system: SystemReport
 
@@ -187,7 +192,7 @@ async def _build_state(
     accounts = AccountDirectory(
         settings.key_limits,
         settings.workspace_limits,
-        _price_table(settings),
+        price_table(settings),
         chat_model.context_tokens,
     )
     audio = AudioStore(settings.audio_retention_days)
@@ -220,8 +225,9 @@ async def _build_state(
         compacts_context=settings.context_compaction,
         files=prompt_files,
     )
-    sandbox = Sandbox([WARM_UP])
-    voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
+    sandbox = Sandbox([WARM_UP, ENCODING_WARM_UP])
+    uploads = UploadCheck(sandbox)
+    voice = VoiceService(turns, voices, database, uploads)
     schema_gate, admin_key = RevisionCheck(database), _admin_key(settings)
     callers = CallerLookup(database, admin_key)
     open_streams = OpenStreamRegistry(callers.require_valid)
@@ -273,10 +279,14 @@ async def _build_state(
             tool_tester=ToolTester(tool_runner),
             mcp_directory=mcp_directory,
             request_limiter=request_limiter,
+            token_quotas=TokenQuotas(database, accounts),
             turns=turns,
             files=files,
             message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,
+            audio_requests=AudioRequests(
+                turns, voices, uploads, AudioMeter(database, accounts, storage), sandbox
+            ),
             live=LiveService(
                 turns,
                 voices,
@@ -287,25 +297,6 @@ async def _build_state(
             ),
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )
-
-
-def _price_table(settings: Settings) -> PriceTable:
-    """Return the prices of the configured models."""
-    models = {
-        Capability.CHAT: settings.chat_model,
-        Capability.STT: settings.stt_model,
-        Capability.TTS: settings.speech_model,
-    }
-    table = PriceTable(
-        {**LIST_PRICES, **settings.price_list}, models, settings.embedded_capabilities
-    )
-    if settings.limits_dollars and (unpriced := table.models_without_price(utc_now().date())):
-        logger.warning(
-            "The price of %s is not known: limits in US dollars count it as that of a large model. "
-            "Set PRICES to its price; 0 is free.",
-            ", ".join(unpriced),
-        )
-    return table
 
 
 @asynccontextmanager

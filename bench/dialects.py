@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 
 from bench.growth import Case, alternate, compare
-from bench.sessions import ServerSessions
+from bench.sessions import ServerSessions, make_floor_sessions
 from bench.site import DATABASES, Site
 from bench.wire import post, run, text_turn
 
 Cells = list[list[str]]
 
-_SESSIONS, _LIMIT = 40, 1.3
+_SESSIONS, _LIMIT, _FLOOR_LIMIT = 40, 1.3, 4
 _RUNS = 1000
 _QUESTION = "Tell me a little more about it, and then say what came of it."
 _MESSAGES = [
@@ -25,8 +25,9 @@ _MESSAGES = [
 def dialects(site: Site) -> Cells:
     """CPU-ms and p50 of other dialects, compared with native turns.
 
-    Each has 20 messages before it: natively they are in the session, otherwise in the request; for
-    user interfaces in both.
+    Each has 20 messages before it: natively and for stored responses they are in the session,
+    otherwise in the request; for user interfaces in both. Chat completions are also compared with
+    the hand-written server of `bench.floor`.
     """
     cells = [["database", "turn", "dialect", "CPU-ms", "x", "p50 ms", "x", f"<= {_LIMIT}"]]
     for name in DATABASES:
@@ -37,12 +38,23 @@ def dialects(site: Site) -> Cells:
                     "native": Case(server, [text_turn(each, streams=streams) for each in ids]),
                     "chat completions": Case(server, _chat(streams=streams)),
                     "responses": Case(server, _response(streams=streams)),
+                    "stored responses": Case(server, _stored_response(ids, streams=streams)),
                 }
                 if streams:  # which is all that user interfaces take
                     cases["AI SDK"] = Case(server, _ui_chat(ids))
                     cases["AG-UI"] = Case(server, _agui(ids))
                 run(alternate(list(cases.values())))
                 cells += compare(name, kind, cases, _is_cheap)
+    sessions = make_floor_sessions(site.postgres, "dialects_floor", _SESSIONS)
+    place = site.place(DATABASES[0])
+    with site.floor("dialects_floor") as floor, site.server(place) as server:
+        ServerSessions(server.port).make("tokens-20", 1)
+        cases = {
+            "floor": Case(floor, [text_turn(each, model="tokens-20") for each in sessions]),
+            "chat completions": Case(server, _chat(streams=False)),
+        }
+        run(alternate(list(cases.values())))
+        cells += compare(DATABASES[0], f"text turn, <= {_FLOOR_LIMIT}", cases, _is_near_floor)
     return cells
 
 
@@ -53,6 +65,14 @@ def _chat(*, streams: bool) -> Sequence[bytes]:
 def _response(*, streams: bool) -> Sequence[bytes]:
     body = {"input": _MESSAGES, "stream": streams, "store": False}
     return [_request("/v1/responses", body)]
+
+
+def _stored_response(ids: Sequence[str], *, streams: bool) -> Sequence[bytes]:
+    bodies = (
+        {"input": _QUESTION, "stream": streams, "conversation": f"conv_{UUID(each).hex}"}
+        for each in ids
+    )
+    return [_request("/v1/responses", body) for body in bodies]
 
 
 def _ui_chat(ids: Sequence[str]) -> Sequence[bytes]:
@@ -76,6 +96,10 @@ def _agui(ids: Sequence[str]) -> Sequence[bytes]:
 
 def _request(path: str, body: dict[str, Any]) -> bytes:
     return post(path, orjson.dumps({"model": "agent-ada"} | body))
+
+
+def _is_near_floor(cpu_ratio: float, _time_ratio: float) -> bool:
+    return cpu_ratio <= _FLOOR_LIMIT
 
 
 def _is_cheap(cpu_ratio: float, _time_ratio: float) -> bool:

@@ -30,6 +30,7 @@ from app.core.security import (
 )
 from app.http.console_cookie import console_secret, is_of_own_page
 from app.http.local_requests import is_local_request
+from app.http.openai_headers import rate_headers
 from app.http.permissions import PUBLIC_PATHS
 from app.http.problems import add_quota_headers, problem_response
 from app.http.upgrade_refusal import refuse_upgrade
@@ -189,11 +190,32 @@ class AuthenticationMiddleware:
             if scope["type"] == "websocket":
                 await refuse_upgrade(error, scope, send)
                 return
+            if error.quota and _is_openai(scope):
+                send = _send_with(send, rate_headers((error.quota,)))
             await problem_response(error, state["request_id"])(scope, receive, send)
             return
         sends = _send_while_authorized(send, authenticator.callers, state["caller"], quota)
         with workspace_scope(state["caller"].workspace_id):
+            if _is_openai(scope) and scope["type"] == "http":
+                tokens = await state["token_quotas"].of(state["caller"])
+                sends = _send_with(sends, rate_headers((quota, tokens)))
             await self._app(scope, receive, sends)
+
+
+def _is_openai(scope: Scope) -> bool:
+    """Tell whether a path is one of OpenAI's API."""
+    return scope["path"].startswith("/v1/")
+
+
+def _send_with(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+    """Return a `send` that adds headers to the response."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        await send(message)
+
+    return send_with_headers
 
 
 def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -209,7 +231,7 @@ def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
 
 def _token_elsewhere(scope: Scope, headers: Mapping[bytes, bytes]) -> bytes:
     """Return the key of a header that OpenAI's clients use instead, or the token of the query."""
-    if scope["path"].startswith("/v1/"):
+    if _is_openai(scope):
         token = headers.get(b"api-key") or headers.get(b"x-api-key") or b""
         return token or _token_in_subprotocols(scope)
     return _token_in_query(scope)

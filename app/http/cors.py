@@ -11,7 +11,9 @@ _RESPONSE_HEADERS = (
     "X-Session-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
     "X-RateLimit-Resource", "X-Should-Retry", "WWW-Authenticate", "Allow", "Accept-Ranges",
     "Content-Range", "Content-Length", "Content-Disposition", "ETag", "Traceparent", "X-Request-Id",
-    "X-Error-Code", "X-Vercel-AI-UI-Message-Stream",
+    "X-Error-Code", "X-Vercel-AI-UI-Message-Stream", "OpenAI-Processing-Ms", "OpenAI-Version",
+    "X-RateLimit-Limit-Requests", "X-RateLimit-Remaining-Requests", "X-RateLimit-Reset-Requests",
+    "X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens",
 )  # fmt: skip
 
 

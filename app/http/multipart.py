@@ -45,11 +45,8 @@ def close_files(form: FormData) -> None:
             value.file.close()
 
 
-async def read_multipart(request: Request, known: Sequence[str], **limits: Any) -> FormData:
-    """Read a form of `multipart/form-data` whose parts are `known`, and each there once.
-
-    Raises `MalformedBody` and `RequestInvalid`.
-    """
+async def read_any_multipart(request: Request, **limits: Any) -> FormData:
+    """Read a form of `multipart/form-data`, whatever its parts are. Raises `MalformedBody`."""
     parser = _FileNamingParser(request.headers, request.stream(), **limits)
     try:
         form = await parser.parse()
@@ -57,6 +54,15 @@ async def read_multipart(request: Request, known: Sequence[str], **limits: Any) 
         raise MalformedBody("The body is not what its content type says.") from error
     if parser.close_unfinished(form):
         raise MalformedBody("The body ends in the middle of a file.")
+    return form
+
+
+async def read_multipart(request: Request, known: Sequence[str], **limits: Any) -> FormData:
+    """Read a form of `multipart/form-data` whose parts are `known`, and each there once.
+
+    Raises `MalformedBody` and `RequestInvalid`.
+    """
+    form = await read_any_multipart(request, **limits)
     try:
         _require_known_parts(form, known)
     except RequestInvalid:

@@ -11,6 +11,7 @@ import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import AppError, ErrorKind
+from app.http.openai_headers import openai_headers
 from app.http.problem_rewriter import ProblemRewriter, RewrittenError
 from app.http.problems import status_of
 
@@ -89,8 +90,7 @@ class OpenAIErrorsMiddleware:
         if scope["type"] != "http" or not f"{scope['path']}/".startswith(PREFIX):
             await self._app(scope, receive, send)
             return
-        request_id: str = scope["state"]["request_id"]
-        more_headers = ((b"x-request-id", request_id.encode()),)
+        more_headers = openai_headers(scope["state"]["request_id"])
         await self._app(scope, receive, ProblemRewriter(send, _rewritten, more_headers))
 
 

@@ -39,6 +39,8 @@ _ADDITIONAL: dict[tuple[str, str], tuple[int, ...]] = {
     ("post", "/messages/voice"): (*_TURN, 410),
     ("post", "/v1/chat/completions"): _TURN,
     ("post", "/v1/responses"): _TURN,
+    ("post", "/v1/audio/transcriptions"): (502, 504),
+    ("post", "/v1/audio/speech"): (502, 504),
     ("post", "/api/chat"): (*_TURN, 410),
     ("get", "/api/chat/{chat_id}/stream"): _TURN,
     ("delete", "/api/chat/{chat_id}/stream"): (409,),
@@ -84,6 +86,7 @@ _TEMPORARY = (429, 503)
 _FORM_NAMES = {
     "Body_send_voice_message": "VoiceMessageCreate",
     "Body_upload_file": "FileUpload",
+    "Body_create_transcription": "TranscriptionCreate",
 }
 """FastAPI names the schema of a form after its operation."""
 _PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}}

@@ -128,6 +128,8 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/v1/models"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("GET", "/v1/models/{model}"): EndpointPolicy(P.AGENTS_READ, users=True),
     ("POST", "/v1/chat/completions"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/v1/audio/transcriptions"): EndpointPolicy(P.TURNS_WRITE, users=True),
+    ("POST", "/v1/audio/speech"): EndpointPolicy(P.TURNS_WRITE, users=True),
     ("POST", "/v1/realtime/client_secrets"): EndpointPolicy(P.TURNS_WRITE),
     ("POST", "/v1/responses"): EndpointPolicy(P.TURNS_WRITE, users=True),
     ("POST", "/api/chat"): EndpointPolicy(P.TURNS_WRITE, users=True, tokens=True),

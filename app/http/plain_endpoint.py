@@ -13,6 +13,7 @@ from app.core.value_objects import value_object
 from app.http.idempotency import RequestKey, request_key
 from app.http.permissions import endpoint_policy
 from app.http.problems import problem_response
+from app.http.pushed_stream import PushedStream
 from app.http.query_parameters import require_known_parameters
 from app.http.request_body import (
     JSON_TYPE,
@@ -68,10 +69,13 @@ def endpoint(respond: Callable[[Scope, Receive], Awaitable[Response]]) -> ASGIAp
     """Return the ASGI application of an endpoint; errors before the first byte have a status."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response | None = None
         try:
             response = await respond(scope, receive)
             await response(scope, receive, send)
-        except AppError as error:  # a stream raises it only before its first byte
+        except AppError as error:
+            if isinstance(response, PushedStream) and response.has_begun:
+                raise  # the connection is aborted, so that the client sees that it broke off
             response = problem_response(error, scope["state"]["request_id"])
             await response(scope, receive, send)
 

@@ -33,7 +33,7 @@ class ProblemRewriter:
         self,
         send: Send,
         rewrite: Callable[[int, dict[str, Any]], RewrittenError],
-        more_headers: _Headers = (),
+        more_headers: Callable[[], _Headers] = tuple,
     ) -> None:
         """`rewrite` is given status and document; `more_headers` are added to every response."""
         self._send = send
@@ -45,7 +45,7 @@ class ProblemRewriter:
     async def __call__(self, message: Message) -> None:
         """Send a message of ASGI, or keep it."""
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), *self._more_headers]
+            headers = [*message.get("headers", ()), *self._more_headers()]
             message = {**message, "headers": headers}
             if (b"content-type", _PROBLEM_TYPE) in headers:
                 self._start = message

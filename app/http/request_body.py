@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
+from app.core.errors import AppError
 from app.http.problems import (
     BodyTooLarge,
     MalformedBody,
@@ -115,9 +116,14 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
             if not message.get("more_body", False):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except HTTPException as error:
-        if error.status_code == HTTPStatus.REQUEST_TIMEOUT:
-            raise RequestTimeout("The body did not come in time; nothing was stored.") from None
-        raise BodyTooLarge("The body is larger than this path takes.") from None
+        raise body_error(error) from None
+
+
+def body_error(error: HTTPException) -> AppError:
+    """Return what `bounded_receive` raised as an error of ours."""
+    if error.status_code == HTTPStatus.REQUEST_TIMEOUT:
+        return RequestTimeout("The body did not come in time; nothing was stored.")
+    return BodyTooLarge("The body is larger than this path takes.")
 
 
 def parse_json_body(body: bytes, shape: type[Shape]) -> Shape:

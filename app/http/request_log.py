@@ -35,7 +35,12 @@ _CLIENT_CLOSED_REQUEST = 499
 _MAX_PATH = 200
 _STARTS = ("http.response.start", "websocket.http.response.start")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-_STATIC_ROUTES = frozenset(("/messages/text", "/v1/chat/completions", "/v1/responses", "/api/chat"))
+_STATIC_ROUTES = frozenset(
+    (
+        "/messages/text", "/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions",
+        "/v1/audio/speech", "/api/chat",
+    )
+)  # fmt: skip
 """Served before FastAPI chooses a route."""
 
 

@@ -43,7 +43,10 @@ class RequestWindow(Base):
 
 
 class KeptUsage(Record):
-    """The summed usage of a deleted session's turns, so that reports still include it."""
+    """The usage of a deleted session's turn, so that reports still include it.
+
+    Also that of a request for a transcript or speech alone, which is no turn.
+    """
 
     __tablename__ = "kept_usage"
     __table_args__ = (Index(None, "workspace_id", "created_at"),)

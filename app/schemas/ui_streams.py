@@ -90,7 +90,9 @@ class AgUiRun(BaseModel):
     )
     messages: _Messages
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = Field(
-        default=None, description="Only tools of the kind `client` that the agent has."
+        default=None,
+        description="Tools that the client runs: of the kind `client` that the agent has, or for "
+        "an agent without tools the request's own.",
     )
     resume: Annotated[list[AgUiResume], Field(max_length=128)] | None = None
     forwarded_props: AgUiProps | None = Field(default=None, alias="forwardedProps")

@@ -286,28 +286,58 @@ class Recording:
     duration_seconds: float
 
 
+class TimeUnit(StrEnum):
+    """What a transcript can have the times of."""
+
+    SEGMENT = "segment"
+    """A sentence or so, as the provider cuts them."""
+    WORD = "word"
+
+
+@value_object(frozen=True, slots=True)
+class TimedText:
+    """A piece of a transcript. Its times are seconds from the beginning of the recording."""
+
+    text: str
+    start_seconds: float
+    end_seconds: float
+
+
 @value_object(frozen=True, slots=True)
 class Transcript:
     """Transcribed speech. `language` is an ISO 639-1 code, `None` where the provider names none."""
 
     text: str
     language: str | None = None
+    segments: Sequence[TimedText] = ()
+    words: Sequence[TimedText] = ()
 
 
 OnWords = Callable[[str], None]
+NO_TIMES: frozenset[TimeUnit] = frozenset()
 
 
 class Transcriber(Protocol):
     """Port of transcription: converts speech to text."""
+
+    @property
+    def time_units(self) -> frozenset[TimeUnit]:
+        """What `transcribe` can tell the times of."""
+        ...
 
     async def transcribe(
         self,
         recording: Recording,
         *,
         language: str | None = None,
+        prompt: str | None = None,
+        times: frozenset[TimeUnit] = NO_TIMES,
         on_words: OnWords | None = None,
     ) -> Transcript:
         """Transcribe `recording`; `language` (ISO 639-1) is a hint.
+
+        `prompt` is a text in whose style and spelling the transcript goes on. `times`, which are
+        of `time_units`, are in the transcript's `segments` and `words`.
 
         Where the provider streams, `on_words` is called with each partial transcript; the
         transcript that is returned is authoritative. Its text is empty where no words were
@@ -364,10 +394,16 @@ class Speaker(Protocol):
         """The names of all voices, the standard ones included; `None` where nobody knows them."""
         ...
 
-    def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    @property
+    def has_speeds(self) -> bool:
+        """True if `speak` takes another speed than 1."""
+        ...
+
+    def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
         """Synthesize `text`; yield signed 16-bit little-endian mono PCM, in whole samples.
 
         `voice` is one of the six standard names (`alloy` and so on) or a voice of the provider.
+        `speed` is 0.25 to 4, where `has_speeds`.
         Safe to cancel or to close early. Yields at least one sample unless it raises. Raises
         `ProviderError`. Makes one attempt.
         """

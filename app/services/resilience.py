@@ -17,6 +17,7 @@ import anyio
 from app.core.capabilities import Capability
 from app.core.request_context import ProviderCall
 from app.services.ports import (
+    NO_TIMES,
     ChatItem,
     ChatModel,
     ChatRequest,
@@ -26,6 +27,7 @@ from app.services.ports import (
     ProviderUnavailable,
     Recording,
     Speaker,
+    TimeUnit,
     Transcriber,
     Transcript,
 )
@@ -291,18 +293,29 @@ class RetryingTranscriber:
         self._sleep = sleep
         self._target = target
 
+    @property
+    def time_units(self) -> frozenset[TimeUnit]:
+        """The inner transcriber's."""
+        return self._transcriber.time_units
+
     async def transcribe(
         self,
         recording: Recording,
         *,
         language: str | None = None,
+        prompt: str | None = None,
+        times: frozenset[TimeUnit] = NO_TIMES,
         on_words: OnWords | None = None,
     ) -> Transcript:
         """Fulfil `Transcriber.transcribe`."""
 
         async def once() -> AsyncGenerator[Transcript]:
             yield await self._transcriber.transcribe(
-                recording, language=language, on_words=pass_on if on_words else None
+                recording,
+                language=language,
+                prompt=prompt,
+                times=times,
+                on_words=pass_on if on_words else None,
             )
 
         def pass_on(words: str) -> None:
@@ -350,11 +363,16 @@ class RetryingSpeaker:
         """The inner speaker's."""
         return self._speaker.voices
 
-    def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    @property
+    def has_speeds(self) -> bool:
+        """The inner speaker's."""
+        return self._speaker.has_speeds
+
+    def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         return _with_retries(
             self._breakers.of(),
             self._target,
-            lambda: self._speaker.speak(text, voice=voice),
+            lambda: self._speaker.speak(text, voice=voice, speed=speed),
             self._sleep,
         )

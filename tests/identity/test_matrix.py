@@ -212,6 +212,12 @@ ROWS: dict[str, Row] = {
     "DELETE /v1/conversations/{conversation_id}/items/{item_id}": Row(
         "sessions:write", users=True
     ),
+    "POST /v1/audio/transcriptions": Row(
+        "turns:write", users=True, form={"model": "whisper-1"}
+    ),
+    "POST /v1/audio/speech": Row(
+        "turns:write", users=True, json={"model": "tts-1", "input": "Hi"}
+    ),
     "POST /v1/realtime/client_secrets": Row("turns:write", json={}),
     "POST /workspaces": Row("admin", json={"name": "w"}, status=201),
     "GET /workspaces": Row("admin"),
@@ -290,8 +296,8 @@ async def ask(
     if row.json is not None:
         content["json"] = fill(row.json)
     if row.form is not None:
-        is_file = path == "/files"
-        upload = {"file": ("x.png", png())} if is_file else {"audio": ("x.wav", speech)}
+        uploads = {"/files": ("x.png", png()), "/v1/audio/transcriptions": ("x.wav", speech)}
+        upload = {"file": uploads[path]} if path in uploads else {"audio": ("x.wav", speech)}
         content = {"data": fill(row.form), "files": upload}
     return await world.client.request(method, path.format(**known), headers=headers, **content)
 

@@ -1,17 +1,22 @@
 """`/v1/responses` as stored turns of sessions: what is kept, continued, listed and deleted."""
 
+from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.core.database import Database
-from app.models import Message, Session, Turn
+from app.core.security import ADMIN, DEFAULT_WORKSPACE_ID
+from app.models import Message, Session, Turn, utc_now
+from app.services import crud
 from app.services.prompt_lines import PromptAnswer, PromptCall, PromptResult
+from tests.conftest import StartServer
 from tests.support.fake_providers import FakeChatModel
 from tests.support.turns import Gate
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("agent_id")]
 
@@ -392,3 +397,38 @@ async def test_reference_is_resolved_and_an_unknown_one_refused(
 
     assert unstored["status"] == "completed"
     assert refused["error"]["param"] == "input[0].id"
+
+
+async def test_copy_whose_server_died_before_its_turn_is_deleted_after_a_start(
+    client: httpx2.AsyncClient, database: Database, second_server: StartServer
+) -> None:
+    first = await ask(client)
+    await ask(client, previous_response_id=first["id"])
+    used = await ask(client, previous_response_id=first["id"])  # in a copy
+    await call(client, "POST", "conversations", json={})  # hidden, and without a turn
+    original = UUID(first["id"].removeprefix("resp_"))
+    long_ago = utc_now() - timedelta(hours=1)
+    async with database.transaction() as db:
+        session_id = await db.scalar(select(Turn.session_id).where(Turn.id == original))
+        assert session_id
+        copies: list[UUID] = []
+        for _ in range(2):
+            fork = await crud.fork_session(db, ADMIN, session_id, up_to_seq=2)
+            fork.is_hidden = True
+            copies.append(fork.id)
+        abandoned, young = copies
+        await db.execute(update(Session).where(Session.id != young).values(created_at=long_ago))
+
+    async def is_gone() -> bool:
+        async with database.reading() as db:
+            return await db.get(Session, (DEFAULT_WORKSPACE_ID, abandoned)) is None
+
+    before = await count(database, Session)
+    async with second_server():
+        await until(is_gone)
+
+    assert await count(database, Session) == before - 1
+    assert said(await call(client, "GET", f"responses/{used['id']}")) == "Hello there!"
+    async with database.reading() as db:
+        left = await db.scalars(select(Message.id).where(Message.session_id == abandoned))
+        assert left.all() == []

@@ -105,6 +105,11 @@ NODE: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
                 "roles": ["user", "assistant", "tool", "assistant"],
                 "text": f"{ANSWERS[0]} blue.",
             },
+            "tool of the run": {
+                "call": {"name": "color", "arguments": '{"of": "sky"}'},
+                "roles": ["user", "assistant", "tool", "assistant"],
+                "text": f"{ANSWERS[0]} blue.",
+            },
             "interrupt": {
                 "reason": "approval",
                 "roles": ["user", "assistant", "tool", "assistant"],

@@ -7,13 +7,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import anyio
 
 from app.services.ports import (
+    NO_TIMES,
     ChatFinished,
     ChatItem,
     ChatRequest,
     FinishReason,
     OnWords,
+    ProviderError,
     Recording,
     TextDelta,
+    TimedText,
+    TimeUnit,
     ToolCallDelta,
     Transcript,
 )
@@ -71,24 +75,42 @@ class FakeTranscriber:
         self.recordings: list[Recording] = []
         self.languages: list[str | None] = []
         self.text = "What time is it?"
+        self.prompts: list[str | None] = []
+        self.time_units: frozenset[TimeUnit] = frozenset(TimeUnit)
         self.while_hearing: Callable[[], Awaitable[None]] | None = None
+        self.failure: ProviderError | None = None
+        """What the next recording fails with."""
 
     async def transcribe(
         self,
         recording: Recording,
         *,
         language: str | None = None,
+        prompt: str | None = None,
+        times: frozenset[TimeUnit] = NO_TIMES,
         on_words: OnWords | None = None,
     ) -> Transcript:
-        """Fulfil `Transcriber.transcribe`."""
+        """Fulfil `Transcriber.transcribe`. A word takes half a second."""
         self.recordings.append(recording)
         self.languages.append(language)
+        self.prompts.append(prompt)
+        if self.failure:
+            failure, self.failure = self.failure, None
+            raise failure
         if self.while_hearing:
             await self.while_hearing()
         if on_words:
             on_words(self.text[:4])
             on_words(self.text[4:])
-        return Transcript(self.text, language or "en")
+        spoken = self.text.split()
+        words = tuple(TimedText(word, n / 2, (n + 1) / 2) for n, word in enumerate(spoken))
+        segment = TimedText(self.text, 0.0, len(spoken) / 2)
+        return Transcript(
+            self.text,
+            language or "en",
+            (segment,) if TimeUnit.SEGMENT in times and spoken else (),
+            words if TimeUnit.WORD in times else (),
+        )
 
 
 class FakeSpeaker:
@@ -97,14 +119,17 @@ class FakeSpeaker:
     sample_rate_hz = 24000
     max_characters = 400
     voices: frozenset[str] | None = None
+    has_speeds = True
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str]] = []
+        self.speeds: list[float] = []
         self.while_speaking: Callable[[], Awaitable[None]] | None = None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         self.said.append((text, voice))
+        self.speeds.append(speed)
         if self.while_speaking:
             await self.while_speaking()
         count = len(text) * self.sample_rate_hz // 50

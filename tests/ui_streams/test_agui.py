@@ -1,6 +1,7 @@
 """`POST /agui/{agent}` over HTTP: what is stored, what goes on, and what is refused."""
 
 from base64 import b64encode
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -111,6 +112,49 @@ async def test_output_of_a_clients_tool_lets_the_run_go_on(
     assert not [event for event in answered if event["type"].startswith("TOOL_CALL")]
 
 
+async def test_tool_that_a_run_brings_itself_ends_it_and_is_answered_by_the_next(
+    client: httpx2.AsyncClient, chat_model: ScriptedChatModel
+) -> None:
+    tools = [{"name": "color", "description": "A color.", "parameters": {"type": "object"}}]
+    chat_model.script = [("Let me look.", ("color", '{"of": "sky"}'), ("color", "{}"))]
+
+    asked = await run(client, user("Which color?"), tools=tools)
+    calls: list[str] = asked[-1]["outcome"]["pendingToolCallIds"]
+    answer: dict[str, Any] = {"id": "x", "role": "assistant", "toolCalls": []}
+    results = [
+        {"id": "r1", "role": "tool", "toolCallId": calls[0], "content": "blue"},
+        {"id": "r2", "role": "tool", "toolCallId": calls[1], "content": "", "error": "It broke."},
+    ]
+    unknown = await post(
+        client, user("a"), answer, {"role": "tool", "toolCallId": "call_x", "content": "1"}
+    )
+    answered = await run(client, user("Which color?"), answer, *results, user("Say it."))
+
+    of_calls = [event for event in asked if event["type"].startswith("TOOL_CALL")]
+    kinds = [kind for kind, _ in groupby(event["type"] for event in of_calls)]
+    pieces = [event["delta"] for event in of_calls if event["type"] == "TOOL_CALL_ARGS"]
+    assert "".join(pieces) == '{"of": "sky"}{}'
+    assert kinds == ["TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END"] * 2
+    assert [e["toolCallId"] for e in asked if e["type"] == "TOOL_CALL_START"] == calls
+    assert asked[-1]["type"] == "RUN_FINISHED"
+    assert [tool.name for tool in chat_model.requests[0].tools] == ["color"]
+    assert (unknown.status_code, unknown.json()["code"]) == (422, "tool-result-unknown")
+    assert text_of(answered) == "Done."
+    shown = [line.content for line in chat_model.requests[-1].messages]
+    assert shown[-3:] == ["blue", "It broke.", "Say it."]
+
+
+async def test_agent_with_tools_takes_no_others(
+    client: httpx2.AsyncClient, give_tools: GiveTools
+) -> None:
+    await give_tools(agent_tools(CLIENT_TOOL))
+
+    refused = await post(client, user("a"), tools=[{"name": "unknown"}])
+
+    assert refused.status_code == 422
+    assert "a tool that the agent does not have" in refused.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("status", "payload", "runs"),
     [
@@ -191,7 +235,8 @@ async def test_run_of_a_client_that_leaves(
         ({"messages": [user(7)]}, 422, "The content of a message is text, or a list"),
         ({"messages": [user([{"type": "audio"}])]}, 422, "The parts of a message are"),
         ({"threadId": ""}, 422, "`threadId`"),
-        ({"tools": [{"name": "unknown"}]}, 422, "a tool that the agent does not have"),
+        ({"tools": [{"name": "a b"}]}, 422, "1 to 64 letters"),
+        ({"tools": [{"name": "a"}, {"name": "a"}]}, 422, "a name of its own"),
         ({"resume": [{"interruptId": "x", "status": "resolved"}]}, 422, "no run of this thread"),
         ({"forwardedProps": {"on_disconnect": "x"}}, 422, "on_disconnect"),
         ({"agent": "agent-none"}, 404, "No agent with this id or name"),

@@ -1,5 +1,6 @@
 """`POST /agui/{agent}`: AG-UI 1.0 over stored turns of sessions."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Response
@@ -13,7 +14,7 @@ from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import BusyPolicy
 from app.routers.agent_names import named_agent
 from app.routers.ui_streams.agui_frames import AgUiEvents
-from app.routers.ui_streams.agui_request import new_input
+from app.routers.ui_streams.agui_request import new_input, tools_of
 from app.routers.ui_streams.conversation import Conversations
 from app.routers.ui_streams.turn_stream import (
     TurnStream,
@@ -23,7 +24,7 @@ from app.routers.ui_streams.turn_stream import (
 )
 from app.schemas.chat import DisconnectPolicy
 from app.schemas.ui_streams import AgUiRun
-from app.services.turns import TurnOptions
+from app.services.turns import TurnOptions, TurnRequest
 
 PATH = "/agui/{agent}"
 _PREFIX = "/agui/"
@@ -42,8 +43,9 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
         key=request_key(state["caller"], run_key(body.thread_id, body.run_id), path, given.content),
     )
     conversations = Conversations(state)
-    if body.tools:
-        await conversations.require_client_tools(agent, body.tools)
+    own_tools = await conversations.own_tools(agent, tools_of(body)) if body.tools else ()
+    if own_tools:
+        options = replace(options, request=TurnRequest(tools=own_tools))
     turn = await conversations.go_on(body.thread_id, agent, new_input(body), options)
     record = turn.live.record
     dialect = AgUiEvents(
@@ -53,6 +55,7 @@ async def _respond(scope: Scope, receive: Receive) -> Response:
         is_typed=record.has_answer_schema,
         may_approve=approval_check(state["caller"]),
         answered=turn.answered,
+        has_own_tools=bool(record.request and record.request.tools),
     )
     props = body.forwarded_props
     cancels = props is not None and props.on_disconnect is DisconnectPolicy.CANCEL

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 from uuid import UUID
 
+from app.http.openai_errors import InvalidParameter
+from app.routers.openai.chat_request import tool_definition
 from app.routers.ui_streams.chat_request import decision_of
 from app.routers.ui_streams.new_input import (
     NewInput,
@@ -15,6 +17,8 @@ from app.routers.ui_streams.new_input import (
 )
 from app.schemas.tool_calls import ToolCallResolve
 from app.schemas.ui_streams import AgUiResume, AgUiRun
+from app.services.ports import ToolDefinition
+from app.services.turns.parts import ToolResultPart
 
 _USER, _TOOL = "user", "tool"
 _PASSED_OVER = {"reasoning", "activity"}
@@ -26,10 +30,12 @@ def new_input(body: AgUiRun) -> NewInput:
     messages = body.messages
     new: list[Sequence[dict[str, Any]]] = []
     actions: list[tuple[UUID, ToolCallResolve]] = []
+    results: list[ToolResultPart] = []
     for message in reversed(messages):
         role = message.get("role")
         if role == _TOOL:
             actions[:0] = _output(message)
+            results[:0] = _own_result(message)
         elif role == _USER:
             new.insert(0, _user_parts(message.get("content")))
         elif role == "assistant":
@@ -40,9 +46,22 @@ def new_input(body: AgUiRun) -> NewInput:
                 "prompt."
             )
     actions += _answers(body.resume or ())
-    if not new and not actions:
+    if not new and not actions and not results:
         raise invalid_message("There is no message to answer.")
-    return NewInput(messages=new, actions=actions)
+    return NewInput(messages=new, actions=actions, results=results)
+
+
+def tools_of(body: AgUiRun) -> tuple[ToolDefinition, ...]:
+    """Return the tools that a run brings. Raises `RequestInvalid`."""
+    tools: list[ToolDefinition] = []
+    for place, tool in enumerate(body.tools or ()):
+        try:
+            tools.append(tool_definition(tool, f"tools[{place}]"))
+        except InvalidParameter as error:
+            raise invalid_message(f"`{error.param}`: {error.detail}") from None
+    if len({tool.name for tool in tools}) != len(tools):
+        raise invalid_message("Each of `tools` needs a name of its own.")
+    return tuple(tools)
 
 
 def _user_parts(content: object) -> list[dict[str, Any]]:
@@ -82,6 +101,17 @@ def _output(message: dict[str, Any]) -> Iterable[tuple[UUID, ToolCallResolve]]:
         yield call_id, action(error=str(message["error"])[:_LONGEST_ERROR])
     else:
         yield call_id, action(output=message.get("content"))
+
+
+def _own_result(message: dict[str, Any]) -> Iterable[ToolResultPart]:
+    """Yield the result of a tool that an earlier run brought: its calls have ids of ours."""
+    call_id = message.get("toolCallId")
+    if not isinstance(call_id, str) or call_id_of(call_id) is not None:
+        return
+    content = message.get("error") or message.get("content")
+    if not isinstance(content, str):
+        raise invalid_message("The content of a tool's message is text.")
+    yield ToolResultPart(call_id, content)
 
 
 def _answers(resume: Sequence[AgUiResume]) -> Iterable[tuple[UUID, ToolCallResolve]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from app.routers.ui_streams.dialect import NOTHING_ANSWERED, Answered
 from app.routers.ui_streams.new_input import NewInput, action, invalid_message, read_parts
 from app.schemas.tool_calls import ToolCallResolve
 from app.services import crud
+from app.services.ports import ToolDefinition
 from app.services.turns import (
     LiveTurn,
     TurnEngine,
@@ -24,7 +26,11 @@ from app.services.turns import (
     idempotency_keys,
     tool_call_not_found,
 )
+from app.services.turns.context.prompt import trailing_calls
+from app.services.turns.errors import ToolResultUnknown
 from app.services.turns.execution.message_input import MessageInput
+from app.services.turns.parts import InputPart, TextPart, ToolResultPart
+from app.services.turns.storage.turn_rows import load_history
 from app.services.usage import StorageMeter
 from app.services.usage.storage import ROW_BYTES, size_of
 
@@ -65,7 +71,7 @@ class Conversations:
         given = await read_parts(new.messages) if new.messages else ()
         if new.actions:
             continued = await self._take_actions(new.actions)
-            if not given:
+            if not given and not new.results:
                 return continued
         session_id = await self._session_id(name, agent)
         if new.rewinds:
@@ -75,25 +81,49 @@ class Conversations:
         content, options = await self._message_input.prepare(
             self._caller, session_id, given, options
         )
+        if new.results:
+            results = await self._open_results(session_id, new.results, options)
+            options = replace(options, parts=(*results, *_text_parts(content, options)))
         return ContinuedTurn(
             await self._turns.start(self._caller, session_id, content, None, options)
         )
 
-    async def require_client_tools(
-        self, agent: UUID | str | None, tools: Sequence[dict[str, Any]]
-    ) -> None:
-        """Require that the tools of a request are tools of the agent's, which its clients run.
+    async def own_tools(
+        self, agent: UUID | str | None, tools: Sequence[ToolDefinition]
+    ) -> Sequence[ToolDefinition]:
+        """Return the tools that a request brings itself: none where the agent has them all.
 
-        Raises `AgentNotFound` and `RequestInvalid`.
+        An agent with tools takes no others. Raises `AgentNotFound` and `RequestInvalid`.
         """
         async with self._database.reading() as db:
             found = await crud.find_agent(db, self._caller.workspace_id, agent or "")
             names = await crud.client_tool_names(db, found)
-        if any(tool.get("name") not in names for tool in tools):
+        if all(tool.name in names for tool in tools):
+            return ()
+        if found.tools:
             raise invalid_message(
-                "The run has a tool that the agent does not have: make a tool of the kind `client` "
-                "with its name, and give it to the agent."
+                "The run has a tool that the agent does not have, and the agent has others: make a "
+                "tool of the kind `client` with its name, and give it to the agent."
             )
+        return tools
+
+    async def _open_results(
+        self, session_id: UUID, results: Sequence[ToolResultPart], options: TurnOptions
+    ) -> Sequence[ToolResultPart]:
+        """Return the results that the newest answer waits for. Raises `ToolResultUnknown`."""
+        if await self._is_known(options):
+            return results
+        async with self._database.reading() as db:
+            session = await crud.get_session(db, self._caller, session_id)
+        workspace_id = self._caller.workspace_id
+        history = await self._database.run(load_history, workspace_id, session_id, session.last_seq)
+        requested, answered = trailing_calls(history)
+        fitting = [part for part in results if part.call_id in requested - answered]
+        if not fitting:
+            raise ToolResultUnknown(
+                "A tool's result has the id of no call in the answer before it."
+            )
+        return fitting
 
     async def running_turn(self, name: str) -> LiveTurn | None:
         """Return the turn of a conversation that runs or waits; `None` where there is none."""
@@ -223,6 +253,13 @@ class Conversations:
                 break
             count += 1
         return new.messages[count:]
+
+
+def _text_parts(content: str, options: TurnOptions) -> Sequence[InputPart]:
+    """Return the parts of a message whose text stands behind something else."""
+    if options.parts or not content:
+        return options.parts
+    return (TextPart(content),)
 
 
 def _fitting(call: ToolCall, given: ToolCallResolve) -> ToolCallResolve:

@@ -13,6 +13,7 @@ from app.http.problems import RequestInvalid, invalid_request
 from app.schemas.files import InputPart, InputParts
 from app.schemas.tool_calls import ToolCallResolve
 from app.services.turns.execution.message_input import GivenPart
+from app.services.turns.parts import ToolResultPart
 
 _PARTS: TypeAdapter[list[InputPart]] = TypeAdapter(InputParts)
 _FILE_URL = re.compile(r"(?:.*/)?files/([0-9a-fA-F-]{36})(?:/content)?")
@@ -25,6 +26,8 @@ class NewInput:
     messages: Sequence[Sequence[dict[str, Any]]] = ()
     """The parts of each user message behind the last answer, as the native API has them."""
     actions: Sequence[tuple[UUID, ToolCallResolve]] = ()
+    results: Sequence[ToolResultPart] = ()
+    """Of tools that an earlier request brought itself."""
     answer_ids: Sequence[UUID] = ()
     """The answers that the client shows before them, the newest first."""
     rewinds: bool = False

@@ -18,6 +18,7 @@ from app.services.local_service.tool_choice import (
     tool_choice,
 )
 from app.services.ports import (
+    NO_TIMES,
     STANDARD_VOICES,
     ChatFinished,
     ChatOptions,
@@ -27,6 +28,8 @@ from app.services.ports import (
     ProviderRejected,
     Recording,
     TextDelta,
+    TimedText,
+    TimeUnit,
     ToolCallDelta,
     Transcript,
     UpstreamIncomplete,
@@ -145,19 +148,32 @@ class LocalTranscriber:
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
 
+    @property
+    def time_units(self) -> frozenset[TimeUnit]:
+        """Whisper writes times between its segments."""
+        return frozenset((TimeUnit.SEGMENT,))
+
     async def transcribe(
         self,
         recording: Recording,
         *,
         language: str | None = None,
+        prompt: str | None = None,
+        times: frozenset[TimeUnit] = NO_TIMES,
         on_words: OnWords | None = None,  # noqa: ARG002  # does not stream
     ) -> Transcript:
         """Transcribe `recording`. An English-only model ignores `language`."""
-        fields = {"op": "transcribe", "language": language}
+        fields = {
+            "op": "transcribe",
+            "language": language,
+            "prompt": _clean(prompt or ""),
+            "has_times": TimeUnit.SEGMENT in times,
+        }
         link = await self._engine.link(Capability.STT)
         async with link.exchange(fields, recording.data) as exchange:
             event, _ = await exchange.next_event()
-        return Transcript(str(event["text"]), event["language"])
+        segments = tuple(TimedText(str(text), start, end) for text, start, end in event["segments"])
+        return Transcript(str(event["text"]), event["language"], segments)
 
 
 class LocalSpeaker:
@@ -181,14 +197,19 @@ class LocalSpeaker:
         """The voices of the set of models, and the standard names."""
         return STANDARD_VOICES | self._engine.model_set.voice_names
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    @property
+    def has_speeds(self) -> bool:
+        """Both models of speech take a speed."""
+        return True
+
+    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
         """Synthesize `text` sentence by sentence; yield signed 16-bit little-endian mono PCM.
 
         At most two sentences are synthesized ahead of the caller. Characters that cannot be
         pronounced in English are omitted; if none remain, the result is 0.2 s of silence.
         """
         link = await self._engine.link(Capability.TTS)
-        fields = {"op": "speak", "text": _clean(text), "voice": voice}
+        fields = {"op": "speak", "text": _clean(text), "voice": voice, "speed": speed}
         async with link.exchange(fields) as exchange:
             while True:
                 event, sound = await exchange.next_event()

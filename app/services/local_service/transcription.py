@@ -17,6 +17,13 @@ CHUNK_SECONDS = 25.0
 MARGIN_SECONDS = 0.2
 FRAMES_PER_SECOND = 100
 TAIL_SAMPLES = RATE_HZ // 2
+PROMPT_TOKENS = 223
+"""What Whisper takes of a prompt: its end."""
+TIME_STEP_SECONDS = 0.02
+
+
+Segment = tuple[str, float, float]
+"""A text, and the seconds in which it is spoken."""
 
 
 class Samples(Protocol):
@@ -37,6 +44,8 @@ class TranscriptionResult:
 
     text: str
     language: str | None
+    segments: list[Segment]
+    """Empty unless times were asked for."""
 
 
 class TranscriptionRunner:
@@ -55,20 +64,54 @@ class TranscriptionRunner:
         )
         self._slot = threading.Semaphore(1)
 
-    def transcribe(self, task: Task, data: bytes, language: str | None) -> TranscriptionResult:
+    def transcribe(
+        self,
+        task: Task,
+        data: bytes,
+        language: str | None,
+        *,
+        prompt: str = "",
+        has_times: bool = False,
+    ) -> TranscriptionResult:
         """Transcribe a WAV recording of 16 kHz mono. Raises `Refused` and `Cancelled`."""
         samples = read_samples(data)
         with task.holding(self._slot):
             chunks = find_speech(samples)
-            texts: list[str] = []
+            segments: list[Segment] = []
             known_language = self._known(language)
             for start, end in chunks:
                 task.check()
-                text, known_language = self._write(samples[start:end], known_language)
-                texts.append(text)
+                tokens, known_language = self._write(
+                    samples[start:end], known_language, prompt, has_times=has_times
+                )
+                segments += self._segments(tokens, start / RATE_HZ, end / RATE_HZ)
         return TranscriptionResult(
-            " ".join(text for text in texts if text), known_language if chunks else None
+            " ".join(text for text, _, _ in segments),
+            known_language if chunks else None,
+            segments if has_times else [],
         )
+
+    def _segments(
+        self, tokens: Sequence[int], start_seconds: float, end_seconds: float
+    ) -> list[Segment]:
+        """Cut the tokens of a chunk, which lasts so long, at Whisper's times between them."""
+        tokenizer = self._whisper.hf_tokenizer
+        first_time = tokenizer.token_to_id("<|notimestamps|>") + 1
+        segments: list[Segment] = []
+        begun_at, spoken = start_seconds, list[int]()
+        for token in [*tokens, None]:
+            if token is not None and token < first_time:
+                spoken.append(token)
+                continue
+            time = end_seconds
+            if token is not None:
+                elapsed = (token - first_time) * TIME_STEP_SECONDS
+                time = min(end_seconds, max(begun_at, start_seconds + elapsed))
+            if text := str(tokenizer.decode(spoken)).strip() if spoken else "":
+                segments.append((text, round(begun_at, 2), round(time, 2)))
+                spoken.clear()
+            begun_at = time
+        return segments
 
     def _known(self, language: str | None) -> str | None:
         """Return the language to transcribe; `None` where it must be detected."""
@@ -78,8 +121,10 @@ class TranscriptionRunner:
             return language
         return None
 
-    def _write(self, samples: Samples, language: str | None) -> tuple[str, str]:
-        """Transcribe at most `CHUNK_SECONDS` of speech; return the text and its language."""
+    def _write(
+        self, samples: Samples, language: str | None, prompt: str, *, has_times: bool
+    ) -> tuple[list[int], str]:
+        """Transcribe at most `CHUNK_SECONDS` of speech; return the tokens and their language."""
         import numpy as np
 
         numpy: Any = np
@@ -91,15 +136,20 @@ class TranscriptionRunner:
         encoded = self._whisper.encode(features)
         if language is None:
             language = str(self._whisper.model.detect_language(encoded)[0][0][0])[2:-2]
-        head = ["<|startoftranscript|>", "<|notimestamps|>"]
+        head = ["<|startoftranscript|>"]
         if self._whisper.model.is_multilingual:
-            head[1:1] = [f"<|{language}|>", "<|transcribe|>"]
+            head += [f"<|{language}|>", "<|transcribe|>"]
+        if not has_times:
+            head.append("<|notimestamps|>")
         tokenizer = self._whisper.hf_tokenizer
-        prompt = [tokenizer.token_to_id(token) for token in head]
+        start = [tokenizer.token_to_id(token) for token in head]
+        if prompt.strip():
+            given = tokenizer.encode(f" {prompt.strip()}", add_special_tokens=False).ids
+            start = [tokenizer.token_to_id("<|startofprev|>"), *given[-PROMPT_TOKENS:], *start]
         # A limit just above the fastest speech ends the loops of the model early.
-        longest = min(448, int(20 + seconds * 8))
-        result = self._whisper.model.generate(encoded, [prompt], beam_size=1, max_length=longest)
-        return str(tokenizer.decode(result[0].sequences_ids[0])).strip(), language
+        longest = min(448, len(start) + int(16 + seconds * (10 if has_times else 8)))
+        result = self._whisper.model.generate(encoded, [start], beam_size=1, max_length=longest)
+        return list(result[0].sequences_ids[0]), language
 
 
 def window_seconds(seconds: float) -> int:

@@ -195,8 +195,14 @@ class Worker:
         }
 
     def _transcribe(self, task: Task, fields: Fields, payload: bytes) -> Fields:
-        result = self._models.transcription.result().transcribe(task, payload, fields["language"])
-        return {"text": result.text, "language": result.language}
+        result = self._models.transcription.result().transcribe(
+            task,
+            payload,
+            fields["language"],
+            prompt=fields.get("prompt", ""),
+            has_times=fields.get("has_times", False),
+        )
+        return {"text": result.text, "language": result.language, "segments": result.segments}
 
     def _speak(self, task: Task, number: int, fields: Fields) -> Fields:
         speech = self._models.speech.result()
@@ -205,7 +211,8 @@ class Worker:
         if not is_exact and voice not in self._missing_voices:
             self._missing_voices.add(voice)
             self._outlet.send({"event": "other_voice", "asked": voice, "chosen": chosen})
-        for sound in speech.speak(task, str(fields["text"]), voice):
+        speed = float(fields.get("speed", 1))
+        for sound in speech.speak(task, str(fields["text"]), voice, speed):
             for start in range(0, len(sound), PIECE_BYTES):
                 piece = sound[start : start + PIECE_BYTES]
                 last = start + PIECE_BYTES >= len(sound)

@@ -96,7 +96,18 @@ class RealtimeSpeaker:
         """As for `/audio/speech`."""
         return OPENAI_VOICES if self._client.is_openai else None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    @property
+    def has_speeds(self) -> bool:
+        """A session reads at its own speed."""
+        return False
+
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        speed: float = 1,  # noqa: ARG002  # it is 1
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`. fable, onyx and nova are spoken by ballad, cedar and marin."""
         websocket = None if self._is_missing else await self._open()
         speech = (

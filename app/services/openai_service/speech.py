@@ -1,7 +1,7 @@
 """Speech to text by `POST /audio/transcriptions`, text to speech by `POST /audio/speech`."""
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -16,11 +16,14 @@ from app.services.openai_service.pcm import (
     PcmReader,
 )
 from app.services.ports import (
+    NO_TIMES,
     STANDARD_VOICES,
     AudioFormat,
     OnWords,
     Recording,
     SampleFormat,
+    TimedText,
+    TimeUnit,
     Transcript,
     UpstreamIncomplete,
 )
@@ -65,11 +68,18 @@ class OpenAITranscriber:
         self._client = client
         self._model = model
 
+    @property
+    def time_units(self) -> frozenset[TimeUnit]:
+        """Whisper tells both; OpenAI's newer models tell none."""
+        return frozenset(TimeUnit) if "whisper" in self._model.lower() else NO_TIMES
+
     async def transcribe(
         self,
         recording: Recording,
         *,
         language: str | None = None,
+        prompt: str | None = None,
+        times: frozenset[TimeUnit] = NO_TIMES,
         on_words: OnWords | None = None,
     ) -> Transcript:
         """Fulfil `Transcriber.transcribe`. Long uploads are given longer to be answered.
@@ -77,11 +87,14 @@ class OpenAITranscriber:
         OpenAI's transcribing models stream, Whisper does not; a server that knows nothing of it
         answers as a whole.
         """
-        fields = {"model": self._model, "response_format": "json"}
+        fields = [("model", self._model), ("response_format", "verbose_json" if times else "json")]
         if on_words and "transcribe" in self._model:
-            fields["stream"] = "true"
+            fields.append(("stream", "true"))
         if language:
-            fields["language"] = language
+            fields.append(("language", language))
+        if prompt:
+            fields.append(("prompt", clean(prompt)))
+        fields += (("timestamp_granularities[]", unit) for unit in sorted(times))
         patience_seconds = (
             len(recording.data) / _UPLOAD_BYTES_PER_SECOND
             + recording.duration_seconds * _SLOWEST_TRANSCRIBER
@@ -122,15 +135,16 @@ class OpenAISpeaker:
         """OpenAI's voices; other servers have voices of their own, which nobody knows here."""
         return OPENAI_VOICES if self._client.is_openai else None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    @property
+    def has_speeds(self) -> bool:
+        """As OpenAI's API has them."""
+        return True
+
+    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
+        fields = {"model": self._model, "voice": voice, "input": storable_text(text)}
         body = orjson.dumps(
-            {
-                "model": self._model,
-                "voice": voice,
-                "input": storable_text(text),
-                "response_format": "pcm",
-            }
+            fields | {"response_format": "pcm"} | ({} if speed == 1 else {"speed": speed})
         )
         names = self._client.names(_TTS_SETTING)
         with await self._client.post("audio/speech", body, setting=_TTS_SETTING) as answer:
@@ -184,11 +198,11 @@ def _number(sent: str | None, default: int) -> int:
     return int(digits) if digits.isascii() and digits.isdecimal() else default
 
 
-def _form(recording: Recording, fields: dict[str, str]) -> Upload:
+def _form(recording: Recording, fields: Sequence[tuple[str, str]]) -> Upload:
     """Return the recording and `fields` as multipart/form-data (RFC 7578)."""
     boundary = secrets.token_hex(16)
     disposition = f"--{boundary}\r\nContent-Disposition: form-data; name="
-    head = [f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    head = [f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in fields]
     head.append(
         f'{disposition}"file"; filename="audio.{recording.format}"\r\n'
         f"Content-Type: {_CONTENT_TYPES[recording.format]}\r\n\r\n"
@@ -263,9 +277,23 @@ def _read_transcript(value: Any, names: SettingNames) -> Transcript:  # noqa: AN
         return Transcript(
             text=storable_text(value["text"]).strip(),
             language=language if _is_iso_639_1(language) else None,
+            segments=_timed(value.get("segments"), "text"),
+            words=_timed(value.get("words"), "word"),
         )
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UpstreamIncomplete("The AI provider's transcript has no text.") from None
+
+
+def _timed(pieces: list[dict[str, Any]] | None, text_field: str) -> tuple[TimedText, ...]:
+    """Return pieces with their times, as `verbose_json` has them."""
+    return tuple(
+        TimedText(
+            clean(str(piece[text_field])).strip(),
+            max(0.0, float(piece["start"])),
+            max(0.0, float(piece["end"])),
+        )
+        for piece in pieces or ()
+    )
 
 
 def _is_iso_639_1(language: str) -> bool:

@@ -1,14 +1,18 @@
 """Compute the cost of usage from the price list."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import field
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 
 from app.core.capabilities import Capability
+from app.core.config import Settings
 from app.core.prices import ASSUMED_PRICE, LIST_PRICES, ModelPrice, PriceList
 from app.core.value_objects import value_object
+
+logger = logging.getLogger(__name__)
 
 NANOS = 1_000_000_000
 """Money is counted in nano-dollars: a token of a cheap model costs less than a micro-dollar."""
@@ -131,3 +135,23 @@ def _rounded(nanos: Decimal) -> int:
 def usd(nanos: int | None) -> float | None:
     """Convert nano-dollars to US dollars."""
     return None if nanos is None else nanos / NANOS
+
+
+def price_table(settings: Settings) -> PriceTable:
+    """Return the prices of the configured models."""
+    models = {
+        Capability.CHAT: settings.chat_model,
+        Capability.STT: settings.stt_model,
+        Capability.TTS: settings.speech_model,
+    }
+    table = PriceTable(
+        {**LIST_PRICES, **settings.price_list}, models, settings.embedded_capabilities
+    )
+    today = datetime.now(UTC).date()
+    if settings.limits_dollars and (unpriced := table.models_without_price(today)):
+        logger.warning(
+            "The price of %s is not known: limits in US dollars count it as that of a large model. "
+            "Set PRICES to its price; 0 is free.",
+            ", ".join(unpriced),
+        )
+    return table

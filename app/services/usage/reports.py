@@ -158,7 +158,10 @@ async def report(  # noqa: PLR0913  # filters of the report
         raise UsageTooDetailed(
             f"The report has more than {rows_limit} rows: request fewer days or groups."
         )
-    return [_tool_row(row) if is_by_tool else _row(row) for row in rows if row["turns"]]
+    if is_by_tool:
+        return [_tool_row(row) for row in rows if row["turns"]]
+    # Requests for sound have no turn; a sum of nothing at all is NULL.
+    return [_row(row) for row in rows if row["turns"] is not None]
 
 
 def _periods(

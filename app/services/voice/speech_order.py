@@ -44,9 +44,10 @@ class _SpeechTask:
     _is_over: bool = False
     _failure: AppError | None = None
 
-    async def speak(self, speaker: Speaker, voice: str) -> None:
+    async def speak(self, speaker: Speaker, voice: str, speed: float) -> None:
         try:
-            async with aclosing(speaker.speak(self.utterance.text, voice=voice)) as sound:
+            spoken = speaker.speak(self.utterance.text, voice=voice, speed=speed)
+            async with aclosing(spoken) as sound:
                 async for pcm in sound:
                     self._pieces.append(pcm)
                     self._wake()
@@ -74,7 +75,12 @@ class _SpeechTask:
 
 
 async def speak_in_order(
-    speaker: Speaker, voice: str, utterances: AsyncGenerator[Utterance], sink: AudioSink
+    speaker: Speaker,
+    voice: str,
+    utterances: AsyncGenerator[Utterance],
+    sink: AudioSink,
+    *,
+    speed: float = 1,
 ) -> None:
     """Deliver the audio of `utterances` to `sink` in order; synthesize up to `LOOK_AHEAD` at once.
 
@@ -91,7 +97,7 @@ async def speak_in_order(
                 await places.acquire()
                 task = _SpeechTask(utterance)
                 send.send_nowait(task)
-                group.start_soon(task.speak, speaker, voice)
+                group.start_soon(task.speak, speaker, voice, speed)
 
     # `receive` outlives the tasks: a sentence may become ready during a failure.
     async with receive, anyio.create_task_group() as group:

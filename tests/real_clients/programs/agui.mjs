@@ -38,6 +38,18 @@ await check("tool of the application", async () => {
   return { call: call.function, roles: agent.messages.map((each) => each.role), text: agent.messages.at(-1).content };
 });
 
+await check("tool of the run", async () => {
+  await script({ chat: { calls: [["color", '{"of": "sky"}']] } });
+  const agent = agentOf("agent-ada"); // which has no tools
+  say(agent, "Which color?");
+  await agent.runAgent({ tools: [COLOR] });
+  const [call] = agent.messages.findLast((message) => message.toolCalls).toolCalls;
+  agent.addMessage({ id: crypto.randomUUID(), role: "tool", toolCallId: call.id, content: "blue" });
+  await script({ chat: { calls: [] } });
+  await agent.runAgent({ tools: [COLOR] });
+  return { call: call.function, roles: agent.messages.map((each) => each.role), text: agent.messages.at(-1).content };
+});
+
 await check("interrupt", async () => {
   await script({ chat: { calls: [["look", "{}"]] } });
   const agent = agentOf("agent-tia");

@@ -17,6 +17,7 @@ from app.core.logging import describe_cause, log_fields
 from app.models import TurnStatus, utc_now
 from app.services.turns.context.history_cache import HistoryCache
 from app.services.turns.errors import TurnLost
+from app.services.turns.execution.abandoned_forks import AbandonedForks
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.reconciliation import Claims, RegisterReconciler
 from app.services.turns.storage import event_store, idempotency_keys, leases, ledger, settlement
@@ -67,6 +68,7 @@ class Maintenance:
         self._statistics = statistics
         self._histories = histories
         self._expire_actions = expire_actions
+        self._forks = AbandonedForks(database)
         self._has_recovered = False
         self.first_round = anyio.Event()
         """Set once turns of stopped servers were looked for."""
@@ -83,6 +85,7 @@ class Maintenance:
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_keys)
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_audio)
         background.start_soon(self._repeat, _PRUNE_SECONDS, self._prune_results)
+        background.start_soon(self._repeat, _PRUNE_SECONDS, self._forks.discard)
         background.start_soon(self._repeat, _FORGET_SECONDS, self._histories.discard_expired)
         if not self._database.is_sqlite:  # only one server uses SQLite
             background.start_soon(self._repeat, _CANCEL_SECONDS, self._apply_cancel_requests)

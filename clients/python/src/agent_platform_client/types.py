@@ -775,6 +775,9 @@ class ToolWithSecret(TypedDict, total=False):
     signing_secret: Required[str]
 
 
+TranscriptFormat: TypeAlias = Literal['json', 'text', 'verbose_json', 'srt', 'vtt', 'diarized_json']
+
+
 class TurnAudio(TypedDict, total=False):
     turn_id: Required[str]
     recording: Required[RecordingRead | None]
@@ -840,6 +843,10 @@ class UsageRowRead(TypedDict, total=False):
     tool_calls: Required[int | None]
     tool_failures: Required[int | None]
     tool_ms: Required[float | None]
+
+
+class VoiceId(TypedDict, total=False):
+    id: Required[str]
 
 
 class VoiceReplyRead(TypedDict, total=False):
@@ -1208,6 +1215,21 @@ class FileUpload(TypedDict, total=False):
     file: Required[str]
 
 
+TranscriptionCreate = TypedDict(
+    'TranscriptionCreate',
+    {
+        'file': Required[bytes],
+        'model': Required[str],
+        'language': str | None,
+        'prompt': str | None,
+        'response_format': TranscriptFormat,
+        'timestamp_granularities[]': list[Literal['word', 'segment']] | None,
+        'stream': bool,
+    },
+    total=False,
+)
+
+
 class AgUiProps(TypedDict, total=False):
     on_disconnect: DisconnectPolicy
 
@@ -1515,6 +1537,15 @@ class SessionHistory(TypedDict, total=False):
     created_at: Required[str]
     updated_at: Required[str]
     messages: Required[list[HistoryMessageRead] | None]
+
+
+class SpeechCreate(TypedDict, total=False):
+    model: Required[str]
+    input: Required[str]
+    voice: str | VoiceId | None
+    response_format: Literal['mp3', 'opus', 'aac', 'flac', 'wav', 'pcm']
+    speed: float
+    stream_format: Literal['audio', 'sse']
 
 
 class ToolCallDetail(TypedDict, total=False):
