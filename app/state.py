@@ -59,6 +59,7 @@ from app.services.tools.tester import ToolTester
 from app.services.turns import AudioStore, TurnEngine
 from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.execution.message_input import MessageInput
+from app.services.turns.session_events import SessionEvents
 from app.services.usage import AccountDirectory, PriceTable, RequestLimiter, StorageMeter
 from app.services.usage.storage import MEGABYTE
 from app.services.voice import VoiceService, VoiceTurns
@@ -98,6 +99,7 @@ class State(TypedDict):
     request_limiter: RequestLimiter
     open_streams: OpenStreamRegistry
     turns: TurnEngine
+    session_events: SessionEvents
     files: FileLibrary
     message_input: MessageInput
     voice: VoiceService
@@ -220,6 +222,7 @@ async def _build_state(
         compacts_context=settings.context_compaction,
         files=prompt_files,
     )
+    session_events = SessionEvents(database, lambda: turns.is_draining)
     sandbox = Sandbox([WARM_UP])
     voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
     schema_gate, admin_key = RevisionCheck(database), _admin_key(settings)
@@ -245,6 +248,7 @@ async def _build_state(
         mcp_client,
         files.pruning(),
         turns.running(),
+        session_events.polling(),
         open_streams.watching(),
         telemetry.watching(),
         metrics.serving(),
@@ -274,6 +278,7 @@ async def _build_state(
             mcp_directory=mcp_directory,
             request_limiter=request_limiter,
             turns=turns,
+            session_events=session_events,
             files=files,
             message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,

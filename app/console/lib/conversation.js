@@ -1,16 +1,17 @@
 /** One session as it is shown: its messages, and the turn that runs now. It outlives the view, so that leaving a page ends nothing. */
-import { batch, signal } from "@preact/signals";
-import { get, newKey, page, post, Problem, runTurn } from "./api.js";
+import { batch, effect, signal } from "@preact/signals";
+import { followSession, get, newKey, page, post, Problem, runTurn } from "./api.js";
 import { Speaker } from "./audio.js";
 import { callsAfter, callsOf } from "./calls.js";
 import { firstLine } from "./format.js";
 import { Lexer } from "./markdown.js";
-import { aloud, go, loadRecent, loadWaiting, newSession, recent, rename } from "./store.js";
+import { aloud, go, loadRecent, loadWaiting, newSession, recent, rename, visible } from "./store.js";
 import { announce } from "./ui.js";
 import { t } from "../strings.js";
 
 const FINAL = ["completed", "failed", "cancelled", "truncated"];
 const PAGE = 100; // messages of a history that are asked for at once
+const TOGETHER_MS = 20; // events that come together are one reason to look
 const known = new Map();
 
 /** The conversation with this id; the same object each time. */
@@ -19,9 +20,19 @@ export function conversation(id) {
   return known.get(id);
 }
 
+/** The newest page of a history, with what is shown of it and before it: what has not changed keeps its nodes. */
+function joined(seen, page) {
+  const shown = new Map(seen.map((message) => [message.seq, message]));
+  const first = page[0]?.seq ?? 1;
+  const before = seen.filter(({ seq }) => seq < first);
+  const same = (one, other) => one && one.turn_id === other.turn_id && one.status === other.status && one.content === other.content;
+  return [...(before.at(-1)?.seq === first - 1 ? before : []), ...page.map((message) => (same(shown.get(message.seq), message) ? shown.get(message.seq) : message))];
+}
+
 /** A turn while it is watched: signals that its events move. */
 export class LiveTurn {
   id = null;
+  isOwn = false; // begun by this page
   status = signal("queued");
   text = signal("");
   transcript = signal("");
@@ -128,6 +139,7 @@ class Conversation {
   agentVersion = null; // that answers; `null` for the newest
   #abort = null;
   #isLoadingOlder = false;
+  #reload = 0;
   name = "";
 
   constructor(id) { this.id = id; }
@@ -138,7 +150,7 @@ class Conversation {
     try {
       this.problem.value = null;
       const [{ messages: _, ...session }, { rows }] = await Promise.all([get(`sessions/${this.id}`, { messages: false }), page(`sessions/${this.id}/messages`, { order: "desc", limit: PAGE })]);
-      const messages = rows.reverse();
+      const messages = joined(seen, rows.reverse());
       batch(() => { this.session.value = session; this.loaded.value = true; });
       if (this.live.value || this.messages.value !== seen) return; // something was said meanwhile
       this.messages.value = messages;
@@ -160,11 +172,33 @@ class Conversation {
     } finally { this.#isLoadingOlder = false; }
   }
 
-  /** Look for what another tab or a server has said meanwhile. */
-  async refresh() {
-    if (this.live.peek() || !this.loaded.peek()) return;
-    const { last_seq: last } = await get(`sessions/${this.id}`, { messages: false });
-    if (last !== (this.messages.peek().at(-1)?.seq ?? 0)) await this.load();
+  /**
+   * Follow what others do in the session (another tab, a server, somebody who approves) while it is seen and no turn runs
+   * here. Return what ends it. One connection at a time: browsers have six for all tabs of a host.
+   */
+  follow() {
+    return effect(() => {
+      if (!visible.value || !this.loaded.value || this.live.value) return undefined;
+      const abort = new AbortController();
+      followSession(this.id, abort.signal, (event) => this.#hear(event)).catch(() => {}); // deleted, or refused: what is shown stays
+      return () => abort.abort();
+    });
+  }
+
+  #hear({ type, data }) {
+    const messages = this.messages.peek();
+    let isKnown = true;
+    if (type === "session.changed") {
+      if (data.title !== this.session.peek().title) recent.value = recent.value.map((other) => (other.id === data.id ? { ...other, title: data.title } : other));
+      this.session.value = data;
+      isKnown = data.last_seq === (messages.at(-1)?.seq ?? 0);
+    } else if (type === "turn.changed") {
+      const answer = messages.findLast((message) => message.turn_id === data.turn_id && message.role === "assistant");
+      isKnown = FINAL.includes(data.status) && data.status === (answer?.status === "truncated" ? "completed" : answer?.status);
+    }
+    if (isKnown) return;
+    clearTimeout(this.#reload);
+    this.#reload = setTimeout(() => this.load(), TOGETHER_MS);
   }
 
   /** Say it now, or as soon as the running answer has ended. */
@@ -197,6 +231,7 @@ class Conversation {
   /** Show the turn as it runs, after `before`; then what the server has stored of it. */
   async #watch(before, { modality, ...request }) {
     const live = new LiveTurn(modality);
+    live.isOwn = Boolean(request.path);
     this.#abort = new AbortController();
     batch(() => { this.messages.value = before; this.live.value = live; this.problem.value = null; });
     announce(t.chat.answering(this.name));

@@ -24,11 +24,7 @@ export function Chat({ id }) {
   const talk = conversation(id);
   useEffect(() => {
     talk.load();
-    const look = () => { if (!document.hidden) talk.refresh().catch(() => {}); };
-    document.addEventListener("visibilitychange", look);
-    addEventListener("focus", look);
-    const timer = setInterval(look, 5000); // what others say in this session
-    return () => { clearInterval(timer); document.removeEventListener("visibilitychange", look); removeEventListener("focus", look); };
+    return talk.follow();
   }, [id]);
   const shown = useSignal(null); // the turn in the panel
   const renaming = useSignal(false);
@@ -127,7 +123,7 @@ export function Thread({ talk, agent, inspect, label = t.chat.conversation }) {
   }, [range.value]);
   useEffect(() => { talk.isShown = true; lookNow(); return () => { talk.isShown = false; }; }, [talk]);
   useLayoutEffect(() => { toEnd(); }, [talk, talk.loaded.value]);
-  useLayoutEffect(() => { if (live) toEnd(matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"); }, [live]);
+  useLayoutEffect(() => { if (live && (live.isOwn || !below.peek())) toEnd(matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"); }, [live]);
   useEffect(() => {
     const watch = new ResizeObserver(look);
     watch.observe(box.current.firstElementChild);

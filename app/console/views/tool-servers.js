@@ -1,13 +1,13 @@
 /** MCP servers, whose definitions a person accepts before a model sees them; and secrets, which can be written and never read. */
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { get, page, post, remove } from "../lib/api.js";
+import { get, page, post, put, remove } from "../lib/api.js";
 import { pretty } from "../lib/calls.js";
 import { exactly, when } from "../lib/format.js";
 import { html } from "../lib/html.js";
 import { ask, Dialog, Empty, Icon, IconButton, notify, Trouble } from "../lib/ui.js";
 import { t } from "../strings.js";
-import { headersOf } from "./tools.js";
+import { headersOf, linesOf } from "./tools.js";
 
 /** A list that is read at once and after changes; a problem of either is shown. */
 function useRows(read) {
@@ -25,7 +25,7 @@ function useRows(read) {
 
 export function Servers() {
   const { rows, problem, load, act } = useRows(async () => Promise.all((await page("mcp-servers", { limit: 100 })).rows.map(({ id }) => get(`mcp-servers/${id}`))));
-  const adding = useSignal(false);
+  const form = useSignal(null); // `{server}` that is changed, or none for a new one
   const refresh = (server) => act(async () => {
     const { added, changed, removed } = await post(`mcp-servers/${server.id}/refresh`, {}, null);
     notify(t.tools.listed(added.length, changed.length, removed.length));
@@ -35,7 +35,7 @@ export function Servers() {
     for (const tool of tools) await post(`mcp-servers/${server.id}/tools/${encodeURIComponent(tool.name)}/accept`, { sha256: tool.sha256 }, null);
   });
   return html`<p class="lead">${t.tools.serversLead}</p>
-    <div class="tools"><button type="button" class="button primary" onClick=${() => { adding.value = true; }}><${Icon} name="plus" size=${16} />${t.tools.addServer}</button></div>
+    <div class="tools"><button type="button" class="button primary" onClick=${() => { form.value = {}; }}><${Icon} name="plus" size=${16} />${t.tools.addServer}</button></div>
     ${problem.value && html`<${Trouble} problem=${problem.value} retry=${load} />`}
     ${!rows.value && !problem.value && html`<p class="loading">${t.loading}</p>`}
     ${rows.value?.length === 0 && html`<${Empty} icon="tool" title=${t.tools.noServers} />`}
@@ -44,37 +44,41 @@ export function Servers() {
       return html`<section class="server" key=${server.id} aria-label=${server.name}>
         <header><div class="row-main"><h2>${server.name}</h2><small title=${exactly(server.listed_at)}>${[server.url ?? server.program, `${server.server_name} ${server.server_version}`, server.protocol_version].join(" · ")}</small></div>
           ${wanted.length > 1 && html`<button type="button" class="button" onClick=${() => accept(server, wanted)}>${t.tools.acceptAll(wanted.length)}</button>`}
-          <${IconButton} name="again" label=${`${t.tools.refresh}: ${server.name}`} onClick=${() => refresh(server)} /><${IconButton} name="trash" label=${`${t.keys.remove}: ${server.name}`} onClick=${() => drop(server)} /></header>
+          <${IconButton} name="edit" label=${`${t.tools.editServer}: ${server.name}`} onClick=${() => { form.value = { server }; }} /><${IconButton} name="again" label=${`${t.tools.refresh}: ${server.name}`} onClick=${() => refresh(server)} /><${IconButton} name="trash" label=${`${t.keys.remove}: ${server.name}`} onClick=${() => drop(server)} /></header>
         <ul>${server.tools.map((tool) => html`<li key=${tool.name} class="call" data-status=${tool.status}><details><summary><code>${tool.name}</code><span class="call-brief">${tool.description}</span><span class="pill" data-status=${tool.status}>${t.tools.statuses[tool.status]}</span></summary>
           <div class="call-body"><p>${tool.description}</p>${tool.problem && html`<p class="state" data-kind="bad">${tool.problem}</p>`}
             <figure class="call-text"><figcaption>${t.tools.parameters}</figcaption><pre tabindex="0" role="group" aria-label=${`${tool.name}: ${t.tools.parameters}`}>${pretty(JSON.stringify(tool.parameters))}</pre></figure>
             <p class="quiet">${[Object.entries(tool.hints).map(([hint, is]) => `${hint}: ${is}`).join(", "), `SHA-256 ${tool.sha256.slice(0, 16)}`].filter(Boolean).join(" · ")}</p>
             ${wanted.includes(tool) && html`<button type="button" class="button primary" aria-label=${`${t.tools.accept} ${tool.name}`} onClick=${() => accept(server, [tool])}>${t.tools.accept}</button>`}${tool.tool_id && html`<a href=${`#/tools/${tool.tool_id}`}>${tool.tool_name}</a>`}</div></details></li>`)}</ul></section>`;
     })}
-    ${adding.value && html`<${AddServer} onDone=${(made) => { adding.value = false; if (made) load(); }} />`}`;
+    ${form.value && html`<${ServerForm} server=${form.value.server} onDone=${(isSaved) => { form.value = null; if (isSaved) load(); }} />`}`;
 }
 
-function AddServer({ onDone }) {
+/** What is known of a server and may be changed, or a new one. Headers have names of secrets, never their values. */
+function ServerForm({ server, onDone }) {
   const problem = useSignal(null);
   const busy = useSignal(false);
-  const add = async (event) => {
+  const save = async (event) => {
     event.preventDefault();
     const { elements } = event.target;
+    const body = { effect: elements.effect.value, auto_accept: elements.auto.checked, timeout_seconds: Number(elements.timeout.value), ...(elements.url && { url: elements.url.value, headers: headersOf(elements.headers.value) }) };
     busy.value = true;
     try {
-      await post("mcp-servers", { name: elements.name.value, url: elements.url.value, headers: headersOf(elements.headers.value), effect: elements.effect.value, auto_accept: elements.auto.checked });
+      await (server ? put(`mcp-servers/${server.id}`, body, null) : post("mcp-servers", { name: elements.name.value, ...body }));
       onDone(true);
     } catch (error) { problem.value = error; }
     busy.value = false;
   };
-  return html`<${Dialog} title=${t.tools.addServer} onClose=${() => onDone(false)}><form onSubmit=${add}>
-    <label class="field">${t.agents.name}<input class="input" name="name" required maxlength="32" pattern="[a-zA-Z0-9_\\-]+" autofocus /></label>
-    <label class="field">URL<input class="input" name="url" required type="url" placeholder="https://mcp.example.com/mcp" /></label>
-    <label class="field">${t.tools.headers}<textarea class="input code-input" name="headers" rows="2" placeholder="Authorization: Bearer {{secrets.SHOP_KEY}}"></textarea></label>
-    <label class="field">${t.tools.effect}<select class="input" name="effect"><option value="once">${t.calls.effects.once}</option><option value="idempotent">${t.calls.effects.idempotent}</option><option value="read">${t.calls.effects.read}</option></select></label>
-    <label class="check"><input type="checkbox" name="auto" />${t.tools.auto}</label>
+  const effect = server?.effect ?? "once";
+  return html`<${Dialog} title=${server ? server.name : t.tools.addServer} onClose=${() => onDone(false)}><form onSubmit=${save}>
+    ${!server && html`<label class="field">${t.agents.name}<input class="input" name="name" required maxlength="32" pattern="[a-zA-Z0-9_\\-]+" autofocus /></label>`}
+    ${!server?.program && html`<label class="field">URL<input class="input" name="url" required type="url" placeholder="https://mcp.example.com/mcp" value=${server?.url ?? ""} /></label>
+    <label class="field">${t.tools.headers}<textarea class="input code-input" name="headers" rows="2" spellcheck=${false} placeholder="Authorization: Bearer {{secrets.SHOP_KEY}}">${linesOf(server?.headers)}</textarea><small>${t.tools.serverHeadersHelp}</small></label>`}
+    <div class="fields"><label class="field">${t.tools.effect}<select class="input" name="effect">${["once", "idempotent", "read"].map((one) => html`<option key=${one} value=${one} selected=${one === effect}>${t.calls.effects[one]}</option>`)}</select></label>
+      <label class="field">${t.tools.timeout}<input class="input" type="number" name="timeout" required min="1" max="300" step="any" value=${server?.timeout_seconds ?? 30} /></label></div>
+    <label class="check"><input type="checkbox" name="auto" checked=${server?.auto_accept} />${t.tools.auto}</label>
     ${problem.value && html`<p class="note" data-kind="bad" role="alert">${problem.value.message}</p>`}
-    <footer><button class="button primary" disabled=${busy.value}>${t.tools.connect}</button></footer></form><//>`;
+    <footer><button class="button primary" disabled=${busy.value}>${server ? t.tools.saveServer : t.tools.connect}</button></footer></form><//>`;
 }
 
 export function Secrets() {
