@@ -34,9 +34,14 @@ type Turn = Schemas["TurnWithMessage"];
 type UsageRow = Schemas["UsageRowRead"];
 type Part = NonNullable<Schemas["HistoryMessageRead"]["parts"]>[number];
 
+/** A form that is sent, whose fields are `target.elements`. */
+interface Submitted extends Event {
+  readonly target: any;
+}
+
 /** What a template takes; the last is a handler of events, or draws a part. */
 type Html = string | number | bigint | boolean | object | null | undefined | ((event: any, ...more: any[]) => any);
-type Node = import("preact").ComponentChildren;
+type Children = import("preact").ComponentChildren;
 
 /** A turn's stages in milliseconds from its acceptance, as the server reports them. */
 interface Timings {
@@ -182,6 +187,6 @@ interface RunTurnOptions {
 /** One page of a list. */
 interface Rows<T> {
   rows: T[];
-  next?: string;
+  next?: string | undefined;
   total: number;
 }

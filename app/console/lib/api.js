@@ -2,6 +2,12 @@
 import { signal } from "@preact/signals";
 import { t } from "../strings.js";
 
+/** The problem that was caught; whatever else was thrown is a fault of the page, and thrown on. @param {unknown} error */
+export function problemOf(error) {
+  if (error instanceof Problem) return error;
+  throw error;
+}
+
 export const signedOut = signal(false);
 const root = new URL(".", document.baseURI);
 /** @param {string} path */
@@ -71,7 +77,7 @@ export async function signIn(key) {
 export async function page(path, query) {
   const response = await request("GET", path, { query });
   const next = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("Link") ?? "")?.[1];
-  return { rows: await response.json(), next, total: Number(response.headers.get("X-Total-Count") ?? NaN) };
+  return { rows: await response.json(), ...(next && { next }), total: Number(response.headers.get("X-Total-Count") ?? NaN) };
 }
 
 /** @param {Response} response @returns {AsyncGenerator<StreamEvent>} */
@@ -87,7 +93,7 @@ async function* eventsOf(response) {
       /** @param {string} name */
       const field = (name) => new RegExp(`^${name}: ?(.*)$`, "m").exec(block)?.[1];
       const data = field("data");
-      if (data) yield { id: Number(field("id") ?? 0), type: field("event"), data: JSON.parse(data) };
+      if (data) yield { id: Number(field("id") ?? 0), type: field("event") ?? "message", data: JSON.parse(data) };
     }
   }
 }
@@ -120,7 +126,7 @@ export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = 
       }
       const response = turnId
         ? await request("GET", `turns/${turnId}/events`, { query: { after }, stream: true, signal: aborted })
-        : await request("POST", path, { body, key, stream: true, signal: aborted });
+        : await request("POST", path ?? "", { body, key, stream: true, signal: aborted });
       for await (const event of eventsOf(response)) {
         failures = 0;
         onWaiting(false);

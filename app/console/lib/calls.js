@@ -32,7 +32,7 @@ export function callsAfter(calls, { type, data }, at = 0) {
 export function callOf(row, at = 0) {
   const duration = row.started_at && row.ended_at ? new Date(row.ended_at).getTime() - new Date(row.started_at).getTime() : null;
   const action = WAITING.includes(row.status) ? { action: ACTIONS[row.status], by: row.approval_by ?? "operator", expires_at: row.expires_at, question: row.question } : null;
-  return { ...row, at, action, duration_ms: duration, files: (row.files ?? []).map((file) => file.file_id) };
+  return { ...row, at, action, duration_ms: duration, files: (row.files ?? []).map((file) => String(file.file_id)) };
 }
 
 /** The calls of a turn, each where it stands in the text: behind the texts of the steps up to its own. @param {Turn} turn */

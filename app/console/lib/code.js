@@ -9,10 +9,10 @@ const LONGEST = 20_000;
 /** @param {string} code */
 function coloured(code) {
   if (code.length > LONGEST) return code;
-  const pieces = /** @type {Node[]} */ ([]);
+  const pieces = /** @type {Children[]} */ ([]);
   let end = 0;
   for (const match of code.matchAll(KINDS)) {
-    pieces.push(code.slice(end, match.index), html`<span class=${`code-${Object.keys(match.groups).find((kind) => match.groups[kind])}`}>${match[0]}</span>`);
+    pieces.push(code.slice(end, match.index), html`<span class=${`code-${Object.entries(match.groups ?? {}).find(([, found]) => found)?.[0]}`}>${match[0]}</span>`);
     end = match.index + match[0].length;
   }
   return [...pieces, code.slice(end)];

@@ -22,10 +22,11 @@ export async function loadWaiting() { if (may("turns:read")) waiting.value = (aw
 export const me = signal(/** @type {Caller | null} */ (null));      // who is signed in
 export const system = signal(/** @type {SystemState | null} */ (null));  // version, providers, limits; null where they may not be read
 export async function loadMe() {
-  me.value = await get("me");
-  if (me.value.scopes.includes("usage:read")) system.value = await get("system").catch(() => null);
+  const caller = await get("me");
+  me.value = caller;
+  if (caller.scopes.includes("usage:read")) system.value = await get("system").catch(() => null);
 }
-/** @param {string} scope */
+/** @param {Caller["scopes"][number]} scope */
 export const may = (scope) => me.value?.scopes.includes(scope) ?? true;
 
 /**

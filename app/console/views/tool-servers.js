@@ -1,7 +1,7 @@
 /** MCP servers, whose definitions a person accepts before a model sees them; and secrets, which can be written and never read. */
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { get, page, post, put, remove } from "../lib/api.js";
+import { get, page, post, problemOf, put, remove } from "../lib/api.js";
 import { pretty } from "../lib/calls.js";
 import { exactly, when } from "../lib/format.js";
 import { html } from "../lib/html.js";
@@ -9,28 +9,29 @@ import { ask, Dialog, Empty, Icon, IconButton, notify, Trouble } from "../lib/ui
 import { t } from "../strings.js";
 import { headersOf, linesOf } from "./tools.js";
 
-/** A list that is read at once and after changes; a problem of either is shown. */
+/** A list that is read at once and after changes; a problem of either is shown. @template T @param {() => Promise<T[]>} read */
 function useRows(read) {
-  const rows = useSignal(null);
-  const problem = useSignal(null);
+  const rows = useSignal(/** @type {T[] | null} */ (null));
+  const problem = useSignal(/** @type {Problem | null} */ (null));
   const load = async () => {
-    try { rows.value = await read(); problem.value = null; } catch (error) { problem.value = error; }
+    try { rows.value = await read(); problem.value = null; } catch (error) { problem.value = problemOf(error); }
   };
-  const act = async (work) => {
-    try { await work(); await load(); } catch (error) { notify(error.message, "bad"); }
+  const act = async (/** @type {() => Promise<void>} */ work) => {
+    try { await work(); await load(); } catch (error) { notify(problemOf(error).message, "bad"); }
   };
   useEffect(() => { load(); }, []);
   return { rows, problem, load, act };
 }
 
 export function Servers() {
-  const { rows, problem, load, act } = useRows(async () => Promise.all((await page("mcp-servers", { limit: 100 })).rows.map(({ id }) => get(`mcp-servers/${id}`))));
-  const form = useSignal(null); // `{server}` that is changed, or none for a new one
-  const refresh = (server) => act(async () => {
+  const { rows, problem, load, act } = useRows(async () => Promise.all((await page("mcp-servers", { limit: 100 })).rows.map(({ id }) => /** @type {Promise<McpServer>} */ (get(`mcp-servers/${id}`)))));
+  const form = useSignal(/** @type {{ server?: McpServer } | null} */ (null)); // `{server}` that is changed, or none for a new one
+  const refresh = (/** @type {McpServer} */ server) => act(async () => {
     const { added, changed, removed } = await post(`mcp-servers/${server.id}/refresh`, {}, null);
     notify(t.tools.listed(added.length, changed.length, removed.length));
   });
-  const drop = (server) => act(async () => { if (await ask(t.keys.remove, t.tools.dropAsk(server.name), t.keys.remove)) await remove(`mcp-servers/${server.id}`); });
+  const drop = (/** @type {McpServer} */ server) => act(async () => { if (await ask(t.keys.remove, t.tools.dropAsk(server.name), t.keys.remove)) await remove(`mcp-servers/${server.id}`); });
+  /** @param {McpServer} server @param {McpServer["tools"]} tools */
   const accept = (server, tools) => act(async () => {
     for (const tool of tools) await post(`mcp-servers/${server.id}/tools/${encodeURIComponent(tool.name)}/accept`, { sha256: tool.sha256 }, null);
   });
@@ -51,14 +52,14 @@ export function Servers() {
             <p class="quiet">${[Object.entries(tool.hints).map(([hint, is]) => `${hint}: ${is}`).join(", "), `SHA-256 ${tool.sha256.slice(0, 16)}`].filter(Boolean).join(" · ")}</p>
             ${wanted.includes(tool) && html`<button type="button" class="button primary" aria-label=${`${t.tools.accept} ${tool.name}`} onClick=${() => accept(server, [tool])}>${t.tools.accept}</button>`}${tool.tool_id && html`<a href=${`#/tools/${tool.tool_id}`}>${tool.tool_name}</a>`}</div></details></li>`)}</ul></section>`;
     })}
-    ${form.value && html`<${ServerForm} server=${form.value.server} onDone=${(isSaved) => { form.value = null; if (isSaved) load(); }} />`}`;
+    ${form.value && html`<${ServerForm} server=${form.value.server} onDone=${(/** @type {boolean} */ isSaved) => { form.value = null; if (isSaved) load(); }} />`}`;
 }
 
-/** What is known of a server and may be changed, or a new one. Headers have names of secrets, never their values. */
+/** What is known of a server and may be changed, or a new one. Headers have names of secrets, never their values. @param {{ server?: McpServer, onDone: (isSaved: boolean) => void }} props */
 function ServerForm({ server, onDone }) {
-  const problem = useSignal(null);
+  const problem = useSignal(/** @type {Problem | null} */ (null));
   const busy = useSignal(false);
-  const save = async (event) => {
+  const save = async (/** @type {Submitted} */ event) => {
     event.preventDefault();
     const { elements } = event.target;
     const body = { effect: elements.effect.value, auto_accept: elements.auto.checked, timeout_seconds: Number(elements.timeout.value), ...(elements.url && { url: elements.url.value, headers: headersOf(elements.headers.value) }) };
@@ -66,7 +67,7 @@ function ServerForm({ server, onDone }) {
     try {
       await (server ? put(`mcp-servers/${server.id}`, body, null) : post("mcp-servers", { name: elements.name.value, ...body }));
       onDone(true);
-    } catch (error) { problem.value = error; }
+    } catch (error) { problem.value = problemOf(error); }
     busy.value = false;
   };
   const effect = server?.effect ?? "once";
@@ -82,9 +83,9 @@ function ServerForm({ server, onDone }) {
 }
 
 export function Secrets() {
-  const { rows, problem, load, act } = useRows(async () => (await page("secrets", { limit: 100 })).rows);
-  const wrong = useSignal(null);
-  const store = async (event) => {
+  const { rows, problem, load, act } = useRows(async () => /** @type {Secret[]} */ ((await page("secrets", { limit: 100 })).rows));
+  const wrong = useSignal(/** @type {Problem | null} */ (null));
+  const store = async (/** @type {Submitted} */ event) => {
     event.preventDefault();
     const { target: form } = event;
     const { name, value, hosts } = form.elements;
@@ -93,9 +94,9 @@ export function Secrets() {
       wrong.value = null;
       form.reset();
       await load();
-    } catch (error) { wrong.value = error; }
+    } catch (error) { wrong.value = problemOf(error); }
   };
-  const drop = ({ name }) => act(async () => { if (await ask(t.keys.remove, t.tools.dropSecret(name), t.keys.remove)) await remove(`secrets/${name}`); });
+  const drop = (/** @type {Secret} */ { name }) => act(async () => { if (await ask(t.keys.remove, t.tools.dropSecret(name), t.keys.remove)) await remove(`secrets/${name}`); });
   return html`<p class="lead">${t.tools.secretsLead}</p>
     <form class="secret-form" onSubmit=${store} autocomplete="off">
       <label class="field">${t.agents.name}<input class="input" name="name" required maxlength="64" pattern="[A-Za-z][A-Za-z0-9_]*" placeholder="SHOP_KEY" /></label>
