@@ -188,9 +188,7 @@ def describe_events(schema: dict[str, Any]) -> None:
         ref_template=_REFERENCE + "{model}", mode="serialization"
     )
     components["SessionTurn"].pop("$defs")  # the document has them already
-    session_events = {
-        event: {"$ref": _REFERENCE + name} for event, name in _SESSION_EVENTS.items()
-    }
+    session_events = {event: {"$ref": _REFERENCE + name} for event, name in _SESSION_EVENTS.items()}
     for event, data in {**data_schemas, **session_events, **_STREAM_ONLY_EVENTS}.items():
         # As in OpenAPI 3.2: the fields of an event are strings, whose content has a schema.
         content = {"contentMediaType": "application/json", "contentSchema": data}

@@ -168,6 +168,16 @@ def talk_page(open_page: OpenPage, api: httpx2.Client) -> Page:
     return page
 
 
+@pytest.fixture
+def site(browser: Browser, api: httpx2.Client) -> Iterator[Page]:
+    """A page of another site, which forbids itself scripts and styles of its own."""
+    del api  # it empties the server
+    context = browser.new_context()
+    context.set_default_timeout(WAIT_MS)
+    yield context.new_page()
+    context.close()
+
+
 def tools() -> Path:
     """Return the folder of the npm packages that checks use."""
     return Path(__file__).parent / "tools"

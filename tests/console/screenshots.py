@@ -35,6 +35,45 @@ AGENTS = {"Marlowe": ("Plan my Sunday", "School class, 24 children"),
 DAYS = 30
 
 
+class OtherSite:
+    """A page of another site on loopback, with the chat embedded once `html` has it."""
+
+    def __init__(self) -> None:
+        self.html = ""
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # its name is the base class's
+                self.send_response(HTTPStatus.OK)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(site.html.encode())
+
+            @override
+            def log_message(self, format: str, *_: object) -> None:  # its name
+                del format
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+    def embed(self, server: ServerProcess, session_id: str) -> None:
+        """Show the chat of this session."""
+        with server.client() as client:
+            token = client.post(f"/sessions/{session_id}/tokens", json={}).json()["token"]
+        self.html = (
+            '<!doctype html><html lang="en"><meta name="color-scheme" content="light dark">'
+            '<meta name="viewport" content="width=device-width"><h1>Museum</h1>'
+            f'<script src="{server.url}/embed.js" data-token="{token}"></script>'
+        )
+
+
 def fill(client: httpx2.Client, provider: Provider) -> None:
     """Make agents, and conversations with answers."""
     for name, titles in AGENTS.items():
@@ -205,45 +244,6 @@ def act(page: Page, name: str) -> None:
         page.locator(".call summary").first.click()
     elif name.startswith("turn"):
         page.get_by_text("Events").click()
-
-
-class OtherSite:
-    """A page of another site on loopback, with the chat embedded once `html` has it."""
-
-    def __init__(self) -> None:
-        self.html = ""
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # its name is the base class's
-                self.send_response(HTTPStatus.OK)
-                self.send_header("Content-Type", "text/html")
-                self.end_headers()
-                self.wfile.write(site.html.encode())
-
-            @override
-            def log_message(self, format: str, *_: object) -> None:  # noqa: A002  # its name
-                del format
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-
-    def embed(self, server: ServerProcess, session_id: str) -> None:
-        """Show the chat of this session."""
-        with server.client() as client:
-            token = client.post(f"/sessions/{session_id}/tokens", json={}).json()["token"]
-        self.html = (
-            '<!doctype html><html lang="en"><meta name="color-scheme" content="light dark">'
-            '<meta name="viewport" content="width=device-width"><h1>Museum</h1>'
-            f'<script src="{server.url}/embed.js" data-token="{token}"></script>'
-        )
 
 
 def shoot_embedded(page: Page, site: OtherSite, folder: Path) -> None:

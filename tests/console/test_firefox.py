@@ -99,7 +99,7 @@ def test_stranger_signs_in_and_out(open_firefox: OpenFirefox, api: httpx2.Client
     api.post("/agents", json={"name": "Ada"})
     page = open_firefox(host=FOREIGN_NAME)
     page.wait_for_text("Sign in", "h1")
-    page.click("textbox", "API key")
+    page.wait_for("document.activeElement.matches('input[type=password]')")
     page.type(ADMIN_KEY)
     page.press("Enter")
 
@@ -148,7 +148,10 @@ def test_agent_is_made_and_changed(open_firefox: OpenFirefox, api: httpx2.Client
     page = open_firefox("#/agents")
     page.click("button", "New agent")
     page.wait_for_text("Save version 2")
-    page.click("textbox", "Instructions What the agent is told before every conversation. Do not put secrets here.")
+    page.click(
+        "textbox",
+        "Instructions What the agent is told before every conversation. Do not put secrets here.",
+    )
     page.press("Control", "a")
     page.type("Be brief.")
     page.press("Control", "s")
@@ -172,7 +175,10 @@ def test_history_is_found_by_its_words(open_firefox: OpenFirefox, api: httpx2.Cl
     page.press("Tab")
     page.press("Tab")
     page.wait_for("document.activeElement.closest('main')")
-    page.click("link", page.evaluate("document.querySelector('.virtual a').innerText.replaceAll('\\n', ' ')"))
+    page.click(
+        "link",
+        page.evaluate("document.querySelector('.virtual a').innerText.replaceAll('\\n', ' ')"),
+    )
 
     expect_conversation(page, "an orchid", HOSTILE[:20])
     assert page.evaluate("document.querySelectorAll('article img, article b').length") == 0
@@ -216,9 +222,7 @@ def test_keys_lead_everywhere_and_the_focus_is_seen(
     assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "2px"
 
 
-def test_nothing_is_wider_than_a_phone(
-    open_firefox: OpenFirefox, api: httpx2.Client
-) -> None:
+def test_nothing_is_wider_than_a_phone(open_firefox: OpenFirefox, api: httpx2.Client) -> None:
     agent = api.post("/agents", json={"name": "Ada"}).json()["id"]
     session = api.post("/sessions", json={"agent_id": agent}).json()["id"]
     page = open_firefox(size=PHONE)

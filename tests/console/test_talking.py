@@ -158,16 +158,70 @@ def test_edit_is_a_branch_and_the_old_conversation_stays(
     assert [message["content"] for message in old][:1] == ["first"]
 
 
-def test_second_tab_shows_what_the_first_one_said(talk_page: Page, server: ServerProcess) -> None:
+def test_second_tab_shows_the_turn_that_runs_in_the_first(
+    talk_page: Page, server: ServerProcess, provider: Provider
+) -> None:
+    provider.chat.text, provider.chat.token_delay_seconds = WORDS, 0.1
     other = talk_page.context.new_page()
     other.goto(f"{server.url}/#/chat/{session_of(talk_page)}")
     expect(other.get_by_text("No messages yet.")).to_be_visible(timeout=WAIT_MS)
     say(talk_page, "from the first tab")
-    expect_conversation(talk_page, "from the first tab", "How can I help")
 
-    other.evaluate("dispatchEvent(new Event('focus'))")
+    expect(other.get_by_text("word3 ")).to_be_visible(timeout=WAIT_MS)
+    expect(other.locator("[aria-busy=true]")).to_have_count(1)
+    expect(other.get_by_role("heading", level=1)).to_have_text("from the first tab")
+    other.get_by_role("button", name="Stop").click()
+    for tab in (talk_page, other):
+        expect_conversation(tab, "from the first tab", "word3")
+        expect(tab.get_by_text("Stopped")).to_be_visible()
 
-    expect_conversation(other, "from the first tab", "How can I help")
+    provider.chat.token_delay_seconds = 0
+    say(other, "from the second tab")
+    expect_conversation(talk_page, "from the first", "word3", "from the second tab", "word59")
+
+
+def test_reader_is_not_moved_by_what_another_tab_says(
+    open_page: OpenPage, api: httpx2.Client, provider: Provider
+) -> None:
+    provider.chat.text = WORDS
+    agent = api.post("/agents", json={"name": "Ada"}).json()["id"]
+    lines = [{"role": ("user", "assistant")[n % 2], "content": f"line {n}"} for n in range(40)]
+    body = {"agent_id": agent, "messages": lines}
+    session = api.post("/sessions", json=body).json()["id"]
+    page = open_page(f"#/chat/{session}")
+    expect(page.get_by_text("line 39", exact=True)).to_be_visible()
+    region = page.get_by_role("region", name="Conversation")
+    region.evaluate("(box) => box.scrollTo({top: 900})")
+    expect(page.get_by_role("button", name="Jump to the latest")).to_be_visible()
+    place = "(line) => line.getBoundingClientRect().top"
+    before = page.get_by_text("line 20", exact=True).evaluate(place)
+
+    api.post("/messages/text", json={"session_id": session, "content": "from elsewhere"})
+
+    expect(page.get_by_text("word59")).to_be_attached(timeout=WAIT_MS)
+    expect(page.locator("[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
+    assert page.get_by_text("line 20", exact=True).evaluate(place) == pytest.approx(before, abs=1)
+    page.get_by_role("button", name="Jump to the latest").click()
+    expect(page.get_by_text("word59")).to_be_in_viewport()
+
+
+def test_page_follows_a_session_only_while_it_is_seen(
+    talk_page: Page, api: httpx2.Client, server: ServerProcess
+) -> None:
+    session = session_of(talk_page)
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with talk_page.expect_event("requestfailed", lambda one: one.url.endswith("/events")):
+        talk_page.evaluate(hide, True)
+    api.post("/messages/text", json={"session_id": session, "content": "meanwhile"})
+    assert talk_page.get_by_role("article").count() == 0
+    assert server.url in talk_page.url
+
+    talk_page.evaluate(hide, False)
+
+    expect_conversation(talk_page, "meanwhile", "How can I help")
 
 
 def test_failed_answer_says_why_after_a_reload_too(talk_page: Page, provider: Provider) -> None:

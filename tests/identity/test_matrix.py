@@ -297,7 +297,9 @@ async def ask(
         is_file = path == "/files"
         upload = {"file": ("x.png", png())} if is_file else {"audio": ("x.wav", speech)}
         content = {"data": fill(row.form), "files": upload}
-    return await world.client.request(method, path.format(**known) + row.query, headers=headers, **content)
+    return await world.client.request(
+        method, path.format(**known) + row.query, headers=headers, **content
+    )
 
 
 def openai_ids(session_id: str, turn_id: str, message_id: str) -> dict[str, str]:

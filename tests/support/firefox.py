@@ -1,6 +1,6 @@
-"""Debian's Firefox, driven by WebDriver BiDi (https://w3c.github.io/webdriver-bidi/), which is built in.
+"""Debian's Firefox, driven by WebDriver BiDi, which is built in.
 
-Playwright drives a Firefox of its own only, and selenium needs `geckodriver`, which Debian has not
+The protocol is https://w3c.github.io/webdriver-bidi/. Playwright drives a Firefox of its own only, and selenium needs `geckodriver`, which Debian has not
 (decision 0026).
 """
 

@@ -153,9 +153,7 @@ async def test_failed_turn_that_is_run_again_is_told_with_its_attempt(
         await follower.hears("turn 1 completed 2", "turn 3 completed 1")
 
 
-async def test_new_title_is_told(
-    client: httpx2.AsyncClient, session_id: str, other: State
-) -> None:
+async def test_new_title_is_told(client: httpx2.AsyncClient, session_id: str, other: State) -> None:
     async with following(other, session_id) as follower:
         await client.patch(f"/sessions/{session_id}", json={"title": "Orchids"})
         await follower.hears("session 0 Orchids")

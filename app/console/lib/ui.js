@@ -200,7 +200,7 @@ export function VirtualList({ label, total, height, row, onEnd, more }) {
     const next = Math.max(0, Math.min(total - 1, here + step));
     const { scrollTop, clientHeight } = box.current;
     if (next * height < scrollTop || (next + 1) * height > scrollTop + clientHeight) box.current.scrollTop = next * height - (step > 0 ? clientHeight - height : 0);
-    requestAnimationFrame(() => requestAnimationFrame(() => box.current.querySelector(`[data-index="${next}"] a`)?.focus()));
+    requestAnimationFrame(() => requestAnimationFrame(() => box.current.querySelector(`[data-index="${next}"] :is(a, input)`)?.focus()));
   };
   const rows = /** @type {number[]} */ ([]);
   for (let index = view.from; index < Math.min(total, view.to); index++) rows.push(index);
