@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from app.models import new_id
 from bench.report import table
 from tests.console.conftest import DESKTOP, launched
 from tests.console.test_talking import say
 from tests.support.provider import Provider
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import COMMAND, ServerProcess
 
 _SCRIPT = Path(__file__).with_suffix(".js")
 _PIECES, _CHARACTERS = 1350, 5400
@@ -115,7 +115,7 @@ def first_page(bench: ConsoleBench) -> list[Figure]:
         sizes[event["requestId"]] = int(event["encodedDataLength"])
 
     with bench.page("empty") as page:
-        network = page.context.new_cdp_session(page)
+        network: Any = page.context.new_cdp_session(page)
         network.on("Network.requestWillBeSent", note_url)
         network.on("Network.loadingFinished", note_size)
         network.send("Network.enable")
@@ -142,8 +142,8 @@ def first_page(bench: ConsoleBench) -> list[Figure]:
     ]
 
 
-def _script_ms(session: CDPSession) -> float:
-    metrics = session.send("Performance.getMetrics")["metrics"]
+def _script_ms(session: Any) -> float:  # noqa: ANN401  # Playwright's own types are partial
+    metrics: list[dict[str, Any]] = session.send("Performance.getMetrics")["metrics"]
     return next(each["value"] for each in metrics if each["name"] == "ScriptDuration") * 1000
 
 
@@ -154,7 +154,7 @@ def long_answer(bench: ConsoleBench) -> list[Figure]:
     bench.provider.chat.text = [whole[at : at + size] for at in range(0, len(whole), size)]
     bench.provider.chat.token_delay_seconds = 0.004
     with bench.page() as page:
-        session = page.context.new_cdp_session(page)
+        session: Any = page.context.new_cdp_session(page)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
         before = _script_ms(session)
         say(page, "Tell me all of it")
@@ -283,7 +283,11 @@ def measure() -> list[Figure]:
             "OPENAI_BASE_URL": provider.base_url,
             "LIMIT_REQUESTS_PER_MINUTE": "0",
         }
-        with ServerProcess(Path(folder), **settings) as server, launched(play) as browser:
+        # A warm server would have imported this module, and with it the settings of nobody.
+        with (
+            ServerProcess(Path(folder), command=COMMAND, **settings) as server,
+            launched(play) as browser,
+        ):
             bench = ConsoleBench(browser, server, provider)
             return [
                 *first_page(bench),

@@ -30,8 +30,9 @@
     .said, .answer { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
     .note { color: var(--ink-3); } .bad { color: var(--bad); }
     form { display: flex; align-items: end; gap: 8px; margin: 0 12px 12px; padding: 4px; border: 1px solid var(--line); border-radius: 16px; background: var(--surface); }
-    form:focus-within { border-color: var(--accent); }
+    form:focus-within { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
     textarea { flex: 1; min-width: 0; max-height: 120px; padding: 9px 10px; border: 0; outline: none; background: none; color: inherit; font-size: 16px; resize: none; field-sizing: content; }
+    textarea:focus-visible { outline: none; } ::placeholder { color: var(--ink-3); opacity: 1; }
     form button { background: var(--accent); color: var(--on-accent); } form button:disabled { background: var(--hover); color: var(--ink-3); cursor: default; }
     .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }`;
 

@@ -21,6 +21,8 @@ from tests.support.tools import ToolMissing, find_tool
 WAIT_MS = 30_000
 DESKTOP, PHONE = (1280, 800), (390, 844)
 RECORDING = AUDIO / "anna_01.wav"
+PAGE_UNITS = Path(__file__).parent / "tools" / "page_units.js"
+HOSTILE = "<img src=x onerror=alert(1)>\"'`${7*7}{{7*7}} \u202eevil\u202c \u05e9\u05dc\u05d5\u05dd"
 
 OpenPage = Callable[..., Page]
 

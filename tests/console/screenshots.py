@@ -20,7 +20,7 @@ from typing_extensions import override
 from tests.console.conftest import DESKTOP, PHONE, launched
 from tests.console.test_talking import say
 from tests.support.provider import Provider
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import COMMAND, ServerProcess
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUESTION = "When does the museum open on Sunday, and can I bring my dog?"
@@ -96,10 +96,10 @@ def spread(database: Path) -> None:
             age = timedelta(days=int(abs(chance.gauss(0, 11))) % DAYS)
             prompt, answer = chance.randint(300, 6000), chance.randint(40, 700)
             db.execute(
-                "UPDATE turns SET created_at = ?, prompt_tokens = ?, completion_tokens = ?,"
-                " cost_nanos = ?, speech_in_seconds = ? WHERE id = ?",
+                "UPDATE turns SET created_at = ?, started_at = ?, prompt_tokens = ?,"
+                " completion_tokens = ?, cost_nanos = ?, speech_in_seconds = ? WHERE id = ?",
                 (
-                    (datetime.now(UTC) - age).strftime("%Y-%m-%d %H:%M:%S.%f"),
+                    *[(datetime.now(UTC) - age).strftime("%Y-%m-%d %H:%M:%S.%f")] * 2,
                     prompt, answer, prompt * 200 + answer * 1000, chance.randint(0, 40), turn_id,
                 ),
             )  # fmt: skip
@@ -131,7 +131,11 @@ def main() -> None:
             "PRICES": json.dumps(prices),
             "CORS_ORIGINS": site.url,
         }
-        with ServerProcess(Path(data), **settings) as server, launched(play) as browser:
+        # A warm server would have imported this module, and with it the settings of nobody.
+        with (
+            ServerProcess(Path(data), command=COMMAND, **settings) as server,
+            launched(play) as browser,
+        ):
             page = browser.new_page(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
             page.goto(server.url)
             page.get_by_role("textbox").wait_for()
@@ -189,6 +193,8 @@ def fill_with_tools(client: httpx2.Client, provider: Provider) -> dict[str, str]
     output = {"output": {"number": "A-17", "status": "sent", "parcels": 2}}
     client.post(f"/tool-calls/{waiting['id']}/resolution", json=output).raise_for_status()
     client.get(f"/turns/{waiting['turn_id']}?wait_seconds=20")
+    said["content"] = "Then give me my money back, please."
+    client.post("/messages/text", json=said).raise_for_status()
     provider.chat.calls = []
     client.post("/keys", json={"name": "web shop", "scopes": ["turns:write", "sessions:write"]})
     return {

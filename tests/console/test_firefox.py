@@ -7,8 +7,7 @@ from contextlib import ExitStack
 import httpx2
 import pytest
 
-from tests.console.conftest import DESKTOP, PHONE
-from tests.console.test_pages import HOSTILE
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE
 from tests.console.test_talking import WORDS
 from tests.console.test_tool_calls import clerk, tool_body
 from tests.support.firefox import Firefox, FirefoxPage, launched

@@ -6,8 +6,8 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage
-from tests.console.test_pages import HOSTILE, settle, violations
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage
+from tests.console.test_pages import settle, violations
 from tests.console.test_places import embedding, of_two_versions
 from tests.console.test_talking import say
 from tests.console.test_tool_calls import clerk, tool_body

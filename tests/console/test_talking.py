@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Playwright, expect
 
-from tests.console.conftest import RECORDING, WAIT_MS, OpenPage, launched
+from tests.console.conftest import HOSTILE, PAGE_UNITS, RECORDING, WAIT_MS, OpenPage, launched
 from tests.support.provider import Provider
 from tests.support.server_process import ServerProcess
 
@@ -127,6 +127,45 @@ def test_next_message_waits_and_stop_keeps_what_was_written(
     expect_conversation(talk_page, "Count", "word3", "And then?", "Nothing.")
     expect(talk_page.get_by_text("Stopped")).to_be_visible()
     assert [content for _, content in stored(api, talk_page)][2:] == ["And then?", "Nothing."]
+
+
+def test_impatient_clicks_send_once(
+    open_page: OpenPage, api: httpx2.Client, provider: Provider
+) -> None:
+    page = open_page()
+    page.get_by_role("textbox", name="Message").fill("Only once")
+    page.get_by_role("button", name="Send").dblclick()
+
+    expect_conversation(page, "Only once", "How can I help")
+    assert len(api.get("/agents").json()) == len(api.get("/sessions").json()) == 1
+    assert len(provider.to("chat")) == 1
+
+
+def test_menu_renames_exports_and_deletes_and_an_answer_is_asked_for_again(
+    talk_page: Page, api: httpx2.Client, provider: Provider
+) -> None:
+    say(talk_page, "first")
+    expect_conversation(talk_page, "first", "How can I help")
+    before = session_of(talk_page)
+    talk_page.get_by_role("button", name="More").click()
+    talk_page.get_by_role("menuitem", name="Rename").click()
+    talk_page.get_by_role("textbox", name="Title").fill("Orchids")
+    talk_page.keyboard.press("Enter")
+    expect(talk_page.get_by_role("heading", level=1)).to_have_text("Orchids")
+    talk_page.get_by_role("button", name="More").click()
+    with talk_page.expect_download() as download:
+        talk_page.get_by_role("menuitem", name="Export as JSON").click()
+    assert download.value.suggested_filename.endswith(".json")
+
+    provider.chat.text = "Another answer."
+    talk_page.get_by_role("button", name="Answer again").click()
+    expect_conversation(talk_page, "first", "Another answer.")
+    assert session_of(talk_page) != before
+    talk_page.get_by_role("button", name="More").click()
+    talk_page.get_by_role("menuitem", name="Delete for good").click()
+    talk_page.get_by_role("dialog").get_by_role("button", name="Delete for good").click()
+    expect(talk_page.get_by_role("heading", level=1)).to_have_text("Who would you like to talk to?")
+    assert [session["id"] for session in api.get("/sessions").json()] == [before]
 
 
 def test_draft_and_input_method_survive(talk_page: Page, api: httpx2.Client) -> None:
@@ -304,6 +343,37 @@ def test_recording_is_stored_as_it_was_spoken_and_its_answer_is_heard(
     assert answer["heard_content"] is not None
     assert answer["content"].startswith(answer["heard_content"])
     assert len(answer["heard_content"]) < len(answer["content"])
+
+
+def test_space_bar_is_held_to_talk_and_hands_free_sends_after_silence(
+    playwright: Playwright, server: ServerProcess, api: httpx2.Client, provider: Provider
+) -> None:
+    del api  # it empties the server
+    provider.chat.text = "One sentence is here. Another one follows it, which is longer."
+    provider.transcription.text = HOSTILE
+    with launched(playwright) as browser:  # its microphone begins with the recording
+        page = browser.new_page()
+        page.add_init_script(path=PAGE_UNITS)
+        page.goto(server.url)
+        page.get_by_role("button", name="Hands-free").click()
+        expect(page.get_by_role("article").first).to_contain_text("onerror", timeout=WAIT_MS)
+        expect(page.locator(".receipt-line")).to_contain_text("first sound", timeout=WAIT_MS)
+        assert page.get_by_role("article").locator("img").count() == 0
+        page.get_by_role("button", name="End hands-free").click()
+        with server.client() as client:
+            (turn,) = client.get("/turns").json()
+        heard = page.evaluate("(turn) => window.units.heard(turn)", turn["id"])
+
+        page.locator("h1").focus()
+        page.keyboard.down("Space")
+        expect(page.get_by_text(re.compile(r"Recording 0:01"))).to_be_visible(timeout=WAIT_MS)
+        page.keyboard.up("Space")
+        expect(page.get_by_role("article")).to_have_count(4, timeout=WAIT_MS)
+        page.get_by_role("button", name="Speak").click()
+        page.get_by_role("button", name="Discard recording").click()
+        expect(page.get_by_role("textbox", name="Message")).to_be_visible()
+        assert page.get_by_role("article").count() == 4
+    assert likeness(np.array(heard["played"]), np.array(heard["stored"])) >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage
-from tests.console.test_pages import HOSTILE, settle, violations
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage
+from tests.console.test_pages import settle, violations
 from tests.console.test_tool_calls import tool_body
 from tests.mcp.conftest import sdk_server
 from tests.support.tool_server import Answer, ToolServer

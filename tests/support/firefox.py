@@ -1,18 +1,19 @@
 """Debian's Firefox, driven by WebDriver BiDi, which is built in.
 
-The protocol is https://w3c.github.io/webdriver-bidi/. Playwright drives a Firefox of its own only, and selenium needs `geckodriver`, which Debian has not
-(decision 0026).
+The protocol is https://w3c.github.io/webdriver-bidi/. Playwright drives a Firefox of its own only,
+and selenium needs `geckodriver`, which Debian has not (decision 0026).
 """
 
 import json
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.support.tools import find_tool
 
@@ -46,7 +47,7 @@ class FirefoxFailed(Exception):
 class Firefox:
     """One process with an empty profile. Each page has storage and cookies of its own."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._last_id = 0
         self._pages: dict[str, FirefoxPage] = {}
@@ -196,7 +197,7 @@ class FirefoxPage:
 
 
 @contextmanager
-def launched(folder: Path, preferences: dict[str, object]) -> Iterator[Firefox]:
+def launched(folder: Path, preferences: dict[str, object]) -> Generator[Firefox]:
     """Run Debian's Firefox with its profile in `folder`. Raises `ToolMissing`."""
     lines = [
         f"user_pref({json.dumps(name)}, {json.dumps(value)});"

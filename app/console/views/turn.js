@@ -77,7 +77,7 @@ function TurnBody({ id, watched, heading: Heading = "h3" }) {
     ${turn.steps.length > 0 && html`<${Steps} turn=${turn} Heading=${Heading} />`}
     ${!live && html`<${PastEvents} id=${id} />`}
     ${live && live.events.value.length > 0 && html`<details><summary>${t.turn.events} <span>${live.events.value.length}</span></summary><ol class="events">${live.events.value.map(({ at, type, data }, index) => html`
-      <li key=${index}><time>${duration(at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`}
+      <li key=${index}><time>${duration(data.at_ms ?? at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`}
   </div>`;
 }
 
@@ -105,8 +105,12 @@ function PastEvents({ id }) {
       events.value = past.events.peek();
     } catch (error) { problem.value = problemOf(error); }
   };
-  return html`<details onToggle=${load}><summary>${t.turn.events}</summary>${problem.value && html`<p class="note">${problem.value.message}</p>`}<ol class="events">${(events.value ?? []).map(({ at, type, data }, index) => html`<li key=${index}><time>${data.at_ms === undefined ? "" : duration(at)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`;
+  return html`<details onToggle=${load}><summary>${t.turn.events}</summary>${problem.value && html`<p class="note">${problem.value.message}</p>`}<ol class="events">${(events.value ?? []).map(({ type, data }, index) => html`<li key=${index}><time>${data.at_ms === undefined ? "" : duration(data.at_ms)}</time><code>${type}</code><pre>${JSON.stringify(data)}</pre></li>`)}</ol></details>`;
 }
+
+const [MINUTE, HOUR, DAY] = [60_000, 3_600_000, 86_400_000];
+/** Between the lines of a timeline. A turn may wait for days, for somebody who approves. */
+const STEPS = [50, 100, 250, 500, 1000, 2000, 5000, 10_000, 30_000, MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 4 * HOUR, 12 * HOUR, DAY];
 
 /** From the marks of a turn that is watched, the timings that it will have. @param {Record<string, number>} marks @param {number} now @returns {Timings} */
 const soFar = ({ created = 0, heard, firstToken, firstSound }, now) => ({
@@ -124,13 +128,13 @@ function Timeline({ turn, live, running }) {
   const spans = stagesOf({ ...turn, timings });
   const ended = turn.tool_calls.filter((call) => call.ended_at).map((call) => new Date(call.ended_at ?? "").getTime() - new Date(turn.created_at).getTime());
   const end = Math.max(timings.total_ms ?? 0, spans.at(-1)?.to ?? 0, ...ended) || 1;
-  const step = [50, 100, 250, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000].find((size) => end / size <= 5) ?? 120_000;
+  const step = STEPS.find((size) => end / size <= 4.5) ?? Math.ceil(end / 4 / DAY) * DAY;
   const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, index) => index * step);
   const created = live?.marks.value.created ?? 0;
   /** @param {number} from @param {number} to */
   const place = (from, to) => ({ left: `${(from / end) * 100}%`, width: `max(3px, ${((to - from) / end) * 100}%)` });
   return html`<div class="timeline">
-    <div class="timeline-scale" aria-hidden="true">${ticks.map((tick) => html`<span key=${tick} style=${{ left: `${(tick / end) * 100}%` }}>${tick < 1000 ? `${tick} ms` : `${tick / 1000} s`}</span>`)}</div>
+    <div class="timeline-scale" aria-hidden="true">${ticks.map((tick) => html`<span key=${tick} style=${{ left: `${(tick / end) * 100}%` }}>${tick < 1000 ? `${tick} ms` : tick < MINUTE ? `${tick / 1000} s` : duration(tick)}</span>`)}</div>
     <ol>${STAGES.map((stage) => spans.find((span) => span.stage === stage)).filter((span) => span !== undefined).map(({ stage, from, to }, index, all) => html`
       <li key=${stage}><span>${t.turn.stages[stage]}</span><div class="track"><i data-stage=${stage} data-running=${running && index === all.length - 1} style=${place(from, to)}></i></div><b>${duration(to - from)}</b></li>`)}
       ${turn.tool_calls.filter((call) => call.started_at).map((call) => { const [from, to] = [call.started_at, call.ended_at ?? call.started_at].map((at) => new Date(at ?? "").getTime() - new Date(turn.created_at).getTime()); return html`<li key=${call.id}><span title=${call.name}>${call.name}</span><div class="track"><i data-stage="calling" data-status=${call.status} style=${place(Math.max(0, from), Math.max(from, to))}></i></div><b>${duration(to - from)}</b></li>`; })}
