@@ -86,7 +86,7 @@ def test_turn_that_is_not_cut_is_told_as_it_comes(page: Page) -> None:
 def test_cut_stream_goes_on_where_it_broke_off_and_tells_nothing_twice(page: Page) -> None:
     ran = run_turn(
         page,
-        {"chunks": [CREATED + BEGUN], "cut": True},
+        {"chunks": [CREATED + BEGUN], "cutAfter": 2},
         {"unreachable": True},
         {"chunks": [BEGUN + WORDS + DONE]},
     )

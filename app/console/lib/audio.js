@@ -30,6 +30,7 @@ export class Microphone {
   level = signal(0);
   state = signal("closed"); // closed, opening, listening, recording
   handsFree = false;
+  passesOn = false; // to the composer of the conversation that the recording begins
   answerSounds = () => false;
   onSpeech = () => {};
   /** @type {(recording: Recording | null) => unknown} */

@@ -10,7 +10,7 @@ import { CodeBlock } from "./code.js";
 const isBlock = (token) => token.type !== "space";
 
 /**
- * Lexes a text that grows: what stands before the last two blocks is settled and not looked at again, so each piece
+ * Lexes a text that grows: what stands before the last three blocks is settled and not looked at again, so each piece
  * costs as much as they are long, and finished blocks keep their nodes (a selection in them survives).
  */
 export class Lexer {
@@ -23,8 +23,9 @@ export class Lexer {
     if (!text.startsWith(this.#text)) { this.#settled = []; this.#cut = 0; }
     this.#text = text;
     const tokens = /** @type {Token[]} */ (marked.lexer(text.slice(this.#cut)));
-    // Two blocks stay open: what begins as a paragraph ("2") may turn out to be the next item of the list before it ("2. ").
-    for (let open = tokens.filter(isBlock).length; open > 2;) {
+    // Three blocks stay open: what begins as a paragraph ("2") may turn out to be the next item of the list before it ("2. "),
+    // and a paragraph, "2. b" and a dash under it are three blocks until the dash turns out to be no underline.
+    for (let open = tokens.filter(isBlock).length; open > 3;) {
       const token = /** @type {Token} */ (tokens.shift());
       this.#cut += token.raw.length;
       if (isBlock(token)) { this.#settled.push(token); open--; }

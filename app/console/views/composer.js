@@ -32,7 +32,6 @@ export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
     area.current.style.height = `${area.current.scrollHeight}px`;
   }, [text, id]);
   useEffect(() => { if (!still && matchMedia("(hover: hover)").matches) area.current.focus({ preventScroll: true }); }, [id]);
-  useEffect(() => () => microphone.close(), [id]);
 
   const send = async () => {
     const words = text.trim();
@@ -69,18 +68,27 @@ export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
     return () => { removeEventListener("dragover", over); removeEventListener("drop", drop); };
   }, [id]);
 
-  const open = async (/** @type {boolean} */ handsFree) => {
-    obstacle.value = microphoneObstacle();
-    if (obstacle.value) return false;
-    audioContext();
+  const listen = (/** @type {boolean} */ handsFree) => {
     microphone.handsFree = handsFree;
     microphone.answerSounds = () => speakerNow()?.playing ?? false;
     microphone.onSpeech = () => { if (speakerNow()?.playing || talk?.live.value) talk?.stop().catch(() => {}); began.value = performance.now(); };
     microphone.onRecording = async (recording) => {
       if (!handsFree) microphone.close();
       if (!recording || recording.durationMs < 300) return notify(t.mic.nothing, "bad");
-      await (talk ? talk.speak(recording) : onFirst?.({ recording }))?.catch((/** @type {Problem} */ problem) => notify(problem.message, "bad"));
+      microphone.passesOn = handsFree && !talk;
+      await (talk ? talk.speak(recording) : onFirst?.({ recording }))?.catch((/** @type {Problem} */ problem) => { microphone.passesOn = false; notify(problem.message, "bad"); });
     };
+  };
+  useEffect(() => { // hands-free goes on in the conversation that it has begun
+    if (microphone.passesOn) listen(true);
+    microphone.passesOn = false;
+    return () => { if (!microphone.passesOn) microphone.close(); };
+  }, [id]);
+  const open = async (/** @type {boolean} */ handsFree) => {
+    obstacle.value = microphoneObstacle();
+    if (obstacle.value) return false;
+    audioContext();
+    listen(handsFree);
     try {
       await microphone.open();
       return true;

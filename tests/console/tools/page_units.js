@@ -35,22 +35,25 @@ window.units = {
   async runTurn(script, options) {
     const { runTurn } = await import("./console/lib/api.js");
     const asked = [];
-    window.fetch = async (url, { method, headers }) => {
+    const [told, waits] = [[], []];
+    const fetched = window.fetch;
+    window.fetch = async (url, { method, headers, ...rest }) => {
+      if (!/messages|turns/.test(url)) return fetched(url, { method, headers, ...rest }); // the page's own
       asked.push([method, new URL(url).pathname + new URL(url).search, headers["Idempotency-Key"] ?? null]);
       const step = script[Math.min(asked.length - 1, script.length - 1)];
       if (step.unreachable) throw new TypeError("Failed to fetch");
       if (step.status) return new Response(JSON.stringify(step.body), { status: step.status });
       const chunks = step.chunks.map((chunk) => new TextEncoder().encode(chunk));
       const body = new ReadableStream({
-        pull(controller) {
-          if (chunks.length) controller.enqueue(chunks.shift());
-          else if (step.cut) controller.error(new TypeError("network error"));
-          else controller.close();
+        async pull(controller) {
+          if (chunks.length) { controller.enqueue(chunks.shift()); return; }
+          if (!step.cutAfter) { controller.close(); return; }
+          while (told.length < step.cutAfter) await new Promise((done) => { setTimeout(done); }); // a cut drops what is not read yet
+          controller.error(new TypeError("network error"));
         },
       });
       return new Response(body, { headers: { "Content-Type": "text/event-stream" } });
     };
-    const [told, waits] = [[], []];
     let error = null;
     try {
       await runTurn({ ...options, onEvent: ({ id, type }) => told.push([id ?? null, type]), onWaiting: (yes) => waits.push(yes) });
