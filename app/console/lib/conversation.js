@@ -118,7 +118,7 @@ export class LiveTurn {
       case "output_text.delta": this.#mark("firstToken"); this.#paint(data.delta); break;
       case "audio.clip":
         this.#mark("firstSound");
-        this.clips.value = [...this.clips.peek(), { index: data.index, text: data.text, start: data.start_ms, duration: data.duration_ms, at: this.now }];
+        this.clips.value = [...this.clips.peek(), { index: data.index, text: data.text, start: data.start_ms, duration: data.duration_ms, at: data.at_ms === undefined ? this.now : (this.marks.peek().created ?? 0) + data.at_ms }];
         if (aloud.peek()) { this.speaker ??= new Speaker(); this.speaker.say(data); }
         break;
       case "turn.completed": case "turn.failed": case "turn.cancelled":

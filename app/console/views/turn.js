@@ -127,10 +127,11 @@ function Timeline({ turn, live, running }) {
   const timings = running && live ? soFar(live.marks.value, now.value) : turn.timings;
   const spans = stagesOf({ ...turn, timings });
   const ended = turn.tool_calls.filter((call) => call.ended_at).map((call) => new Date(call.ended_at ?? "").getTime() - new Date(turn.created_at).getTime());
-  const end = Math.max(timings.total_ms ?? 0, spans.at(-1)?.to ?? 0, ...ended) || 1;
+  const created = live?.marks.value.created ?? 0;
+  const clips = (live?.clips.value ?? []).map((clip) => clip.at - created);
+  const end = Math.max(timings?.total_ms ?? 0, spans.at(-1)?.to ?? 0, ...ended, ...clips) || 1;
   const step = STEPS.find((size) => end / size <= 4.5) ?? Math.ceil(end / 4 / DAY) * DAY;
   const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, index) => index * step);
-  const created = live?.marks.value.created ?? 0;
   /** @param {number} from @param {number} to */
   const place = (from, to) => ({ left: `${(from / end) * 100}%`, width: `max(3px, ${((to - from) / end) * 100}%)` });
   return html`<div class="timeline">
