@@ -35,6 +35,7 @@ from app.routers import (
     messages_text,
     metrics,
     secrets,
+    session_events,
     sessions,
     system,
     tokens,
@@ -67,6 +68,7 @@ JSON arrays with the next page in the `Link` header.
 _ENDPOINTS = (
     agents,
     sessions,
+    session_events,
     tokens,
     messages,
     messages_text,

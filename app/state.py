@@ -57,6 +57,7 @@ from app.services.tools.tester import ToolTester
 from app.services.turns import AudioStore, TurnEngine
 from app.services.turns.context.attachments import PromptFiles
 from app.services.turns.execution.message_input import MessageInput
+from app.services.turns.session_events import SessionEvents
 from app.services.usage import AccountDirectory, RequestLimiter, StorageMeter
 from app.services.usage.audio_usage import AudioMeter
 from app.services.usage.pricing import price_table
@@ -102,6 +103,7 @@ class State(TypedDict):
     token_quotas: TokenQuotas
     open_streams: OpenStreamRegistry
     turns: TurnEngine
+    session_events: SessionEvents
     files: FileLibrary
     message_input: MessageInput
     voice: VoiceService
@@ -225,6 +227,7 @@ async def _build_state(
         compacts_context=settings.context_compaction,
         files=prompt_files,
     )
+    session_events = SessionEvents(database, lambda: turns.is_draining)
     sandbox = Sandbox([WARM_UP, ENCODING_WARM_UP])
     uploads = UploadCheck(sandbox)
     voice = VoiceService(turns, voices, database, uploads)
@@ -251,6 +254,7 @@ async def _build_state(
         mcp_client,
         files.pruning(),
         turns.running(),
+        session_events.polling(),
         open_streams.watching(),
         telemetry.watching(),
         metrics.serving(),
@@ -281,6 +285,7 @@ async def _build_state(
             request_limiter=request_limiter,
             token_quotas=TokenQuotas(database, accounts),
             turns=turns,
+            session_events=session_events,
             files=files,
             message_input=MessageInput(database, prompt_files, turns.uploads),
             voice=voice,

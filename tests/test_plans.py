@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from app.models import TurnStatus, utc_now
 from app.services import crud
 from app.services.turns.execution.live_turn import LiveTurn
 from app.services.turns.execution.remote_turns import RemoteTurnWatcher
+from app.services.turns.session_events import SessionEvents
 from app.services.turns.storage import event_store, leases, turn_statements
 from app.state import Providers, build_state
 from tests.conftest import Postgres
@@ -263,6 +264,20 @@ def wanted_turns(filled: Filled) -> list[crud.TurnFilter]:
     ]
 
 
+async def follow_a_session(
+    database: Database, caller: Caller, filled: Filled, asked: Sequence[tuple[str, Sequence[Any]]]
+) -> None:
+    """Ask what a follower of a session asks, and the poll for all that are followed."""
+    events = SessionEvents(database, lambda: False)
+    followed = events.follow(caller, filled.session_id, 60)
+    async with events.polling(), aclosing(followed):
+        assert len(await anext(followed)) > 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, followed)
+            await until(lambda: "OUTER JOIN" in asked[-1][0])
+            group.cancel_scope.cancel()
+
+
 async def test_what_followers_and_pages_ask_finds_its_rows_by_an_index(database: Database) -> None:
     filled = await fill(database)
     caller = Caller(filled.workspace_id)
@@ -295,6 +310,7 @@ async def test_what_followers_and_pages_ask_finds_its_rows_by_an_index(database:
             group.start_soon(watch.run)
             await changed.wait()
         group.cancel_scope.cancel()
+    await follow_a_session(database, caller, filled, asked)
     event.remove(database.engine.sync_engine, "before_cursor_execute", note)
 
     assert pages == 5 + 2 * len(wanted_turns(filled))

@@ -30,8 +30,9 @@
     .said, .answer { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
     .note { color: var(--ink-3); } .bad { color: var(--bad); }
     form { display: flex; align-items: end; gap: 8px; margin: 0 12px 12px; padding: 4px; border: 1px solid var(--line); border-radius: 16px; background: var(--surface); }
-    form:focus-within { border-color: var(--accent); }
+    form:focus-within { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
     textarea { flex: 1; min-width: 0; max-height: 120px; padding: 9px 10px; border: 0; outline: none; background: none; color: inherit; font-size: 16px; resize: none; field-sizing: content; }
+    textarea:focus-visible { outline: none; } ::placeholder { color: var(--ink-3); opacity: 1; }
     form button { background: var(--accent); color: var(--on-accent); } form button:disabled { background: var(--hover); color: var(--ink-3); cursor: default; }
     .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }`;
 
@@ -82,7 +83,7 @@
     throw Object.assign(new Error(problem.detail ?? "That did not work."), { isFinal: response.status !== 503 });
   }
 
-  /** Say something at the end of the thread; the reader is followed to it only from the end. */
+  /** Say something at the end of the thread; the reader is followed to it only from the end. @param {string} kind @param {string} text */
   function say(kind, text) {
     const atEnd = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 80;
     const line = node("p", { className: kind, textContent: text });
@@ -102,20 +103,22 @@
     }
   }
 
+  /** @param {number} ms */
   const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
-  /** Show a turn as it is answered, to its end, also over lost connections. */
-  async function follow(turn, { path, options = /** @type {RequestInit} */ ({}) }) {
+  /** Show a turn as it is answered, to its end, also over lost connections. @param {string | null} turn @param {{ path: string, options?: RequestInit }} request */
+  async function follow(turn, { path, options = {} }) {
     const line = say("note", "…");
     let [after, text, failures] = [0, "", 0];
+    /** @param {string} words */
     const show = (words, kind = "answer") => { const atEnd = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 80; line.textContent = words; line.className = kind; if (atEnd) thread.scrollTop = thread.scrollHeight; };
     for (;;) {
       try {
         const response = await ask(turn ? `turns/${turn}/events?after=${after}` : path, { ...(turn ? {} : options), headers: { Accept: "text/event-stream", ...(turn ? {} : options.headers) } });
-        const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+        const reader = /** @type {ReadableStream<BufferSource>} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
         for (let rest = "", part = await reader.read(); !part.done; part = await reader.read()) {
           const blocks = (rest + part.value).split("\n\n");
-          rest = blocks.pop();
+          rest = blocks.pop() ?? "";
           for (const block of blocks) {
             const data = /^data: ?(.*)$/m.exec(block)?.[1];
             const type = /^event: ?(.*)$/m.exec(block)?.[1];
@@ -131,7 +134,7 @@
             else if (type === "turn.failed") { if (text) show(text); else line.remove(); say("bad", value.error.detail).setAttribute("role", "alert"); return; }
           }
         }
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         if (error.isFinal) { line.remove(); throw error; }
       }
       await pause(Math.min(8000, 250 * 2 ** failures++));
@@ -140,6 +143,7 @@
 
   const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let busy = false;
+  /** @param {Event} [event] */
   async function submit(event) {
     event?.preventDefault();
     const words = area.value.trim();
@@ -151,7 +155,7 @@
     const options = { method: "POST", headers: { "Content-Type": "application/json", "Idempotency-Key": newKey() }, body: JSON.stringify({ session_id: session, content: words }) };
     try {
       await follow(null, { path: "messages/text", options });
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       mine.remove(); // it was not taken: the words go back
       area.value ||= words;
       say("bad", error.message).setAttribute("role", "alert");
@@ -161,6 +165,7 @@
   }
 
   let isLoaded = false;
+  /** @param {boolean} shows */
   function toggle(shows, takesFocus = true) {
     panel.hidden = !shows;
     launch.hidden = shows;

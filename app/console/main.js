@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { render } from "preact";
 import { useEffect } from "preact/hooks";
 import { html } from "./lib/html.js";
-import { remove, signedOut } from "./lib/api.js";
+import { problemOf, remove, signedOut } from "./lib/api.js";
 import { focusHeading, lazy } from "./lib/lazy.js";
 import { agents, drawer, go, helpOpen, letterKeys, loadAgents, loadMe, loadRecent, loadWaiting, me, paletteOpen, recent, titleOf, waiting } from "./lib/store.js";
 import { Icon, IconButton, Mark, MenuButton, Notices, Question, Trouble } from "./lib/ui.js";
@@ -22,10 +22,11 @@ const Tools = lazy(() => import("./views/tools.js"), "Tools");
 const TurnPage = lazy(() => import("./views/turn.js"), "TurnPage");
 const Usage = lazy(() => import("./views/usage.js"), "Usage");
 
+/** @type {[Exclude<keyof typeof t.nav, "waiting">, string, string][]} name, path, picture */
 const NAV = [["talk", "", "talk"], ["agents", "agents", "agents"], ["tools", "tools", "tool"], ["inbox", "inbox", "inbox"], ["sessions", "sessions", "sessions"], ["usage", "usage", "usage"], ["keys", "keys", "keys"], ["system", "system", "system"]];
 const place = signal(read());
-const problem = signal(null);
-const theme = signal(document.documentElement.dataset.theme ?? "auto");
+const problem = signal(/** @type {Problem | null} */ (null));
+const theme = signal(/** @type {"auto" | "light" | "dark"} */ (document.documentElement.dataset.theme ?? "auto"));
 
 function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
@@ -39,6 +40,7 @@ addEventListener("hashchange", () => {
   requestAnimationFrame(focusHeading);
 });
 
+/** @type {Record<string, string>} */
 const GOTO = { t: "", a: "agents", o: "tools", i: "inbox", s: "sessions", u: "usage", k: "keys", y: "system" };
 let waitsForPlace = 0;
 addEventListener("keydown", (event) => {
@@ -53,7 +55,7 @@ addEventListener("keydown", (event) => {
 });
 
 function setTheme() {
-  const next = { auto: "light", light: "dark", dark: "auto" }[theme.value];
+  const next = theme.value === "auto" ? "light" : theme.value === "light" ? "dark" : "auto";
   theme.value = next;
   if (next === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = next;
@@ -106,7 +108,7 @@ async function signOut() {
 }
 
 async function start() {
-  try { problem.value = null; await Promise.all([loadMe(), loadAgents(), loadRecent()]); loadWaiting().catch(() => {}); } catch (error) { problem.value = error; }
+  try { problem.value = null; await Promise.all([loadMe(), loadAgents(), loadRecent()]); loadWaiting().catch(() => {}); } catch (error) { problem.value = problemOf(error); }
 }
 
-render(html`<${App} />`, document.getElementById("app"));
+render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

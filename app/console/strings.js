@@ -16,7 +16,7 @@ export const t = {
   offline: "No network. What you write is kept here.",
   none: "none",
 
-  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", tools: "Tools", inbox: "Inbox", waiting: (n) => `${n} waiting`, usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
+  nav: { talk: "Talk", agents: "Agents", sessions: "Sessions", tools: "Tools", inbox: "Inbox", waiting: (/** @type {number} */ n) => `${n} waiting`, usage: "Usage", keys: "Keys", system: "System", main: "Main", recent: "Recent", menu: "Menu", fresh: "New conversation" },
   theme: { label: "Theme", auto: "System", light: "Light", dark: "Dark" },
 
   home: {
@@ -31,7 +31,7 @@ export const t = {
   },
 
   chat: {
-    placeholder: (name) => `Message ${name}`,
+    placeholder: (/** @type {string} */ name) => `Message ${name}`,
     message: "Message",
     send: "Send",
     stop: "Stop",
@@ -45,9 +45,9 @@ export const t = {
     discard: "Discard recording",
     aloud: "Read answers aloud",
     you: "You said",
-    answers: (name) => `${name} answered`,
+    answers: (/** @type {string} */ name) => `${name} answered`,
     conversation: "Conversation",
-    answering: (name) => `${name} is answering.`,
+    answering: (/** @type {string} */ name) => `${name} is answering.`,
     heard: "Listening to your recording…",
     next: "Next:",
     thinking: "Thinking…",
@@ -85,23 +85,23 @@ export const t = {
   },
 
   calls: {
-    status: { pending: "Waits", awaiting_approval: "Needs approval", awaiting_output: "Needs output", awaiting_answer: "Asks", running: "Running", completed: "Done", failed: "Failed", denied: "Declined", expired: "Expired", cancelled: "Cancelled", unknown: "Unknown" },
+    status: /** @type {Record<string, string>} */ ({ pending: "Waits", awaiting_approval: "Needs approval", awaiting_output: "Needs output", awaiting_answer: "Asks", running: "Running", completed: "Done", failed: "Failed", denied: "Declined", expired: "Expired", cancelled: "Cancelled", unknown: "Unknown" }),
     arguments: "Arguments", result: "Result", whole: "Show the whole result",
-    kinds: { http: "HTTP", mcp: "MCP", client: "your own code" },
-    effects: { read: "reads only", idempotent: "can be repeated", once: "has an effect" },
-    attempt: (n) => `attempt ${n}`,
-    decisions: { approve: "Approved", deny: "Declined", output: "Output sent", error: "Error sent", answer: "Answered", expire: "Expired" },
-    resolved: (what, by) => `${what} by ${by}`,
-    actions: { approval: "May this be done?", output: "Your code's output is wanted", answer: "A question" },
+    kinds: /** @type {Record<string, string>} */ ({ http: "HTTP", mcp: "MCP", client: "your own code" }),
+    effects: /** @type {Record<string, string>} */ ({ read: "reads only", idempotent: "can be repeated", once: "has an effect" }),
+    attempt: (/** @type {number} */ n) => `attempt ${n}`,
+    decisions: /** @type {Record<string, string>} */ ({ approve: "Approved", deny: "Declined", output: "Output sent", error: "Error sent", answer: "Answered", expire: "Expired" }),
+    resolved: (/** @type {string} */ what, /** @type {string} */ by) => `${what} by ${by}`,
+    actions: /** @type {Record<string, string>} */ ({ approval: "May this be done?", output: "Your code's output is wanted", answer: "A question" }),
     byUser: "the end user may decide, too",
-    until: (time) => `until ${time}`,
+    until: (/** @type {string} */ time) => `until ${time}`,
     approve: "Approve", decline: "Decline", reason: "Reason", reasonHint: "The agent is told this.",
     output: "Output", outputHelp: "JSON, or text. The agent sees it as the result.", sendOutput: "Send output", sendError: "Send as an error",
     answer: "Answer", visit: "It asks you to visit this address, which is not opened by itself:",
     unknown: "Unknown outcome", unknownLead: "It is not known whether this was done: the connection broke while it ran, and it is not run again. Look where it would be seen, and tell the agent.",
     wasDone: "It was done", wasNotDone: "It was not done",
-    known: (name, what, wasDone) => `I have looked: your call ${name}(${what}) was ${wasDone ? "done" : "not done"}.`,
-    items: (n) => (n === 1 ? "1 item" : `${n} items`), fields: (n) => (n === 1 ? "1 field" : `${n} fields`), more: (n) => `${n} more`,
+    known: (/** @type {string} */ name, /** @type {string} */ what, /** @type {boolean} */ wasDone) => `I have looked: your call ${name}(${what}) was ${wasDone ? "done" : "not done"}.`,
+    items: (/** @type {number} */ n) => (n === 1 ? "1 item" : `${n} items`), fields: (/** @type {number} */ n) => (n === 1 ? "1 field" : `${n} fields`), more: (/** @type {number} */ n) => `${n} more`,
   },
 
   tools: {
@@ -110,18 +110,18 @@ export const t = {
     nameHelp: "The model calls it by this name: letters, digits, _ and -.", description: "Description", descriptionHelp: "Tells the model what it does, and when to use it.",
     method: "Method", headers: "Headers", headersHelp: "One a line. {{secrets.NAME}} and {{user.id}} are filled in; the model never sees them.",
     parameters: "Parameters, JSON Schema", parametersHelp: "{name} in the address stands for a parameter; the others go into the query or the body.", further: "Body and result", body: "Fixed members of the JSON body", bodyHelp: "The model neither sees nor overrides them.", select: "Part of the answer, JSON Pointer", outputSchema: "Output, JSON Schema",
-    effect: "Effect", byMethod: "by its method", approval: "Approval", byEffect: "by its effect", approvals: { never: "never", after_untrusted: "after untrusted text", always: "always" }, by: "Approved by", who: { operator: "the operator", user: "the end user, too" }, timeout: "Time, seconds", price: "Price of a call, USD", trusted: "Strangers cannot write what it returns",
-    notJson: "This is not JSON.", make: "Make tool", archiveAsk: (name) => `Archive “${name}”? An agent that has it keeps it from being archived.`, signing: "Requests are signed with this secret, so that your server can check who sent them. Copy it now: it is not shown again.",
-    try: "Try it", tryAsk: (name) => `“${name}” has an effect, and this calls it for real.`, tryLead: "One call outside of a conversation: what was sent, secrets masked, and what a model would see.", sent: "Request",
-    document: "OpenAPI 3.0 or 3.1, as JSON", documentHelp: "One tool of each operation; you choose which.", file: "Or a file", base: "Base address", baseHint: "the document's", look: "Show what it would make", importN: (n) => (n === 1 ? "Make 1 tool" : `Make ${n} tools`), imported: (n) => (n === 1 ? "1 tool was made." : `${n} tools were made.`),
-    serversLead: "A server's tools are shown to no model before you accept their definitions, and a changed definition has to be accepted again.", addServer: "Add an MCP server", noServers: "No MCP servers yet.", refresh: "List again", listed: (a, c, r) => `${a} added, ${c} changed, ${r} removed.`, accept: "Accept", acceptAll: (n) => `Accept all ${n}`, statuses: { accepted: "Accepted", pending: "New", changed: "Changed", unusable: "Unusable", removed: "Removed" }, dropAsk: (name) => `Delete the server “${name}”? Its tools go with it.`, auto: "Accept every definition unseen", connect: "Connect",
-    secretsLead: "Keys of the APIs behind your tools. A value can be stored and replaced, and is never shown again; it goes to its hosts alone.", value: "Value", hosts: "Hosts", store: "Store", noSecrets: "No secrets yet.", usedBy: (n) => (n === 0 ? "not used" : n === 1 ? "used by 1 tool or server" : `used by ${n} tools or servers`), dropSecret: (name) => `Delete “${name}”? Calls of tools that use it fail at once.`,
-    ofAgent: "Tools", none: "Make a tool first, or add an MCP server.", asTool: "as the tool says", all: "all that are accepted, now and later", policy: "Limits of a turn", maxSteps: "Steps", maxCalls: "Calls", maxUsd: "Cost, USD", onUnknown: "When an outcome is unknown", unknowns: { fail: "the turn fails", tell: "the model is told" }, filler: "Said while a call takes long", approvalOf: (name) => `Approval of ${name}`,
+    effect: "Effect", byMethod: "by its method", approval: "Approval", byEffect: "by its effect", approvals: /** @type {Record<string, string>} */ ({ never: "never", after_untrusted: "after untrusted text", always: "always" }), by: "Approved by", who: /** @type {Record<string, string>} */ ({ operator: "the operator", user: "the end user, too" }), timeout: "Time, seconds", price: "Price of a call, USD", trusted: "Strangers cannot write what it returns",
+    notJson: "This is not JSON.", make: "Make tool", archiveAsk: (/** @type {string} */ name) => `Archive “${name}”? An agent that has it keeps it from being archived.`, signing: "Requests are signed with this secret, so that your server can check who sent them. Copy it now: it is not shown again.",
+    try: "Try it", tryAsk: (/** @type {string} */ name) => `“${name}” has an effect, and this calls it for real.`, tryLead: "One call outside of a conversation: what was sent, secrets masked, and what a model would see.", sent: "Request",
+    document: "OpenAPI 3.0 or 3.1, as JSON", documentHelp: "One tool of each operation; you choose which.", file: "Or a file", base: "Base address", baseHint: "the document's", look: "Show what it would make", importN: (/** @type {number} */ n) => (n === 1 ? "Make 1 tool" : `Make ${n} tools`), imported: (/** @type {number} */ n) => (n === 1 ? "1 tool was made." : `${n} tools were made.`),
+    serversLead: "A server's tools are shown to no model before you accept their definitions, and a changed definition has to be accepted again.", addServer: "Add an MCP server", noServers: "No MCP servers yet.", refresh: "List again", listed: (/** @type {number} */ a, /** @type {number} */ c, /** @type {number} */ r) => `${a} added, ${c} changed, ${r} removed.`, accept: "Accept", acceptAll: (/** @type {number} */ n) => `Accept all ${n}`, statuses: /** @type {Record<string, string>} */ ({ accepted: "Accepted", pending: "New", changed: "Changed", unusable: "Unusable", removed: "Removed" }), dropAsk: (/** @type {string} */ name) => `Delete the server “${name}”? Its tools go with it.`, auto: "Accept every definition unseen", connect: "Connect", editServer: "Change", saveServer: "Save, and list again", serverHeadersHelp: "One a line. What stands for a secret is filled in where it is sent, and never shown.",
+    secretsLead: "Keys of the APIs behind your tools. A value can be stored and replaced, and is never shown again; it goes to its hosts alone.", value: "Value", hosts: "Hosts", store: "Store", noSecrets: "No secrets yet.", usedBy: (/** @type {number} */ n) => (n === 0 ? "not used" : n === 1 ? "used by 1 tool or server" : `used by ${n} tools or servers`), dropSecret: (/** @type {string} */ name) => `Delete “${name}”? Calls of tools that use it fail at once.`,
+    ofAgent: "Tools", none: "Make a tool first, or add an MCP server.", asTool: "as the tool says", all: "all that are accepted, now and later", policy: "Limits of a turn", maxSteps: "Steps", maxCalls: "Calls", maxUsd: "Cost, USD", onUnknown: "When an outcome is unknown", unknowns: { fail: "the turn fails", tell: "the model is told" }, filler: "Said while a call takes long", approvalOf: (/** @type {string} */ name) => `Approval of ${name}`,
   },
 
-  inbox: { title: "Inbox", count: (n) => (n === 1 ? "1 call waits" : `${n} calls wait`), empty: "Nothing waits for you.", emptyLead: "Calls of tools that need an approval, an output or an answer are shown here.", open: "Conversation" },
+  inbox: { title: "Inbox", count: (/** @type {number} */ n) => (n === 1 ? "1 call waits" : `${n} calls wait`), empty: "Nothing waits for you.", emptyLead: "Calls of tools that need an approval, an output or an answer are shown here.", open: "Conversation" },
 
-  files: { attach: "Attach images or documents", attached: "Attached", remove: (name) => `Remove ${name}`, sending: "Uploading", tokens: (n) => `about ${n} tokens`, most: (n) => `A message takes at most ${n} files.`, large: "Files of more than 20 MB are not taken.", image: "Image", pasted: "pasted" },
+  files: { attach: "Attach images or documents", attached: "Attached", remove: (/** @type {string} */ name) => `Remove ${name}`, sending: "Uploading", tokens: (/** @type {number} */ n) => `about ${n} tokens`, most: (/** @type {number} */ n) => `A message takes at most ${n} files.`, large: "Files of more than 20 MB are not taken.", image: "Image", pasted: "pasted" },
 
   mic: {
     insecure: "The browser gives a page the microphone only on https or on localhost. Open this console as http://localhost, or put https in front of it.",
@@ -135,8 +135,8 @@ export const t = {
 
   turn: {
     title: "Turn",
-    stages: { queued: "Waiting", hearing: "Hearing", thinking: "Thinking", writing: "Writing", voicing: "Voicing", speaking: "Speaking" },
-    status: { queued: "Waiting", in_progress: "Running", completed: "Completed", failed: "Failed", cancelled: "Stopped", requires_action: "Needs you" },
+    stages: /** @type {Record<string, string>} */ ({ queued: "Waiting", hearing: "Hearing", thinking: "Thinking", writing: "Writing", voicing: "Voicing", speaking: "Speaking" }),
+    status: /** @type {Record<string, string>} */ ({ queued: "Waiting", in_progress: "Running", completed: "Completed", failed: "Failed", cancelled: "Stopped", requires_action: "Needs you" }),
     first: "to the first word",
     firstSound: "to the first sound",
     total: "in all",
@@ -148,29 +148,29 @@ export const t = {
     follow: "Live",
     events: "Events",
     open: "Open as a page",
-    steps: "Steps", step: (n) => `Step ${n}`, last: "Last answer", stopReason: "Calls ended by", calls: "Calls", toolCost: "of them tools", loadEvents: "Show events", question: "Conversation",
+    steps: "Steps", step: (/** @type {number} */ n) => `Step ${n}`, last: "Last answer", stopReason: "Calls ended by", calls: "Calls", toolCost: "of them tools", loadEvents: "Show events", question: "Conversation",
   },
 
   agents: {
     title: "Agents", fresh: "New agent", name: "Name", prompt: "Instructions", promptHelp: "What the agent is told before every conversation. Do not put secrets here.",
     model: "Model", modelDefault: "the server's", temperature: "Temperature", tokens: "Longest answer, tokens", voice: "Voice", voiceDefault: "the server's", language: "Language", languageHelp: "Helps speech recognition.",
     settings: "Settings", versions: "Versions", edit: "Edit", connect: "Connect",
-    save: (n) => `Save version ${n}`, dirty: "Unsaved changes, kept in this browser.", discard: "Discard", saved: (n) => `Saved as version ${n}.`,
-    try: "Try", trying: (n) => `Try version ${n}`, tryLead: (name) => `Talk with ${name} here, typed or spoken, while you change the instructions beside it.`, tryDirty: (n) => `Answers as version ${n} until you save.`,
-    compareTab: "Compare", compareLead: "One question, two versions.", side: (side, version) => `${side ? "Right" : "Left"}: version ${version}`, sideVersion: (side) => `Version on the ${side ? "right" : "left"}`,
-    current: "current", restore: (n) => `Restore version ${n}`, restored: (n, m) => `Version ${n} restored as version ${m}.`, compare: (a, b) => `Version ${a} compared with ${b}`, same: "No difference.", against: "Compare with",
+    save: (/** @type {number} */ n) => `Save version ${n}`, dirty: "Unsaved changes, kept in this browser.", discard: "Discard", saved: (/** @type {number} */ n) => `Saved as version ${n}.`,
+    try: "Try", trying: (/** @type {number} */ n) => `Try version ${n}`, tryLead: (/** @type {string} */ name) => `Talk with ${name} here, typed or spoken, while you change the instructions beside it.`, tryDirty: (/** @type {number} */ n) => `Answers as version ${n} until you save.`,
+    compareTab: "Compare", compareLead: "One question, two versions.", side: (/** @type {number} */ side, /** @type {number} */ version) => `${side ? "Right" : "Left"}: version ${version}`, sideVersion: (/** @type {number} */ side) => `Version on the ${side ? "right" : "left"}`,
+    current: "current", restore: (/** @type {number} */ n) => `Restore version ${n}`, restored: (/** @type {number} */ n, /** @type {number} */ m) => `Version ${n} restored as version ${m}.`, compare: (/** @type {number} */ a, /** @type {number} */ b) => `Version ${a} compared with ${b}`, same: "No difference.", against: "Compare with",
     archive: "Archive", archived: "Archived", changed: "Somebody else has saved this agent meanwhile. Your changes stand over the newer version: look at them, and save again.", empty: "No agents yet.", emptyLead: "An agent is a name, instructions and a voice.", talk: "Talk",
   },
 
-  sessions: { title: "Sessions", search: "Search titles and messages", empty: "No conversations yet.", nothing: (q) => `Nothing says “${q}”.`, agent: "Agent", all: "All agents", messages: (n) => (n === 1 ? "1 message" : `${n} messages`), found: (text, n) => `${text}${n >= 10_000 ? "+" : ""} ${n === 1 ? "conversation" : "conversations"}`, list: "Conversations", select: "Select", selected: (n) => `${n} selected`, selectAll: "All that are loaded", choose: (title) => `Select ${title}`, remove: "Delete", removeAsk: (n) => `Delete ${n === 1 ? "this conversation" : `these ${n} conversations`} with all messages and recordings? This cannot be undone.`, move: "Move to agent", done: (n, failed) => (failed ? `${n} done, ${failed} not.` : `${n} done.`) },
+  sessions: { title: "Sessions", search: "Search titles and messages", empty: "No conversations yet.", nothing: (/** @type {string} */ q) => `Nothing says “${q}”.`, agent: "Agent", all: "All agents", messages: (/** @type {number} */ n) => (n === 1 ? "1 message" : `${n} messages`), found: (/** @type {string} */ text, /** @type {number} */ n) => `${text}${n >= 10_000 ? "+" : ""} ${n === 1 ? "conversation" : "conversations"}`, list: "Conversations", select: "Select", selected: (/** @type {number} */ n) => `${n} selected`, selectAll: "All that are loaded", choose: (/** @type {string} */ title) => `Select ${title}`, remove: "Delete", removeAsk: (/** @type {number} */ n) => `Delete ${n === 1 ? "this conversation" : `these ${n} conversations`} with all messages and recordings? This cannot be undone.`, move: "Move to agent", done: (/** @type {number} */ n, /** @type {number} */ failed) => (failed ? `${n} done, ${failed} not.` : `${n} done.`) },
 
-  usage: { title: "Usage", range: "Days", by: "By", metric: "Show", groups: { agent: "Agent", model: "Model", key: "Key" }, metrics: { turns: "Turns", tokens: "Tokens", cost: "Cost", speech: "Speech" }, unpriced: (text, n) => (n === 1 ? "1 turn has no known price" : `${text} turns have no known price`), none: "Nothing was used in these days.", local: "This machine", table: "As a table", total: "Total", archived: "deleted", heard: "min heard", chart: (metric) => `${metric} per day` },
+  usage: { title: "Usage", range: "Days", by: "By", metric: "Show", groups: { agent: "Agent", model: "Model", key: "Key" }, metrics: { turns: "Turns", tokens: "Tokens", cost: "Cost", speech: "Speech" }, unpriced: (/** @type {string} */ text, /** @type {number} */ n) => (n === 1 ? "1 turn has no known price" : `${text} turns have no known price`), none: "Nothing was used in these days.", local: "This machine", table: "As a table", total: "Total", archived: "deleted", heard: "min heard", chart: (/** @type {string} */ metric) => `${metric} per day` },
 
-  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", remove: "Delete", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
+  keys: { title: "API keys", lead: "For your servers. A key is shown once; the server keeps only its hash.", fresh: "New key", name: "Name", may: "May", presets: { server: "Everything but keys", talk: "Talk only", read: "Read only" }, make: "Make key", remove: "Delete", once: "Copy it now. It is not shown again.", stored: "I have stored it", revoke: "Revoke", revokeAsk: (/** @type {string} */ name) => `Revoke “${name}”? Whoever uses it is refused within a second.`, rotate: "Rotate", empty: "No keys yet.", emptyLead: "Requests from this machine need none in development.", created: "Made", revoked: "Revoked", language: "Language" },
 
-  system: { title: "System", version: "Version", database: "Database", revision: "revision", providers: "Providers", roles: { chat: "Chat", stt: "Speech to text", tts: "Text to speech" }, works: "Works", fails: "Fails", ends: (day) => `shut down on ${day}`, embedded: "on this server", limits: "Limits", upload: "Largest recording", kept: "Recordings are kept", days: (n) => (n === 1 ? "1 day" : `${n} days`), keys: "Idempotency keys are kept", hours: (n) => `${n} hours`, voice: "Voice", docs: "API reference", environment: "Environment" },
+  system: { title: "System", version: "Version", database: "Database", revision: "revision", providers: "Providers", roles: { chat: "Chat", stt: "Speech to text", tts: "Text to speech" }, works: "Works", fails: "Fails", ends: (/** @type {string} */ day) => `shut down on ${day}`, embedded: "on this server", limits: "Limits", upload: "Largest recording", kept: "Recordings are kept", days: (/** @type {number} */ n) => (n === 1 ? "1 day" : `${n} days`), keys: "Idempotency keys are kept", hours: (/** @type {number} */ n) => `${n} hours`, voice: "Voice", docs: "API reference", environment: "Environment" },
 
-  budgets: { title: "Budgets of today", resources: { tokens: "Tokens", usd: "Cost", upload_minutes: "Recordings, minutes", turns: "Turns at once", stored_mb: "Stored, MB", requests: "Requests" }, of: (used, limit) => `${used} of ${limit}` },
+  budgets: { title: "Budgets of today", resources: { tokens: "Tokens", usd: "Cost", upload_minutes: "Recordings, minutes", turns: "Turns at once", stored_mb: "Stored, MB", requests: "Requests" }, of: (/** @type {string} */ used, /** @type {string} */ limit) => `${used} of ${limit}` },
 
   palette: { title: "Go to", field: "A place, an agent or a conversation", nothing: "Nothing has this name.", places: "Places", agents: "Agents", sessions: "Conversations" },
 

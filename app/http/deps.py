@@ -18,6 +18,7 @@ from app.services.tools.mcp_directory import McpDirectory
 from app.services.tools.mcp_oauth import McpAuthorizer
 from app.services.tools.tester import ToolTester
 from app.services.turns import TurnEngine
+from app.services.turns.session_events import SessionEvents
 from app.services.usage import AccountDirectory, StorageMeter
 from app.services.voice import VoiceService
 
@@ -30,6 +31,11 @@ async def _get_caller(connection: HTTPConnection) -> CallerIdentity:
 async def _get_turns(connection: HTTPConnection) -> TurnEngine:
     turns: TurnEngine = connection.state.turns
     return turns
+
+
+async def _get_session_events(connection: HTTPConnection) -> SessionEvents:
+    events: SessionEvents = connection.state.session_events
+    return events
 
 
 async def _get_voice(connection: HTTPConnection) -> VoiceService:
@@ -91,4 +97,5 @@ McpAuthorizerDep = Annotated[McpAuthorizer, Depends(_get_mcp_authorizer)]
 ToolTesterDep = Annotated[ToolTester, Depends(_get_tool_tester)]
 Files = Annotated[FileLibrary, Depends(_get_files)]
 Turns = Annotated[TurnEngine, Depends(_get_turns)]
+SessionEventsDep = Annotated[SessionEvents, Depends(_get_session_events)]
 Voice = Annotated[VoiceService, Depends(_get_voice)]

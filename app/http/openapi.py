@@ -147,10 +147,28 @@ EVENT_STREAM_CONTENT: dict[str, Any] = {
 }
 """The content of a response that may be a stream of a turn's events."""
 
+_SESSION_EVENTS = {"session.changed": "SessionRead", "turn.changed": "SessionTurn"}
+"""Events of a session's stream, with the schemas of their data."""
+SESSION_STREAM_CONTENT: dict[str, Any] = {
+    EVENT_STREAM_TYPE: {
+        "schema": {
+            "description": "Server-sent events, each one of these: `event` is its type, and `data` "
+            "one line of JSON.",
+            "oneOf": [
+                {"$ref": _REFERENCE + _event_schema_name(event)}
+                for event in (*_SESSION_EVENTS, *_STREAM_ONLY_EVENTS)
+            ],
+        }
+    }
+}
+"""The content of a stream of a session's events."""
+
 
 def describe_events(schema: dict[str, Any]) -> None:
-    """Add the schemas that `EVENT_STREAM_CONTENT` refers to."""
+    """Add the schemas that `EVENT_STREAM_CONTENT` and `SESSION_STREAM_CONTENT` refer to."""
     from pydantic import TypeAdapter
+
+    from app.schemas.chat import SessionTurn
 
     data_schemas: dict[str, dict[str, Any]] = {}
     components = schema["components"]["schemas"]
@@ -169,7 +187,12 @@ def describe_events(schema: dict[str, Any]) -> None:
         name = f"{_event_schema_name(event)}Data"
         components[name] = data
         data_schemas[event] = {"$ref": _REFERENCE + name}
-    for event, data in {**data_schemas, **_STREAM_ONLY_EVENTS}.items():
+    components["SessionTurn"] = SessionTurn.model_json_schema(
+        ref_template=_REFERENCE + "{model}", mode="serialization"
+    )
+    components["SessionTurn"].pop("$defs")  # the document has them already
+    session_events = {event: {"$ref": _REFERENCE + name} for event, name in _SESSION_EVENTS.items()}
+    for event, data in {**data_schemas, **session_events, **_STREAM_ONLY_EVENTS}.items():
         # As in OpenAPI 3.2: the fields of an event are strings, whose content has a schema.
         content = {"contentMediaType": "application/json", "contentSchema": data}
         is_numbered = event in data_schemas

@@ -67,6 +67,9 @@ ENDPOINT_POLICIES: dict[tuple[str, str], EndpointPolicy] = {
     ("GET", "/sessions/{session_id}/messages"): EndpointPolicy(
         P.SESSIONS_READ, users=True, tokens=True
     ),
+    ("GET", "/sessions/{session_id}/events"): EndpointPolicy(
+        P.SESSIONS_READ, users=True, tokens=True
+    ),
     ("POST", "/sessions/{session_id}/fork"): EndpointPolicy(P.SESSIONS_WRITE, users=True),
     ("GET", "/sessions/{session_id}/export"): EndpointPolicy(P.SESSIONS_READ, users=True),
     ("POST", "/sessions/{session_id}/tokens"): EndpointPolicy(P.SESSIONS_WRITE),

@@ -179,6 +179,18 @@ class SessionRead(Response):
     updated_at: datetime
 
 
+class SessionTurn(Response):
+    """A turn of a session, in the session's events: `GET /turns/{turn_id}` has all of it."""
+
+    turn_id: UUID = Field(validation_alias=AliasChoices("id", "turn_id"))
+    user_message_id: UUID
+    message_id: UUID = Field(description="Of the answer.")
+    user_seq: int = Field(description="The `seq` of the user's message; the answer has the next.")
+    modality: Modality
+    status: TurnStatus
+    attempt: int
+
+
 class SearchMatchRead(Response):
     """The first message that has all words of a search: its `seq`, and the text around one."""
 

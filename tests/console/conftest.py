@@ -21,6 +21,8 @@ from tests.support.tools import ToolMissing, find_tool
 WAIT_MS = 30_000
 DESKTOP, PHONE = (1280, 800), (390, 844)
 RECORDING = AUDIO / "anna_01.wav"
+PAGE_UNITS = Path(__file__).parent / "tools" / "page_units.js"
+HOSTILE = "<img src=x onerror=alert(1)>\"'`${7*7}{{7*7}} \u202eevil\u202c \u05e9\u05dc\u05d5\u05dd"
 
 OpenPage = Callable[..., Page]
 
@@ -166,6 +168,16 @@ def talk_page(open_page: OpenPage, api: httpx2.Client) -> Page:
     page = open_page(f"#/chat/{session['id']}")
     page.get_by_role("textbox", name="Message").wait_for()
     return page
+
+
+@pytest.fixture
+def site(browser: Browser, api: httpx2.Client) -> Iterator[Page]:
+    """A page of another site, which forbids itself scripts and styles of its own."""
+    del api  # it empties the server
+    context = browser.new_context()
+    context.set_default_timeout(WAIT_MS)
+    yield context.new_page()
+    context.close()
 
 
 def tools() -> Path:

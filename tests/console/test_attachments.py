@@ -6,8 +6,8 @@ import httpx2
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage
-from tests.console.test_pages import HOSTILE, violations
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage
+from tests.console.test_pages import violations
 from tests.console.test_talking import expect_conversation, say, session_of
 from tests.files.made import png
 from tests.support.provider import Provider

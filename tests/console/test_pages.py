@@ -7,12 +7,11 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage, npm_package
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage, npm_package
 from tests.console.test_talking import expect_conversation, say
 from tests.support.planted_secrets import ADMIN_KEY
 from tests.support.provider import Provider
 
-HOSTILE = "<img src=x onerror=alert(1)>\"'`${7*7}{{7*7}} \u202eevil\u202c \u05e9\u05dc\u05d5\u05dd"
 HOSTILE_MARKDOWN = """<script>alert(1)</script> <b onclick="alert(1)">bold</b>
 [link](javascript:alert(1)) [other](https://elsewhere.example/x) ![pixel](https://elsewhere.example/p.png)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Playwright, expect
 
-from tests.console.conftest import RECORDING, WAIT_MS, OpenPage, launched
+from tests.console.conftest import HOSTILE, PAGE_UNITS, RECORDING, WAIT_MS, OpenPage, launched
 from tests.support.provider import Provider
 from tests.support.server_process import ServerProcess
 
@@ -129,6 +129,45 @@ def test_next_message_waits_and_stop_keeps_what_was_written(
     assert [content for _, content in stored(api, talk_page)][2:] == ["And then?", "Nothing."]
 
 
+def test_impatient_clicks_send_once(
+    open_page: OpenPage, api: httpx2.Client, provider: Provider
+) -> None:
+    page = open_page()
+    page.get_by_role("textbox", name="Message").fill("Only once")
+    page.get_by_role("button", name="Send").dblclick()
+
+    expect_conversation(page, "Only once", "How can I help")
+    assert len(api.get("/agents").json()) == len(api.get("/sessions").json()) == 1
+    assert len(provider.to("chat")) == 1
+
+
+def test_menu_renames_exports_and_deletes_and_an_answer_is_asked_for_again(
+    talk_page: Page, api: httpx2.Client, provider: Provider
+) -> None:
+    say(talk_page, "first")
+    expect_conversation(talk_page, "first", "How can I help")
+    before = session_of(talk_page)
+    talk_page.get_by_role("button", name="More").click()
+    talk_page.get_by_role("menuitem", name="Rename").click()
+    talk_page.get_by_role("textbox", name="Title").fill("Orchids")
+    talk_page.keyboard.press("Enter")
+    expect(talk_page.get_by_role("heading", level=1)).to_have_text("Orchids")
+    talk_page.get_by_role("button", name="More").click()
+    with talk_page.expect_download() as download:
+        talk_page.get_by_role("menuitem", name="Export as JSON").click()
+    assert download.value.suggested_filename.endswith(".json")
+
+    provider.chat.text = "Another answer."
+    talk_page.get_by_role("button", name="Answer again").click()
+    expect_conversation(talk_page, "first", "Another answer.")
+    assert session_of(talk_page) != before
+    talk_page.get_by_role("button", name="More").click()
+    talk_page.get_by_role("menuitem", name="Delete for good").click()
+    talk_page.get_by_role("dialog").get_by_role("button", name="Delete for good").click()
+    expect(talk_page.get_by_role("heading", level=1)).to_have_text("Who would you like to talk to?")
+    assert [session["id"] for session in api.get("/sessions").json()] == [before]
+
+
 def test_draft_and_input_method_survive(talk_page: Page, api: httpx2.Client) -> None:
     field = talk_page.get_by_role("textbox", name="Message", exact=True)
     field.fill("half a thought")
@@ -158,16 +197,70 @@ def test_edit_is_a_branch_and_the_old_conversation_stays(
     assert [message["content"] for message in old][:1] == ["first"]
 
 
-def test_second_tab_shows_what_the_first_one_said(talk_page: Page, server: ServerProcess) -> None:
+def test_second_tab_shows_the_turn_that_runs_in_the_first(
+    talk_page: Page, server: ServerProcess, provider: Provider
+) -> None:
+    provider.chat.text, provider.chat.token_delay_seconds = WORDS, 0.1
     other = talk_page.context.new_page()
     other.goto(f"{server.url}/#/chat/{session_of(talk_page)}")
     expect(other.get_by_text("No messages yet.")).to_be_visible(timeout=WAIT_MS)
     say(talk_page, "from the first tab")
-    expect_conversation(talk_page, "from the first tab", "How can I help")
 
-    other.evaluate("dispatchEvent(new Event('focus'))")
+    expect(other.get_by_text("word3 ")).to_be_visible(timeout=WAIT_MS)
+    expect(other.locator("[aria-busy=true]")).to_have_count(1)
+    expect(other.get_by_role("heading", level=1)).to_have_text("from the first tab")
+    other.get_by_role("button", name="Stop").click()
+    for tab in (talk_page, other):
+        expect_conversation(tab, "from the first tab", "word3")
+        expect(tab.get_by_text("Stopped")).to_be_visible()
 
-    expect_conversation(other, "from the first tab", "How can I help")
+    provider.chat.token_delay_seconds = 0
+    say(other, "from the second tab")
+    expect_conversation(talk_page, "from the first", "word3", "from the second tab", "word59")
+
+
+def test_reader_is_not_moved_by_what_another_tab_says(
+    open_page: OpenPage, api: httpx2.Client, provider: Provider
+) -> None:
+    provider.chat.text = WORDS
+    agent = api.post("/agents", json={"name": "Ada"}).json()["id"]
+    lines = [{"role": ("user", "assistant")[n % 2], "content": f"line {n}"} for n in range(40)]
+    body = {"agent_id": agent, "messages": lines}
+    session = api.post("/sessions", json=body).json()["id"]
+    page = open_page(f"#/chat/{session}")
+    expect(page.get_by_text("line 39", exact=True)).to_be_visible()
+    region = page.get_by_role("region", name="Conversation")
+    region.evaluate("(box) => box.scrollTo({top: 900})")
+    expect(page.get_by_role("button", name="Jump to the latest")).to_be_visible()
+    place = "(line) => line.getBoundingClientRect().top"
+    before = page.get_by_text("line 20", exact=True).evaluate(place)
+
+    api.post("/messages/text", json={"session_id": session, "content": "from elsewhere"})
+
+    expect(page.get_by_text("word59")).to_be_attached(timeout=WAIT_MS)
+    expect(page.locator("[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
+    assert page.get_by_text("line 20", exact=True).evaluate(place) == pytest.approx(before, abs=1)
+    page.get_by_role("button", name="Jump to the latest").click()
+    expect(page.get_by_text("word59")).to_be_in_viewport()
+
+
+def test_page_follows_a_session_only_while_it_is_seen(
+    talk_page: Page, api: httpx2.Client, server: ServerProcess
+) -> None:
+    session = session_of(talk_page)
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with talk_page.expect_event("requestfailed", lambda one: one.url.endswith("/events")):
+        talk_page.evaluate(hide, True)
+    api.post("/messages/text", json={"session_id": session, "content": "meanwhile"})
+    assert talk_page.get_by_role("article").count() == 0
+    assert server.url in talk_page.url
+
+    talk_page.evaluate(hide, False)
+
+    expect_conversation(talk_page, "meanwhile", "How can I help")
 
 
 def test_failed_answer_says_why_after_a_reload_too(talk_page: Page, provider: Provider) -> None:
@@ -250,6 +343,37 @@ def test_recording_is_stored_as_it_was_spoken_and_its_answer_is_heard(
     assert answer["heard_content"] is not None
     assert answer["content"].startswith(answer["heard_content"])
     assert len(answer["heard_content"]) < len(answer["content"])
+
+
+def test_space_bar_is_held_to_talk_and_hands_free_sends_after_silence(
+    playwright: Playwright, server: ServerProcess, api: httpx2.Client, provider: Provider
+) -> None:
+    del api  # it empties the server
+    provider.chat.text = "One sentence is here. Another one follows it, which is longer."
+    provider.transcription.text = HOSTILE
+    with launched(playwright) as browser:  # its microphone begins with the recording
+        page = browser.new_page()
+        page.add_init_script(path=PAGE_UNITS)
+        page.goto(server.url)
+        page.get_by_role("button", name="Hands-free").click()
+        expect(page.get_by_role("article").first).to_contain_text("onerror", timeout=WAIT_MS)
+        expect(page.locator(".receipt-line")).to_contain_text("first sound", timeout=WAIT_MS)
+        assert page.get_by_role("article").locator("img").count() == 0
+        page.get_by_role("button", name="End hands-free").click()
+        with server.client() as client:
+            (turn,) = client.get("/turns").json()
+        heard = page.evaluate("(turn) => window.units.heard(turn)", turn["id"])
+
+        page.locator("h1").focus()
+        page.keyboard.down("Space")
+        expect(page.get_by_text(re.compile(r"Recording 0:01"))).to_be_visible(timeout=WAIT_MS)
+        page.keyboard.up("Space")
+        expect(page.get_by_role("article")).to_have_count(4, timeout=WAIT_MS)
+        page.get_by_role("button", name="Speak").click()
+        page.get_by_role("button", name="Discard recording").click()
+        expect(page.get_by_role("textbox", name="Message")).to_be_visible()
+        assert page.get_by_role("article").count() == 4
+    assert likeness(np.array(heard["played"]), np.array(heard["stored"])) >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage
-from tests.console.test_pages import HOSTILE, settle, violations
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage
+from tests.console.test_pages import settle, violations
 from tests.console.test_talking import expect_conversation, say, session_of
 from tests.mcp.conftest import sdk_server
 from tests.support.provider import Provider

@@ -8,8 +8,8 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
-from tests.console.conftest import DESKTOP, PHONE, WAIT_MS, OpenPage
-from tests.console.test_pages import HOSTILE, settle, violations
+from tests.console.conftest import DESKTOP, HOSTILE, PHONE, WAIT_MS, OpenPage
+from tests.console.test_pages import settle, violations
 from tests.console.test_tool_calls import tool_body
 from tests.mcp.conftest import sdk_server
 from tests.support.tool_server import Answer, ToolServer
@@ -105,6 +105,35 @@ def test_definition_of_an_mcp_server_is_looked_at_and_accepted(
         page.get_by_role("button", name="List again: trial").click()
         expect(page.get_by_text("0 added, 0 changed, 0 removed.")).to_be_visible(timeout=WAIT_MS)
         assert [tool["name"] for tool in api.get("/tools").json()] == ["trial__add"]
+
+
+def test_headers_of_an_mcp_server_are_changed_and_secrets_are_not_shown(
+    open_page: OpenPage, api: httpx2.Client, mcp_port: int
+) -> None:
+    with sdk_server("modern", mcp_port) as mcp:
+        secret = {"name": "SHOP_KEY", "value": SECRET, "hosts": ["127.0.0.1"]}
+        api.post("/secrets", json=secret).raise_for_status()
+        made = api.post("/mcp-servers", json={"name": "trial", "url": mcp.url}).json()
+        page = open_page("#/tools?tab=servers")
+        page.get_by_role("button", name="Change: trial").click()
+        dialog = page.get_by_role("dialog", name="trial")
+        expect(dialog.get_by_label("URL")).to_have_value(mcp.url)
+        headers = dialog.get_by_label("Headers")
+        headers.fill("X-Shop: {{secrets.NOBODY}}")
+        dialog.get_by_role("button", name="Save, and list again").click()
+        expect(dialog.get_by_role("alert")).to_contain_text("NOBODY", timeout=WAIT_MS)
+        headers.fill("X-Shop: {{secrets.SHOP_KEY}}\nX-Trace: 1")
+        dialog.get_by_label("Time").fill("7")
+
+        dialog.get_by_role("button", name="Save, and list again").click()
+
+        expect(dialog).to_have_count(0, timeout=WAIT_MS)
+        server = api.get(f"/mcp-servers/{made['id']}").json()
+        assert server["headers"] == {"X-Shop": "{{secrets.SHOP_KEY}}", "X-Trace": "1"}
+        assert server["timeout_seconds"] == 7
+        page.get_by_role("button", name="Change: trial").click()
+        expect(headers).to_have_value("X-Shop: {{secrets.SHOP_KEY}}\nX-Trace: 1")
+        assert SECRET not in page.content()
 
 
 def test_secret_is_stored_and_never_shown(open_page: OpenPage, api: httpx2.Client) -> None:

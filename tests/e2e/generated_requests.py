@@ -27,6 +27,8 @@ from tests.support.planted_secrets import search_answer
 
 EXAMPLES = 25
 """Of each operation."""
+_ENDLESS = "/sessions/{session_id}/events"
+"""A stream that ends by its `seconds` alone."""
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -82,6 +84,10 @@ def try_all(mode: str, url: str, known: dict[str, str]) -> int:
             names_something = number % 2 == 0 and case.method != "DELETE" and parameters
             named = {name: known[name] for name in parameters or () if name in known}
             case.path_parameters = {**parameters, **named} if names_something else parameters
+            if case.path == _ENDLESS:
+                given = case.query or {}
+                wrong = given if mode == "negative" else {}
+                case.query = {**given, "seconds": 0, **wrong}
             response = case.call_and_validate(base_url=url, session=session, checks=_CHECKS)
             case.path_parameters = parameters
             headers = [

@@ -151,7 +151,7 @@ def ask(
         sound = ("x.wav", (AUDIO / "anna_01.wav").read_bytes())
         upload = {"file": ("x.png", png())} if path == "/files" else {"audio": sound}
         content = {"data": fill(row.form), "files": upload}
-    return client.request(method, path.format(**known), headers=headers, **content)
+    return client.request(method, path.format(**known) + row.query, headers=headers, **content)
 
 
 def test_every_endpoint_is_closed_without_the_key_and_open_with_it(

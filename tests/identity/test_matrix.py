@@ -45,6 +45,7 @@ class Row:
     json: dict[str, Any] | None = None
     form: dict[str, str] | None = None
     status: int = 200
+    query: str = ""
     hides: bool = False
     """Whether it answers the same where there is nothing, and where that is not the caller's."""
 
@@ -74,6 +75,9 @@ ROWS: dict[str, Row] = {
     "PATCH /sessions/{session_id}": Row("sessions:write", users=True, json={"title": "x"}),
     "DELETE /sessions/{session_id}": Row("sessions:write", users=True, status=204),
     "GET /sessions/{session_id}/messages": Row("sessions:read", users=True, tokens=True),
+    "GET /sessions/{session_id}/events": Row(
+        "sessions:read", users=True, tokens=True, query="?seconds=0"
+    ),
     "POST /sessions/{session_id}/fork": Row("sessions:write", users=True, json={}, status=201),
     "GET /sessions/{session_id}/export": Row("sessions:read", users=True),
     "POST /sessions/{session_id}/tokens": Row("sessions:write", json={}, status=201),
@@ -299,7 +303,9 @@ async def ask(
         uploads = {"/files": ("x.png", png()), "/v1/audio/transcriptions": ("x.wav", speech)}
         upload = {"file": uploads[path]} if path in uploads else {"audio": ("x.wav", speech)}
         content = {"data": fill(row.form), "files": upload}
-    return await world.client.request(method, path.format(**known), headers=headers, **content)
+    return await world.client.request(
+        method, path.format(**known) + row.query, headers=headers, **content
+    )
 
 
 def openai_ids(session_id: str, turn_id: str, message_id: str) -> dict[str, str]:

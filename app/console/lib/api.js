@@ -2,12 +2,20 @@
 import { signal } from "@preact/signals";
 import { t } from "../strings.js";
 
+/** The problem that was caught; whatever else was thrown is a fault of the page, and thrown on. @param {unknown} error */
+export function problemOf(error) {
+  if (error instanceof Problem) return error;
+  throw error;
+}
+
 export const signedOut = signal(false);
 const root = new URL(".", document.baseURI);
+/** @param {string} path */
 export const at = (path) => new URL(path.replace(/^\//, ""), root);
 
 /** What went wrong, in the server's words. `passes` is true where the same request may succeed later. */
 export class Problem extends Error {
+  /** @param {{ detail?: string, title?: string, code?: string, request_id?: string, turn_id?: string, errors?: { loc: (string | number)[], msg: string }[] }} document @param {Response} [response] */
   constructor(document, response) {
     super(document.detail || document.title || t.failed);
     this.code = document.code ?? "failed";
@@ -26,6 +34,7 @@ export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)
 async function request(method, path, { body, query, key, stream, signal: aborted, ...extra } = {}) {
   const url = at(path);
   for (const [name, value] of Object.entries(query ?? {})) if (value !== undefined && value !== "") url.searchParams.set(name, value);
+  /** @type {Record<string, string>} */
   const headers = { Accept: stream ? "text/event-stream" : "application/json", ...extra.headers };
   if (key) headers["Idempotency-Key"] = key;
   if (body && !(body instanceof FormData)) { headers["Content-Type"] = "application/json"; body = JSON.stringify(body); }
@@ -41,38 +50,50 @@ async function request(method, path, { body, query, key, stream, signal: aborted
   throw new Problem(await response.json().catch(() => ({})), response);
 }
 
+/** @param {string} path @param {Record<string, any>} [query] @returns {Promise<any>} */
 export const get = async (path, query) => (await request("GET", path, { query })).json();
+/** @param {string} path @param {unknown} [body] @param {string | null} [key] @returns {Promise<any>} */
 export const post = async (path, body = {}, key = newKey()) => (await request("POST", path, { body, key })).json();
-/** Change something from the `version` that was seen (`null`: from any); another one is `version-changed`. */
-export const put = async (path, body, version) => (await request("PUT", path, { body, headers: version && { "If-Match": `"${version}"` } })).json();
+/**
+ * Change something from the `version` that was seen (`null`: from any); another one is `version-changed`.
+ * @param {string} path @param {unknown} body @param {number | null} version @returns {Promise<any>}
+ */
+export const put = async (path, body, version) => (await request("PUT", path, { body, ...(version && { headers: { "If-Match": `"${version}"` } }) })).json();
+/** @param {string} path @param {unknown} body @returns {Promise<any>} */
 export const patch = async (path, body) => (await request("PATCH", path, { body })).json();
+/** @param {string} path */
 export const remove = (path) => request("DELETE", path);
 
-/** Exchange a key for a cookie that no script can read. Throws `Problem` where the key is not known. */
+/** Exchange a key for a cookie that no script can read. Throws `Problem` where the key is not known. @param {string} key */
 export async function signIn(key) {
   await request("POST", "console/session", { headers: { Authorization: `Bearer ${key}` } });
   signedOut.value = false;
 }
 
-/** One page of a list, the path of the next one, and of the first page how many rows there are (or NaN). */
+/**
+ * One page of a list, the path of the next one, and of the first page how many rows there are (or NaN).
+ * @param {string} path @param {Record<string, any>} [query] @returns {Promise<Rows<any>>}
+ */
 export async function page(path, query) {
   const response = await request("GET", path, { query });
   const next = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("Link") ?? "")?.[1];
-  return { rows: await response.json(), next, total: Number(response.headers.get("X-Total-Count") ?? NaN) };
+  return { rows: await response.json(), ...(next && { next }), total: Number(response.headers.get("X-Total-Count") ?? NaN) };
 }
 
+/** @param {Response} response @returns {AsyncGenerator<StreamEvent>} */
 async function* eventsOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = /** @type {ReadableStream<BufferSource>} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
     const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
+    rest = blocks.pop() ?? "";
     for (const block of blocks) {
+      /** @param {string} name */
       const field = (name) => new RegExp(`^${name}: ?(.*)$`, "m").exec(block)?.[1];
       const data = field("data");
-      if (data) yield { id: Number(field("id") ?? 0), type: field("event"), data: JSON.parse(data) };
+      if (data) yield { id: Number(field("id") ?? 0), type: field("event") ?? "message", data: JSON.parse(data) };
     }
   }
 }
@@ -105,7 +126,7 @@ export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = 
       }
       const response = turnId
         ? await request("GET", `turns/${turnId}/events`, { query: { after }, stream: true, signal: aborted })
-        : await request("POST", path, { body, key, stream: true, signal: aborted });
+        : await request("POST", path ?? "", { body, key, stream: true, signal: aborted });
       for await (const event of eventsOf(response)) {
         failures = 0;
         onWaiting(false);
@@ -128,6 +149,29 @@ export async function runTurn(/** @type {RunTurnOptions} */ { path, body, key = 
   }
 }
 
+/**
+ * Give the events of a session to `onEvent` until it is aborted, over lost connections: each connection begins with how
+ * things are. Throws `Problem` where asking again is of no use.
+ * @param {string} id @param {AbortSignal} aborted @param {(event: { type: string, data: any }) => void} onEvent
+ */
+export async function followSession(id, aborted, onEvent) {
+  for (let failures = 0; ;) {
+    try {
+      const response = await request("GET", `sessions/${id}/events`, { stream: true, signal: aborted });
+      for await (const event of eventsOf(response)) {
+        failures = 0;
+        onEvent(event);
+      }
+    } catch (error) {
+      if (aborted.aborted) return;
+      if (error instanceof Problem && !error.passes) throw error;
+    }
+    await pause(Math.min(LONGEST_WAIT_MS, 250 * 2 ** failures++), aborted);
+    if (aborted.aborted) return;
+  }
+}
+
+/** @param {Turn} turn @returns {StreamEvent} */
 function settled(turn) {
   return { type: `turn.${turn.status}`, data: { message: turn.message, usage: turn.usage, timings: turn.timings, error: turn.error } };
 }
@@ -135,7 +179,7 @@ function settled(turn) {
 /** Look at once at the turns that wait: somebody has acted on this page. */
 export const lookNow = () => dispatchEvent(new Event("online"));
 
-/** Waits, but no longer than until the browser says that the network is back. */
+/** Waits, but no longer than until the browser says that the network is back. @param {number} ms @param {AbortSignal} [aborted] */
 function pause(ms, aborted) {
   return new Promise((/** @type {(value?: any) => void} */ resolve) => {
     const done = () => { clearTimeout(timer); removeEventListener("online", done); resolve(); };

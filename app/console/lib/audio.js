@@ -6,6 +6,7 @@ import { Vad } from "./vad.js";
 const RATE = 16_000;
 const PRE_ROLL_MS = 400;
 
+/** @type {AudioContext | undefined} */
 let context;
 /** One context for the whole page, opened inside a click: browsers let no sound out that nobody asked for. */
 export function audioContext() {
@@ -29,11 +30,12 @@ export class Microphone {
   level = signal(0);
   state = signal("closed"); // closed, opening, listening, recording
   handsFree = false;
+  passesOn = false; // to the composer of the conversation that the recording begins
   answerSounds = () => false;
   onSpeech = () => {};
-  /** @type {(recording: any) => any} */
+  /** @type {(recording: Recording | null) => unknown} */
   onRecording = () => {};
-  #blocks = [];
+  #blocks = /** @type {Float32Array<ArrayBuffer>[]} */ ([]);
   #length = 0;
   #vad = new Vad();
 
@@ -47,7 +49,7 @@ export class Microphone {
       await out.audioWorklet.addModule(at("console/lib/mic-worklet.js"));
       this.#source = out.createMediaStreamSource(this.#stream);
       this.#tap = new AudioWorkletNode(out, "tap", { numberOfOutputs: 0 });
-      this.#tap.port.onmessage = ({ data }) => this.#take(data);
+      this.#tap.port.onmessage = (/** @type {MessageEvent<Float32Array<ArrayBuffer>>} */ { data }) => this.#take(data);
       this.#source.connect(this.#tap);
       this.#vad = new Vad();
       this.state.value = "listening";
@@ -56,9 +58,9 @@ export class Microphone {
       throw error;
     }
   }
-  #stream;
-  #source;
-  #tap;
+  #stream = /** @type {MediaStream | undefined} */ (undefined);
+  #source = /** @type {MediaStreamAudioSourceNode | undefined} */ (undefined);
+  #tap = /** @type {AudioWorkletNode | undefined} */ (undefined);
 
   close() {
     this.#tap?.port.close();
@@ -78,9 +80,10 @@ export class Microphone {
     this.state.value = "listening";
     const blocks = this.#blocks;
     this.#blocks = [];
-    if (!discard) this.onRecording(await wavOf(blocks, context.sampleRate));
+    if (!discard) this.onRecording(await wavOf(blocks, audioContext().sampleRate));
   }
 
+  /** @param {Float32Array<ArrayBuffer>} block */
   #take(block) {
     let sum = 0;
     for (const sample of block) sum += sample * sample;
@@ -97,12 +100,15 @@ export class Microphone {
   }
 
   #keepPreRoll() {
-    const blocks = Math.ceil((PRE_ROLL_MS / 1000) * (context.sampleRate / (this.#length || 2048)));
+    const blocks = Math.ceil((PRE_ROLL_MS / 1000) * (audioContext().sampleRate / (this.#length || 2048)));
     if (this.#blocks.length > blocks) this.#blocks.splice(0, this.#blocks.length - blocks);
   }
 }
 
-/** Bring blocks of samples to 16 kHz, 16 bit, mono: what the server reads without a decoder, and needs no container's length. */
+/**
+ * Bring blocks of samples to 16 kHz, 16 bit, mono: what the server reads without a decoder, and needs no container's length.
+ * @param {Float32Array<ArrayBuffer>[]} blocks @param {number} rate @returns {Promise<Recording | null>}
+ */
 async function wavOf(blocks, rate) {
   const length = blocks.reduce((sum, block) => sum + block.length, 0);
   if (!length) return null;
@@ -115,6 +121,7 @@ async function wavOf(blocks, rate) {
   source.start();
   const samples = (await offline.startRendering()).getChannelData(0);
   const view = new DataView(new ArrayBuffer(44 + samples.length * 2));
+  /** @param {number} position @param {string} text */
   const word = (position, text) => [...text].forEach((letter, index) => view.setUint8(position + index, letter.charCodeAt(0)));
   word(0, "RIFF"); view.setUint32(4, 36 + samples.length * 2, true); word(8, "WAVEfmt ");
   view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
@@ -128,12 +135,12 @@ async function wavOf(blocks, rate) {
 export class Speaker {
   level = signal(0);
   sounding = signal(-1); // index of the clip that is heard now, -1 in silence
-  #clips = [];
+  #clips = /** @type {{ source: AudioBufferSourceNode, begin: number, end: number, clip: Clip }[]} */ ([]);
   #end = 0;
   #queue = Promise.resolve();
   #stopped = false;
   #onEnd;
-  firstSoundAt = undefined; // ms of this page's clock
+  firstSoundAt = /** @type {number | undefined} */ (undefined); // ms of this page's clock
 
   constructor(onEnd = () => {}) {
     this.#onEnd = onEnd;
@@ -142,7 +149,7 @@ export class Speaker {
     this.analyser.connect(this.context.destination);
   }
 
-  /** Add a clip as it comes from the stream: `{index, start_ms, duration_ms, mp3}` with base64. */
+  /** Add a clip as it comes from the stream. @param {Clip} clip */
   say(clip) {
     const bytes = Uint8Array.from(atob(clip.mp3), (letter) => letter.charCodeAt(0));
     const decoded = this.context.decodeAudioData(bytes.buffer);

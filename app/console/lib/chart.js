@@ -6,12 +6,16 @@ import { html } from "./html.js";
 const HEIGHT = 220;
 const BOTTOM = 24;
 const LEFT = 48;
+/** @param {number} most */
 const nice = (most) => { const power = 10 ** Math.floor(Math.log10(most || 1)); return [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((top) => top >= most) ?? 1; };
 
-/** A bar from `bottom` up to `top`, its upper corners rounded by `r`. */
+/** A bar from `bottom` up to `top`, its upper corners rounded by `r`. @param {number} x @param {number} width @param {number} bottom @param {number} top @param {number} r */
 const column = (x, width, bottom, top, r) => `M${x} ${bottom - 0.5}V${top + r}q0-${r} ${r}-${r}h${width - 2 * r}q${r} 0 ${r} ${r}V${bottom - 0.5}z`;
 
-/** `series`: `[{key, name, values}]`, one value for each of `days`; `format` writes a value, `dayName` a day. */
+/**
+ * `values` of a series has one for each of `days`; `format` writes a value, `dayName` a day.
+ * @param {{ label: string, days: string[], series: { key: string, name: string, values: number[] }[], format: (value: number) => string, dayName: (day: string) => string }} props
+ */
 export function BarChart({ label, days, series, format, dayName }) {
   const box = useRef(/** @type {any} */ (null));
   const width = useSignal(0);
@@ -21,6 +25,7 @@ export function BarChart({ label, days, series, format, dayName }) {
   const top = nice(Math.max(...totals, 0));
   const slot = Math.max(0, width.value - LEFT) / days.length;
   const bar = Math.max(2, Math.min(28, slot * 0.64));
+  /** @param {number} value */
   const y = (value) => (HEIGHT - BOTTOM) * (1 - value / top);
   const every = Math.ceil(days.length / Math.max(1, Math.floor(width.value / 84)));
   const shown = over.value;

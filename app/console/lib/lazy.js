@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { html } from "./html.js";
 import { Trouble } from "./ui.js";
 
-let styles = null;
+let styles = /** @type {Promise<unknown> | null} */ (null);
 
 /** Load `places.css`, once; a view is shown without it where that fails. */
 function loadStyles() {
@@ -20,11 +20,12 @@ export function focusHeading() {
 }
 
 /** The view `name` of the module that `load` imports. Where that fails, the page is loaded again: browsers keep a failed import. */
+/** @param {() => Promise<any>} load @param {string} name */
 export function lazy(load, name) {
-  let view = null;
-  return function Lazy(props) {
+  let view = /** @type {any} */ (null);
+  return function Lazy(/** @type {any} */ props) {
     const [, draw] = useState(0);
-    const [problem, setProblem] = useState(null);
+    const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
     useEffect(() => {
       if (!view) Promise.all([load(), loadStyles()]).then(([module]) => { view = module[name]; draw(1); }, setProblem);
     }, []);

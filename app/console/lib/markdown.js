@@ -4,35 +4,39 @@ import { Component } from "preact";
 import { html } from "./html.js";
 import { CodeBlock } from "./code.js";
 
+/** @typedef {import("marked").Token & Record<string, any>} Token */
+
+/** @param {Token} token */
 const isBlock = (token) => token.type !== "space";
 
 /**
- * Lexes a text that grows: what stands before the last two blocks is settled and not looked at again, so each piece
+ * Lexes a text that grows: what stands before the last three blocks is settled and not looked at again, so each piece
  * costs as much as they are long, and finished blocks keep their nodes (a selection in them survives).
  */
 export class Lexer {
-  #settled = [];
+  #settled = /** @type {Token[]} */ ([]);
   #cut = 0;
   #text = "";
 
-  /** Return the blocks of `text`, whose beginning is what was given before. `grows`: its end may be half a mark. */
+  /** Return the blocks of `text`, whose beginning is what was given before. `grows`: its end may be half a mark. @param {string} text */
   blocks(text, grows = false) {
     if (!text.startsWith(this.#text)) { this.#settled = []; this.#cut = 0; }
     this.#text = text;
-    const tokens = marked.lexer(text.slice(this.#cut));
-    // Two blocks stay open: what begins as a paragraph ("2") may turn out to be the next item of the list before it ("2. ").
-    for (let open = tokens.filter(isBlock).length; open > 2;) {
-      const token = tokens.shift();
+    const tokens = /** @type {Token[]} */ (marked.lexer(text.slice(this.#cut)));
+    // Three blocks stay open: what begins as a paragraph ("2") may turn out to be the next item of the list before it ("2. "),
+    // and a paragraph, "2. b" and a dash under it are three blocks until the dash turns out to be no underline.
+    for (let open = tokens.filter(isBlock).length; open > 3;) {
+      const token = /** @type {Token} */ (tokens.shift());
       this.#cut += token.raw.length;
       if (isBlock(token)) { this.#settled.push(token); open--; }
     }
     const open = tokens.at(-1);
-    if (grows && ["paragraph", "list", "heading"].includes(open?.type)) tokens.splice(-1, 1, ...marked.lexer(mended(open.raw)));
+    if (grows && open && ["paragraph", "list", "heading"].includes(open.type)) tokens.splice(-1, 1, ...marked.lexer(mended(open.raw)));
     return [...this.#settled, ...tokens.filter(isBlock)];
   }
 }
 
-/** Close or hide the mark that a text ends within, so that no raw Markdown flashes by: half a table, link, bold or code. */
+/** Close or hide the mark that a text ends within, so that no raw Markdown flashes by: half a table, link, bold or code. @param {string} text */
 function mended(text) {
   const calm = text.replace(/(^|\n)[ \t]*(\|[^\n]*(\n[ |:-]*)?|`{1,2}|[-*_=]{1,2}|#{1,6})$/, "$1").replace(/!?\[([^\]\n]*)(\](\([^)\n]*)?)?$/, "$1").replace(/\*+$/, "");
   for (const mark of ["`", "**"]) if (calm.split(mark).length % 2 === 0) return calm + mark;
@@ -40,23 +44,31 @@ function mended(text) {
 }
 
 class Block extends Component {
+  /** @param {any} next */
   shouldComponentUpdate(next) { return next.token.raw !== this.props.token.raw; }
+  /** @param {any} props */
   render({ token }) { return block(token); }
 }
 
+/** @param {{ text: string, lexer?: Lexer, grows?: boolean }} props */
 export function Markdown({ text, lexer = new Lexer(), grows }) {
   return lexer.blocks(text, grows).map((token, index) => html`<${Block} key=${index} token=${token} />`);
 }
 
 const SAFE = /^(https?:|mailto:|tel:|#|\/(?!\/))/i;
+/** @type {Record<string, string>} */
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', "#39": "'", nbsp: "\u00a0" };
-const plain = (text) => text.replace(/&(amp|lt|gt|quot|#39|nbsp);/g, (_, name) => ENTITIES[name]);
+/** @param {string} text */
+const plain = (text) => text.replace(/&(amp|lt|gt|quot|#39|nbsp);/g, (_match, name) => ENTITIES[name]);
+/** @param {Token} token @returns {Children} */
 const inner = (token) => (token.tokens ? token.tokens.map(inline) : plain(token.text ?? token.raw));
 
+/** @param {string} href @param {Children} content */
 function link(href, content) {
   return SAFE.test(href) ? html`<a href=${href} target="_blank" rel="noopener noreferrer nofollow">${content}</a>` : html`<span>${content}</span>`;
 }
 
+/** @param {Token} token @returns {Children} */
 function inline(token) {
   switch (token.type) {
     case "strong": return html`<strong>${inner(token)}</strong>`;
@@ -73,20 +85,21 @@ function inline(token) {
   }
 }
 
+/** @param {Token} token @returns {Children} */
 function block(token) {
   switch (token.type) {
     case "heading": { const Tag = `h${Math.min(6, token.depth + 1)}`; return html`<${Tag}>${inner(token)}<//>`; }
     case "code": return html`<${CodeBlock} code=${token.text} language=${token.lang} />`;
-    case "blockquote": return html`<blockquote>${token.tokens.map(block)}</blockquote>`;
+    case "blockquote": return html`<blockquote>${token.tokens?.map(block)}</blockquote>`;
     case "hr": return html`<hr />`;
     case "list": {
       const Tag = token.ordered ? "ol" : "ul";
       return html`<${Tag} start=${token.ordered && token.start !== 1 ? token.start : undefined}>
-        ${token.items.map((item) => html`<li>${item.tokens.map(block)}</li>`)}<//>`;
+        ${token.items.map((/** @type {Token} */ item) => html`<li>${item.tokens?.map(block)}</li>`)}<//>`;
     }
     case "table": return html`<div class="scroll-x" tabindex="0" role="group" aria-label="Table"><table>
-      <thead><tr>${token.header.map((cell) => html`<th scope="col">${inner(cell)}</th>`)}</tr></thead>
-      <tbody>${token.rows.map((row) => html`<tr>${row.map((cell) => html`<td>${inner(cell)}</td>`)}</tr>`)}</tbody></table></div>`;
+      <thead><tr>${token.header.map((/** @type {Token} */ cell) => html`<th scope="col">${inner(cell)}</th>`)}</tr></thead>
+      <tbody>${token.rows.map((/** @type {Token[]} */ row) => html`<tr>${row.map((cell) => html`<td>${inner(cell)}</td>`)}</tr>`)}</tbody></table></div>`;
     case "paragraph": return html`<p>${inner(token)}</p>`;
     case "text": return html`<span>${inner(token)}</span>`;
     case "space": case "def": return null;

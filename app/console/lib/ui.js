@@ -5,6 +5,7 @@ import { t } from "../strings.js";
 import { html } from "./html.js";
 import { drawer } from "./store.js";
 
+/** @type {Record<string, string>} */
 const PATHS = {
   send: "M10 16V4.5M5 9l5-5 5 5", stop: "M6 6h8v8H6z", mic: "M10 3a2.5 2.5 0 0 1 2.5 2.5v4a2.5 2.5 0 0 1-5 0v-4A2.5 2.5 0 0 1 10 3zM5 9.5a5 5 0 0 0 10 0M10 14.5V17",
   wave: "M3 9v2M6.5 6v8M10 3.5v13M13.5 6.5v7M17 9v2", plus: "M10 4v12M4 10h12", search: "M9 3.5a5.5 5.5 0 1 1 0 11 5.5 5.5 0 0 1 0-11zM13.2 13.2 17 17",
@@ -16,22 +17,26 @@ const PATHS = {
   theme: "M10 3a7 7 0 1 0 0 14zM10 3a7 7 0 0 1 0 14", sound: "M4 8v4h2.5L10 15V5L6.5 8zM13 7.5a3.5 3.5 0 0 1 0 5M15 5.5a6.3 6.3 0 0 1 0 9", mute: "M4 8v4h2.5L10 15V5L6.5 8zM13.5 8l4 4M17.5 8l-4 4",
 };
 
+/** @param {{ name: string, size?: number }} props */
 export const Icon = ({ name, size = 20 }) => html`<svg class="icon" data-name=${name} width=${size} height=${size} viewBox="0 0 20 20" aria-hidden="true"><path d=${PATHS[name]} /></svg>`;
 
-/** A button with a picture alone: its name is for ears and for the tooltip. */
+/** A button with a picture alone: its name is for ears and for the tooltip. @param {{ name: string, label: string, size?: number, [attribute: string]: unknown }} props */
 export const IconButton = ({ name, label, size, ...rest }) => html`<button type="button" class="icon-button" aria-label=${label} title=${label} ...${rest}><${Icon} name=${name} size=${size} /></button>`;
 
 const HUES = [250, 50, 305, 110, 215, 15, 280, 80, 340];
 const BRAND = { hue: 168, seed: 0b01010_10010_11111_10110_01000 };
-/** FNV-1a with a final mix: ids that differ in one digit get pictures that differ. */
+/** FNV-1a with a final mix: ids that differ in one digit get pictures that differ. @param {string} text */
 function hash(text) {
   let sum = 0x811c9dc5;
-  for (const letter of text) sum = Math.imul(sum ^ letter.codePointAt(0), 0x01000193);
+  for (const letter of text) sum = Math.imul(sum ^ (letter.codePointAt(0) ?? 0), 0x01000193);
   sum = Math.imul(sum ^ (sum >>> 15), 0x2c1b3c6d);
   return (sum ^ (sum >>> 13)) >>> 0;
 }
 
-/** The picture of an agent: five bars of its own, like a moment of its voice. With `level` (0..1) they speak. */
+/**
+ * The picture of an agent: five bars of its own, like a moment of its voice. With `level` (0..1) they speak.
+ * @param {{ id?: string, size?: number, level?: Signal<number>, state?: string }} props
+ */
 export function Mark({ id = "", size = 32, level, state = "still" }) {
   const { hue, seed } = id === "brand" ? BRAND : { hue: HUES[hash(id) % HUES.length], seed: hash(`${id}.`) };
   const loud = level?.value ?? 0;
@@ -43,14 +48,16 @@ export function Mark({ id = "", size = 32, level, state = "still" }) {
     <svg viewBox="0 0 32 32">${bars.map((height, index) => html`<rect key=${index} x=${5.8 + index * 4.4} y=${16 - Math.min(1, height) * 10} width="2.8" height=${Math.min(1, height) * 20} rx="1.4" />`)}</svg></span>`;
 }
 
+/** @type {Stage[]} */
 export const STAGES = ["queued", "hearing", "thinking", "writing", "voicing", "speaking"];
 
-/** Cut a turn into stages from its timings: `[{stage, from, to}]` in milliseconds from acceptance. */
-export function stagesOf(/** @type {TurnLike} */ { timings = {}, created_at, started_at, modality }) {
-  const queued = started_at ? Math.max(0, new Date(started_at).getTime() - new Date(created_at).getTime()) : 0;
-  const { stt_ms: heard, first_token_ms: first, first_sentence_ms: sentence, first_audio_ms: sound, total_ms: total } = timings;
-  const spans = [];
+/** Cut a turn into stages from its timings, in milliseconds from acceptance. @param {TurnLike} turn */
+export function stagesOf({ timings, created_at, started_at, modality }) {
+  const queued = started_at && created_at ? Math.max(0, new Date(started_at).getTime() - new Date(created_at).getTime()) : 0;
+  const { stt_ms: heard, first_token_ms: first, first_sentence_ms: sentence, first_audio_ms: sound, total_ms: total } = timings ?? {};
+  const spans = /** @type {Span[]} */ ([]);
   let from = 0;
+  /** @param {Stage} stage @param {number} [to] */
   const until = (stage, to) => { if (to !== undefined && to > from) { spans.push({ stage, from, to }); from = to; } };
   if (queued > 20) until("queued", queued);
   if (modality === "voice") until("hearing", heard);
@@ -59,25 +66,25 @@ export function stagesOf(/** @type {TurnLike} */ { timings = {}, created_at, sta
   return spans;
 }
 
-/** A turn as a line: how its time was spent, in proportion. The words beside it say the same. */
+/** A turn as a line: how its time was spent, in proportion. The words beside it say the same. @param {{ turn: TurnLike }} props */
 export function Ribbon({ turn }) {
   const spans = stagesOf(turn);
   return html`<span class="ribbon" aria-hidden="true">${spans.map(({ stage, from, to }) => html`<i key=${stage} data-stage=${stage} style=${{ flexGrow: to - from }} title=${t.turn.stages[stage]}></i>`)}</span>`;
 }
 
-const notices = signal([]);
-/** Say something that needs no answer; it stays six seconds, longer while the pointer is on it. */
+const notices = signal(/** @type {{ id: number, text: string, kind: string }[]} */ ([]));
+/** Say something that needs no answer; it stays six seconds. @param {string} text */
 export function notify(text, kind = "good") {
   const notice = { id: Math.random(), text, kind };
   notices.value = [...notices.value.slice(-2), notice];
   setTimeout(() => { notices.value = notices.value.filter((other) => other !== notice); }, 6000);
 }
 const spoken = signal("");
-/** Tell screen readers, and nobody else. */
+/** Tell screen readers, and nobody else. @param {string} text */
 export const announce = (text) => { spoken.value = text; };
 export const Notices = () => html`<div class="notices" role="status">${notices.value.map((n) => html`<p key=${n.id} data-kind=${n.kind}>${n.text}</p>`)}</div><div class="unseen" role="status">${spoken}</div>`;
 
-/** Copy, also where `navigator.clipboard` is missing (plain http). Returns whether it worked. */
+/** Copy, also where `navigator.clipboard` is missing (plain http). Returns whether it worked. @param {string} text */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -93,9 +100,13 @@ export async function copy(text) {
   }
 }
 
+/** Where an arrow leads in a list: one further, one back, or 0 for other keys. @param {KeyboardEvent} event */
+export const stepOf = (event) => (event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0);
+
 /** Opens the side bar where there is no room for it. */
 export const MenuButton = () => html`<${IconButton} name="menu" label=${t.nav.menu} class="icon-button phone-only" aria-expanded=${drawer.value} onClick=${() => { drawer.value = !drawer.value; }} />`;
 
+/** @param {{ text: string | (() => string), label?: string, size?: number }} props */
 export function CopyButton({ text, label = t.chat.copy, size }) {
   const [done, setDone] = useState(false);
   const click = async () => {
@@ -107,32 +118,38 @@ export function CopyButton({ text, label = t.chat.copy, size }) {
   return html`<${IconButton} name=${done ? "check" : "copy"} label=${label} size=${size} onClick=${click} />`;
 }
 
-/** A button that opens a list of actions: arrows move, Escape closes and gives the focus back. */
+/**
+ * A button that opens a list of actions: arrows move, Escape closes and gives the focus back.
+ * @param {{ label?: string, icon?: string, items: ({ icon: string, label: string, act: () => void, danger?: boolean } | false)[] }} props
+ */
 export function Menu({ label = t.more, icon = "more", items }) {
   const [open, setOpen] = useState(false);
   const box = useRef(/** @type {any} */ (null));
+  /** @returns {HTMLElement[]} */
   const entries = () => [...box.current.querySelectorAll("[role=menuitem]")];
   useEffect(() => {
     if (!open) return undefined;
     entries()[0]?.focus();
+    /** @param {PointerEvent} event */
     const away = (event) => { if (!box.current?.contains(event.target)) setOpen(false); };
     addEventListener("pointerdown", away);
     return () => removeEventListener("pointerdown", away);
   }, [open]);
+  /** @param {KeyboardEvent} event */
   const key = (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const step = stepOf(event);
     const all = entries();
-    if (step) { event.preventDefault(); all[(Math.max(all.indexOf(document.activeElement), step > 0 ? -1 : 0) + step + all.length) % all.length].focus(); }
+    if (step) { event.preventDefault(); all[(Math.max(all.indexOf(/** @type {HTMLElement} */ (document.activeElement)), step > 0 ? -1 : 0) + step + all.length) % all.length].focus(); }
     if (event.key === "Escape" || event.key === "Tab") { setOpen(false); if (event.key === "Escape") { event.stopPropagation(); box.current.firstElementChild.focus(); } }
   };
   return html`<div class="menu" ref=${box} onKeyDown=${open ? key : undefined}>
     <${IconButton} name=${icon} label=${label} aria-haspopup="menu" aria-expanded=${open} onClick=${() => setOpen(!open)} />
-    ${open && html`<div role="menu" aria-label=${label}>${items.filter(Boolean).map(({ icon: picture, label: text, act, danger }) => html`
+    ${open && html`<div role="menu" aria-label=${label}>${items.filter((item) => item !== false).map(({ icon: picture, label: text, act, danger }) => html`
       <button type="button" role="menuitem" tabindex="-1" data-danger=${danger} onClick=${() => { setOpen(false); box.current.firstElementChild.focus(); act(); }}><${Icon} name=${picture} size=${16} />${text}</button>`)}</div>`}
   </div>`;
 }
 
-/** A native modal dialog: the browser keeps the focus inside and closes it with Escape. */
+/** A native modal dialog: the browser keeps the focus inside and closes it with Escape. @param {{ title: string, onClose: () => void, children: Children, wide?: boolean }} props */
 export function Dialog({ title, onClose, children, wide }) {
   const element = useRef(/** @type {any} */ (null));
   useEffect(() => { element.current.showModal(); }, []);
@@ -140,22 +157,26 @@ export function Dialog({ title, onClose, children, wide }) {
     <div class="dialog-body"><header><h2>${title}</h2><${IconButton} name="close" label=${t.close} onClick=${() => element.current.close()} /></header>${children}</div></dialog>`;
 }
 
-const question = signal(null);
-/** Ask before something that cannot be undone. Resolves to true or false. */
+const question = signal(/** @type {{ title: string, text: string, action: string, resolve: (yes: boolean) => void } | null} */ (null));
+/** Ask before something that cannot be undone. @param {string} title @param {string} text @param {string} action @returns {Promise<boolean>} */
 export const ask = (title, text, action) => new Promise((resolve) => { question.value = { title, text, action, resolve }; });
 export function Question() {
   if (!question.value) return null;
   const { title, text, action, resolve } = question.value;
+  /** @param {boolean} yes */
   const answer = (yes) => { question.value = null; resolve(yes); };
   return html`<${Dialog} title=${title} onClose=${() => question.value && answer(false)}><p>${text}</p><footer>
     <button type="button" class="button" autofocus onClick=${() => answer(false)}>${t.cancel}</button><button type="button" class="button danger" onClick=${() => answer(true)}>${action}</button></footer><//>`;
 }
 
-/** One of a few values. */
+/** One of a few values. @param {{ label: string, value: string, options: Record<string, string>, onChange: (key: string) => void }} props */
 export const Choice = ({ label, value, options, onChange }) => html`<div class="choice" role="group" aria-label=${label}>${Object.entries(options).map(([key, text]) => html`
   <button type="button" key=${key} aria-pressed=${key === value} onClick=${() => onChange(key)}>${text}</button>`)}</div>`;
 
-/** A list of rows of one height, of which only those in sight exist. `row(index)` returns `{key, href, content}`; `onEnd` is called near the end of what is loaded. */
+/**
+ * A list of rows of one height, of which only those in sight exist; `onEnd` is called near the end of what is loaded.
+ * @param {{ label: string, total: number, height: number, row: (index: number) => { key: string, content: Children }, onEnd?: () => void, more?: boolean }} props
+ */
 export function VirtualList({ label, total, height, row, onEnd, more }) {
   const box = useRef(/** @type {any} */ (null));
   const [view, setView] = useState({ from: 0, to: 30 });
@@ -170,17 +191,18 @@ export function VirtualList({ label, total, height, row, onEnd, more }) {
   };
   useEffect(() => { const watch = new ResizeObserver(() => measure.current()); watch.observe(box.current); return () => watch.disconnect(); }, []);
   useEffect(() => measure.current(), [total, more]);
+  /** @param {KeyboardEvent} event */
   const key = (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const step = stepOf(event);
     const here = Number(document.activeElement?.closest("[data-index]")?.getAttribute("data-index"));
     if (!step || Number.isNaN(here)) return;
     event.preventDefault();
     const next = Math.max(0, Math.min(total - 1, here + step));
     const { scrollTop, clientHeight } = box.current;
     if (next * height < scrollTop || (next + 1) * height > scrollTop + clientHeight) box.current.scrollTop = next * height - (step > 0 ? clientHeight - height : 0);
-    requestAnimationFrame(() => requestAnimationFrame(() => box.current.querySelector(`[data-index="${next}"] a`)?.focus()));
+    requestAnimationFrame(() => requestAnimationFrame(() => box.current.querySelector(`[data-index="${next}"] :is(a, input)`)?.focus()));
   };
-  const rows = [];
+  const rows = /** @type {number[]} */ ([]);
   for (let index = view.from; index < Math.min(total, view.to); index++) rows.push(index);
   return html`<div class="virtual" ref=${box} onScroll=${() => measure.current()} onKeyDown=${key}><ol aria-label=${label} style=${{ height: `${total * height}px` }}>${rows.map((index) => {
     const { key: id, content } = row(index);
@@ -188,5 +210,7 @@ export function VirtualList({ label, total, height, row, onEnd, more }) {
   })}</ol></div>`;
 }
 
+/** @param {{ icon?: string, title: string, children?: Children }} props */
 export const Empty = ({ icon = "wave", title, children }) => html`<div class="empty"><${Icon} name=${icon} size=${28} /><h2>${title}</h2>${children && html`<p>${children}</p>`}</div>`;
+/** @param {{ problem: Problem, retry?: () => void }} props */
 export const Trouble = ({ problem, retry }) => html`<div class="trouble" role="alert"><p>${problem.message}</p>${problem.requestId && html`<code>${problem.requestId}</code>`}${retry && html`<button type="button" class="button" onClick=${retry}>${t.retry}</button>`}</div>`;

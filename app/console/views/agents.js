@@ -1,7 +1,7 @@
 /** Agents: the list, and one with its instructions, the conversation that tries them, and its versions. */
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { get, post, put, remove } from "../lib/api.js";
+import { get, post, problemOf, put, remove } from "../lib/api.js";
 import { conversation } from "../lib/conversation.js";
 import { diff } from "../lib/diff.js";
 import { exactly, firstLine, when } from "../lib/format.js";
@@ -14,7 +14,8 @@ import { Compare } from "./compare.js";
 import { Thread } from "./chat.js";
 import { Composer } from "./composer.js";
 
-const FIELDS = ["name", "system_prompt", "model", "temperature", "max_output_tokens", "voice", "language"];
+const FIELDS = /** @type {const} */ (["name", "system_prompt", "model", "temperature", "max_output_tokens", "voice", "language"]);
+/** @typedef {typeof FIELDS[number]} Field */
 const NARROW = "(max-width: 60rem)"; // as in console.css
 const LABELS = { name: t.agents.name, system_prompt: t.agents.prompt, model: t.agents.model, temperature: t.agents.temperature, max_output_tokens: t.agents.tokens, voice: t.agents.voice, language: t.agents.language };
 
@@ -28,6 +29,7 @@ export function Agents() {
       <a href=${`#/agents/${agent.id}`}><${Mark} id=${agent.id} size=${40} /><strong>${agent.name}</strong><p>${firstLine(agent.system_prompt, 140)}</p><small>v${agent.version} · ${agent.archived_at ? t.agents.archived : when(agent.updated_at)}</small></a></li>`)}</ul></main>`;
 }
 
+/** @param {{ id: string, query: Record<string, string> }} props */
 export function Agent({ id, query }) {
   const agent = agentById.value.get(id);
   const narrow = useSignal(matchMedia(NARROW).matches);
@@ -40,7 +42,7 @@ export function Agent({ id, query }) {
   return html`<div class="agent" data-tab=${tab}>
     <main class="agent-main" id="content">
       <header class="bar"><${MenuButton} /><${Mark} id=${id} size=${28} /><div class="bar-title"><h1 tabindex="-1">${agent.name}</h1><p>v${agent.version} · ${when(agent.updated_at)}</p></div>
-        <${Choice} label=${t.agents.title} value=${tab} options=${{ edit: t.agents.edit, tools: t.tools.ofAgent, versions: t.agents.versions, compare: t.agents.compareTab, ...(narrow.value && { try: t.agents.try }) }} onChange=${(key) => go(`agents/${id}?tab=${key}`)} />
+        <${Choice} label=${t.agents.title} value=${tab} options=${{ edit: t.agents.edit, tools: t.tools.ofAgent, versions: t.agents.versions, compare: t.agents.compareTab, ...(narrow.value && { try: t.agents.try }) }} onChange=${(/** @type {string} */ key) => go(`agents/${id}?tab=${key}`)} />
         <${Menu} items=${[{ icon: "talk", label: t.agents.talk, act: () => go(`?agent=${id}`) }, agent.archived_at ? { icon: "again", label: t.unarchive, act: unarchive } : { icon: "trash", label: t.agents.archive, danger: true, act: archive }]} /></header>
       ${tab === "try" ? null : tab === "versions" ? html`<${Versions} key=${agent.version} agent=${agent} />` : tab === "compare" ? html`<${Compare} key=${agent.version} agent=${agent} query=${query} />` : tab === "tools" ? html`<${AgentTools} key=${agent.version} agent=${agent} />` : html`<${Editor} key=${`${id} ${agent.version}`} agent=${agent} />`}
     </main>
@@ -48,18 +50,19 @@ export function Agent({ id, query }) {
   </div>`;
 }
 
-/** What is typed stays in this browser until it is saved or discarded, also over a reload. */
+/** What is typed stays in this browser until it is saved or discarded, also over a reload. @param {{ agent: Agent }} props */
 function Editor({ agent }) {
   const place = `agent:${agent.id}`;
-  const kept = drafts.value[place] ? JSON.parse(drafts.value[place]) : {};
-  const value = (field) => kept[field] ?? agent[field];
+  const kept = /** @type {Partial<Record<Field, string | number | null>>} */ (JSON.parse(drafts.value[place] ?? "{}"));
+  const value = (/** @type {Field} */ field) => kept[field] ?? agent[field];
   const dirty = FIELDS.some((field) => field in kept && (kept[field] ?? "") !== (agent[field] ?? ""));
-  const problem = useSignal(null);
+  const problem = useSignal(/** @type {Problem | null} */ (null));
+  /** @param {Field} field @param {string | number | null} next */
   const set = (field, next) => keepDraft(place, JSON.stringify({ ...kept, [field]: next }));
-  const input = (field) => (event) => set(field, event.target.value);
-  const number = (field) => (event) => set(field, event.target.value === "" ? null : Number(event.target.value));
-  const wrong = (field) => problem.value?.fields.find(({ loc }) => loc.includes(field))?.msg;
-  const save = async (event) => {
+  const input = (/** @type {Field} */ field) => (/** @type {Submitted} */ event) => set(field, event.target.value);
+  const number = (/** @type {Field} */ field) => (/** @type {Submitted} */ event) => set(field, event.target.value === "" ? null : Number(event.target.value));
+  const wrong = (/** @type {Field} */ field) => problem.value?.fields.find(({ loc }) => loc.includes(field))?.msg;
+  const save = async (/** @type {Event | undefined} */ event = undefined) => {
     event?.preventDefault();
     try {
       const body = Object.fromEntries(FIELDS.filter((field) => field in kept).map((field) => [field, kept[field] === "" && field !== "name" && field !== "system_prompt" ? null : kept[field]]));
@@ -67,10 +70,12 @@ function Editor({ agent }) {
       keepDraft(place, "");
       await loadAgents();
       notify(t.agents.saved(version));
-    } catch (error) {
+    } catch (caught) {
+      const error = problemOf(caught);
       if (error.code === "version-changed") { await loadAgents(); notify(t.agents.changed, "bad"); } else problem.value = error;
     }
   };
+  /** @param {Field} field @param {string} hint @param {string} [help] */
   const text = (field, hint, help) => html`<label class="field">${LABELS[field]}<input class="input" value=${value(field) ?? ""} placeholder=${hint} aria-invalid=${wrong(field) ? "true" : undefined} onInput=${input(field)} />${(wrong(field) || help) && html`<small data-wrong=${Boolean(wrong(field))}>${wrong(field) ?? help}</small>`}</label>`;
   return html`<form class="editor" onSubmit=${save} onKeyDown=${(event) => { if ((event.metaKey || event.ctrlKey) && event.key === "s") { event.preventDefault(); if (dirty) save(); } }}>
     <div class="editor-body">
@@ -89,18 +94,20 @@ function Editor({ agent }) {
   </form>`;
 }
 
+/** @param {string} turn */
 const openTurn = (turn) => go(`turns/${turn}`);
 
+/** @param {{ agent: Agent }} props */
 function Trial({ agent }) {
-  const session = useSignal(null);
+  const session = useSignal(/** @type {string | null} */ (null));
   const dirty = Boolean(drafts.value[`agent:${agent.id}`]);
-  const first = async ({ text, recording }) => {
+  const first = async (/** @type {FirstWords} */ { text, recording }) => {
     const made = await newSession(agent.id, text);
     const talk = conversation(made.id);
     talk.session.value = made;
     talk.loaded.value = true;
     session.value = made.id;
-    return text ? talk.say(text) : talk.speak(recording);
+    return recording ? talk.speak(recording) : talk.say(text ?? "");
   };
   const talk = session.value ? conversation(session.value) : null;
   return html`<aside class="trial" aria-label=${t.chat.conversation}>
@@ -110,21 +117,22 @@ function Trial({ agent }) {
     <${Composer} id=${session.value ?? `trial:${agent.id}`} agent=${agent} talk=${talk} onFirst=${first} still /></aside>`;
 }
 
+/** @param {{ agent: Agent }} props */
 function Versions({ agent }) {
-  const versions = useSignal([]);
-  const chosen = useSignal(null);
-  useEffect(() => { get(`agents/${agent.id}/versions`).then((list) => { versions.value = list.toSorted((a, b) => b.version - a.version); chosen.value = list.length > 1 ? agent.version - 1 : agent.version; }); }, [agent.version]);
+  const versions = useSignal(/** @type {AgentVersion[]} */ ([]));
+  const chosen = useSignal(/** @type {number | null} */ (null));
+  useEffect(() => { get(`agents/${agent.id}/versions`).then((/** @type {AgentVersion[]} */ list) => { versions.value = list.toSorted((a, b) => b.version - a.version); chosen.value = list.length > 1 ? agent.version - 1 : agent.version; }); }, [agent.version]);
   const now = versions.value.find(({ version }) => version === agent.version);
   const then = versions.value.find(({ version }) => version === chosen.value);
-  const restore = async () => {
-    const { version } = await post(`agents/${agent.id}/versions/${then.version}/restore`);
+  const restore = async (/** @type {AgentVersion} */ one) => {
+    const { version } = await post(`agents/${agent.id}/versions/${one.version}/restore`);
     await loadAgents();
-    notify(t.agents.restored(then.version, version));
+    notify(t.agents.restored(one.version, version));
   };
   const changed = then && now ? FIELDS.filter((field) => (then[field] ?? "") !== (now[field] ?? "")) : [];
   return html`<div class="versions">
     <ol aria-label=${t.agents.versions}>${versions.value.map((one) => html`<li key=${one.version}><button type="button" aria-pressed=${one.version === chosen.value} onClick=${() => { chosen.value = one.version; }}><b>v${one.version}</b>${one.version === agent.version && html`<span class="pill">${t.agents.current}</span>`}<time title=${exactly(one.created_at)}>${when(one.created_at)}</time></button></li>`)}</ol>
-    ${then && now && html`<section class="diff"><header><h2>${then === now ? `v${now.version}` : t.agents.compare(then.version, now.version)}</h2><span class="grow"></span>${then !== now && html`<button type="button" class="button" onClick=${restore}><${Icon} name="again" size=${16} />${t.agents.restore(then.version)}</button>`}</header>
+    ${then && now && html`<section class="diff"><header><h2>${then === now ? `v${now.version}` : t.agents.compare(then.version, now.version)}</h2><span class="grow"></span>${then !== now && html`<button type="button" class="button" onClick=${() => restore(then)}><${Icon} name="again" size=${16} />${t.agents.restore(then.version)}</button>`}</header>
       ${then === now ? html`<pre class="diff-text">${now.system_prompt}</pre>` : changed.length === 0 ? html`<p class="quiet">${t.agents.same}</p>`
         : changed.map((field) => html`<div key=${field}><h3>${LABELS[field]}</h3><pre class="diff-text">${diff(String(then[field] ?? t.none), String(now[field] ?? t.none)).map(([kind, text]) => (kind === "+" ? html`<ins>${text}</ins>` : kind === "-" ? html`<del>${text}</del>` : text))}</pre></div>`)}
     </section>`}</div>`;

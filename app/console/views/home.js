@@ -11,12 +11,13 @@ import { Mark, notify } from "../lib/ui.js";
 import { t } from "../strings.js";
 import { Composer } from "./composer.js";
 
+/** @param {{ agentId?: string }} props */
 export function Home({ agentId }) {
   const all = (agents.value ?? []).filter((agent) => !agent.archived_at);
-  const chosen = useSignal(null);
-  const agent = agentById.value.get(chosen.value ?? agentId) ?? agentById.value.get(recent.value[0]?.agent_id) ?? all[0];
+  const chosen = useSignal(/** @type {string | null} */ (null));
+  const agent = agentById.value.get(chosen.value ?? agentId ?? "") ?? agentById.value.get(recent.value[0]?.agent_id ?? "") ?? all[0];
   useEffect(() => { document.title = t.product; }, []);
-  const first = async (words) => {
+  const first = async (/** @type {FirstWords} */ words) => {
     audioContext(); // inside the click, for the answer's sound
     const id = agent?.id ?? (await post("agents", { name: t.home.agentName, system_prompt: t.home.agentPrompt })).id;
     if (!agent) await loadAgents();

@@ -4,15 +4,16 @@ import { useEffect, useRef } from "preact/hooks";
 import { page } from "../lib/api.js";
 import { html } from "../lib/html.js";
 import { agents, go, helpOpen, letterKeys, paletteOpen, recent, titleOf } from "../lib/store.js";
-import { Dialog, Icon, Mark } from "../lib/ui.js";
+import { Dialog, Icon, Mark, stepOf } from "../lib/ui.js";
 import { t } from "../strings.js";
 
 const MOST = 8;
 
+/** @param {{ places: [Exclude<keyof typeof t.nav, "waiting">, string, string][] }} props */
 export function Palette({ places }) {
   const words = useSignal("");
   const chosen = useSignal(0);
-  const found = useSignal(null); // sessions that the server has found
+  const found = useSignal(/** @type {ListedSession[] | null} */ (null)); // sessions that the server has found
   const list = useRef(/** @type {any} */ (null));
   const close = () => { paletteOpen.value = false; };
   useEffect(() => {
@@ -21,17 +22,20 @@ export function Palette({ places }) {
     const timer = setTimeout(() => page("sessions", { q, preview: true, limit: MOST }).then(({ rows }) => { found.value = rows; }, () => {}), 200);
     return () => clearTimeout(timer);
   }, [words.value]);
+  /** @param {string} text */
   const has = (text) => text.toLowerCase().includes(words.value.trim().toLowerCase());
+  /** @typedef {{ key: string, label: string, to: string, icon?: string, mark?: string }} Row */
+  /** @param {ListedSession} one @returns {Row} */
   const session = (one) => ({ key: one.id, label: titleOf(one), to: `chat/${one.id}`, mark: one.agent_id });
-  const groups = [
+  const groups = /** @type {[string, Row[]][]} */ ([
     [t.palette.places, places.map(([name, path, icon]) => ({ key: name, label: t.nav[name], to: path, icon })).filter(({ label }) => has(label))],
     [t.palette.agents, (agents.value ?? []).filter(({ name }) => has(name)).slice(0, MOST).map((one) => ({ key: one.id, label: one.name, to: `agents/${one.id}`, mark: one.id }))],
     [t.palette.sessions, (found.value ?? recent.value.filter((one) => has(titleOf(one)))).slice(0, MOST).map(session)],
-  ].filter(([, rows]) => rows.length);
+  ]).filter(([, rows]) => rows.length);
   const all = groups.flatMap(([, rows]) => rows);
   const at = Math.min(chosen.value, all.length - 1);
-  const key = (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const key = (/** @type {KeyboardEvent} */ event) => {
+    const step = stepOf(event);
     if (step && all.length) { event.preventDefault(); chosen.value = (at + step + all.length) % all.length; requestAnimationFrame(() => list.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" })); }
     if (event.key === "Enter" && !event.isComposing && all[at]) { event.preventDefault(); close(); go(all[at].to); }
   };

@@ -1,21 +1,25 @@
 /** Signing in, where the server wants to know who asks. */
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { signIn } from "../lib/api.js";
+import { problemOf, signIn } from "../lib/api.js";
 import { html } from "../lib/html.js";
 import { Mark } from "../lib/ui.js";
 import { t } from "../strings.js";
 
+/** @param {{ onDone: () => void }} props */
 export function SignIn({ onDone }) {
   const key = useSignal("");
   const problem = useSignal("");
   useEffect(() => { document.title = `${t.signIn.title} · ${t.product}`; }, []);
-  const enter = async (event) => {
+  const enter = async (/** @type {Submitted} */ event) => {
     event.preventDefault();
     try {
       await signIn(key.value.trim());
       onDone();
-    } catch (error) { problem.value = error.status === 401 ? t.signIn.wrong : error.message; }
+    } catch (caught) {
+      const error = problemOf(caught);
+      problem.value = error.status === 401 ? t.signIn.wrong : error.message;
+    }
   };
   return html`<main class="sign-in" id="content"><form onSubmit=${enter}>
     <${Mark} id="brand" size=${56} /><h1 tabindex="-1">${t.signIn.title}</h1><p class="lead">${t.signIn.lead}</p>

@@ -7,14 +7,15 @@ import { Icon, Trouble } from "../lib/ui.js";
 import { t } from "../strings.js";
 
 export function System() {
-  const state = useSignal(null);
-  const problem = useSignal(null);
+  const state = useSignal(/** @type {SystemState | null} */ (null));
+  const problem = useSignal(/** @type {Problem | null} */ (null));
   const load = () => get("system").then((read) => { state.value = read; problem.value = null; }, (error) => { problem.value = error; });
   useEffect(() => { document.title = `${t.system.title} · ${t.product}`; load(); }, []);
   const head = html`<header class="page-head"><h1 tabindex="-1">${t.system.title}</h1><span class="grow"></span><a class="button" href="docs" target="_blank" rel="noopener"><${Icon} name="out" size=${16} />${t.system.docs}</a></header>`;
   if (problem.value) return html`<main class="page narrow" id="content">${head}<${Trouble} problem=${problem.value} retry=${load} /></main>`;
   if (!state.value) return html`<main class="page narrow" id="content">${head}<p class="loading">${t.loading}</p></main>`;
   const { version, environment, database, providers, default_voice: voice, limits } = state.value;
+  /** @param {[string, Html][]} rows */
   const facts = (rows) => html`<dl class="facts">${rows.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
   return html`<main class="page narrow" id="content">${head}<div class="turn">
     <section>${facts([[t.system.version, version], [t.system.environment, environment], [t.system.database, `${database.kind === "sqlite" ? "SQLite" : "PostgreSQL"}, ${t.system.revision} ${database.revision}`]])}</section>

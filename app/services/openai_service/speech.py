@@ -93,7 +93,7 @@ class OpenAITranscriber:
         if language:
             fields.append(("language", language))
         if prompt:
-            fields.append(("prompt", clean(prompt)))
+            fields.append(("prompt", storable_text(prompt)))
         fields += (("timestamp_granularities[]", unit) for unit in sorted(times))
         patience_seconds = (
             len(recording.data) / _UPLOAD_BYTES_PER_SECOND
@@ -288,7 +288,7 @@ def _timed(pieces: list[dict[str, Any]] | None, text_field: str) -> tuple[TimedT
     """Return pieces with their times, as `verbose_json` has them."""
     return tuple(
         TimedText(
-            clean(str(piece[text_field])).strip(),
+            storable_text(str(piece[text_field])).strip(),
             max(0.0, float(piece["start"])),
             max(0.0, float(piece["end"])),
         )

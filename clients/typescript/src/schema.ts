@@ -262,6 +262,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sessions/{session_id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Follow Session
+         * @description Follow a conversation: its fields, and its turns as they begin, change and end.
+         *
+         *     The stream begins with the session as it is and with its turns that have not ended, so that
+         *     a client which connects again misses nothing. The words of an answer are events of its turn:
+         *     `GET /turns/{id}/events`.
+         */
+        get: operations["follow_session"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sessions/{session_id}/tokens": {
         parameters: {
             query?: never;
@@ -5673,6 +5697,37 @@ export interface components {
             /** @description Milliseconds since the turn was accepted. */
             at_ms?: number;
         };
+        /**
+         * SessionTurn
+         * @description A turn of a session, in the session's events: `GET /turns/{turn_id}` has all of it.
+         */
+        SessionTurn: {
+            /**
+             * Turn Id
+             * Format: uuid
+             */
+            turn_id: string;
+            /**
+             * User Message Id
+             * Format: uuid
+             */
+            user_message_id: string;
+            /**
+             * Message Id
+             * Format: uuid
+             * @description Of the answer.
+             */
+            message_id: string;
+            /**
+             * User Seq
+             * @description The `seq` of the user's message; the answer has the next.
+             */
+            user_seq: number;
+            modality: components["schemas"]["Modality"];
+            status: components["schemas"]["TurnStatus"];
+            /** Attempt */
+            attempt: number;
+        };
         TurnCreatedEvent: {
             id: string;
             /** @constant */
@@ -5797,6 +5852,16 @@ export interface components {
             id: string;
             /** @constant */
             event: "turn.cancelled";
+            data: string;
+        };
+        SessionChangedEvent: {
+            /** @constant */
+            event: "session.changed";
+            data: string;
+        };
+        TurnChangedEvent: {
+            /** @constant */
+            event: "turn.changed";
             data: string;
         };
         ServerDrainingEvent: {
@@ -7804,6 +7869,98 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SessionExport"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    /** @description Seconds after which the same request may succeed. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    follow_session: {
+        parameters: {
+            query?: {
+                /** @description When the stream ends; 0: once all is said. */
+                seconds?: number;
+            };
+            header?: never;
+            path: {
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The session's events */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["SessionChangedEvent"] | components["schemas"]["TurnChangedEvent"] | components["schemas"]["ServerDrainingEvent"] | components["schemas"]["ErrorEvent"];
                 };
             };
             /** @description Unauthorized */

@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 const lib = (name) => import(new URL(`../../../app/console/lib/${name}.js`, import.meta.url).href);
+globalThis.navigator ??= { language: "en" }; // older Node has none
 const { diff } = await lib("diff");
+const { duration, money } = await lib("format");
 const { Vad } = await lib("vad");
 
 let seed = 7;
@@ -60,4 +62,14 @@ test("a fan that is switched on does not record for ever", () => {
 test("an echo of the answer does not interrupt it, and somebody who speaks does", () => {
   assert.deepEqual(hear([QUIET, [0.015, 1500], QUIET], true), []);
   assert.deepEqual(hear([QUIET, [0.15, 1500], QUIET], true), ["start", "end"]);
+});
+
+test("durations are written in one or two units, however long they are", () => {
+  const written = { 0: "0 ms", 999: "999 ms", 1000: "1.00 s", 9994: "9.99 s", 9996: "10.0 s", 59_949: "59.9 s", 59_951: "1 min", 119_600: "2 min", 125_000: "2 min 5 s", 3_600_000: "1 h", 90_061_000: "1 d 1 h", 277_200_000: "3 d 5 h" };
+  for (const [ms, text] of Object.entries(written)) assert.equal(duration(Number(ms)), text);
+  assert.equal(duration(undefined), "–");
+});
+
+test("a price that nobody knows is not nothing", () => {
+  assert.deepEqual([money(null), money(0), money(0.00002), money(0.002)], ["no price", "free", "$0.000020", "$0.0020"]);
 });

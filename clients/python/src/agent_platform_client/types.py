@@ -1067,6 +1067,16 @@ class TurnCancelledEventData(TypedDict, total=False):
     at_ms: int
 
 
+class SessionTurn(TypedDict, total=False):
+    turn_id: Required[str]
+    user_message_id: Required[str]
+    message_id: Required[str]
+    user_seq: Required[int]
+    modality: Required[Modality]
+    status: Required[TurnStatus]
+    attempt: Required[int]
+
+
 class TurnCreatedEvent(TypedDict, total=False):
     id: Required[str]
     event: Required[Literal['turn.created']]
@@ -1190,6 +1200,16 @@ class TurnFailedEvent(TypedDict, total=False):
 class TurnCancelledEvent(TypedDict, total=False):
     id: Required[str]
     event: Required[Literal['turn.cancelled']]
+    data: Required[str]
+
+
+class SessionChangedEvent(TypedDict, total=False):
+    event: Required[Literal['session.changed']]
+    data: Required[str]
+
+
+class TurnChangedEvent(TypedDict, total=False):
+    event: Required[Literal['turn.changed']]
     data: Required[str]
 
 
