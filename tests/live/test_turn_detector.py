@@ -13,6 +13,9 @@ from app.services.live_voice.turn_detector import (
     SpeechBegan,
     SpeechEnded,
     SpeechEvent,
+    SpeechLasted,
+    SpeechPaused,
+    SpeechResumed,
     TurnDetector,
 )
 from tests.support.application import AUDIO
@@ -41,6 +44,12 @@ def listen(
     return told
 
 
+def turns(detector: TurnDetector, sound: Floats) -> list[tuple[float, SpeechEvent]]:
+    """Return the beginnings and ends alone."""
+    told = listen(detector, sound)
+    return [(at, event) for at, event in told if isinstance(event, SpeechBegan | SpeechEnded)]
+
+
 def onset(sound: Floats) -> float:
     """Return the second of the first loud sample."""
     return float(np.argmax(np.abs(sound) > 0.02)) / RATE_HZ
@@ -50,7 +59,7 @@ def onset(sound: Floats) -> float:
 def test_speech_begins_and_ends_once(name: str) -> None:
     sound = np.concatenate([silence(1), recording(name), silence(2)])
 
-    told = listen(TurnDetector(DETECTION), sound)
+    told = turns(TurnDetector(DETECTION), sound)
 
     (began_at, began), (_, ended) = told
     assert isinstance(began, SpeechBegan)
@@ -75,9 +84,45 @@ def test_a_short_pause_is_no_end_and_the_recording_has_both_halves() -> None:
     speech = recording("anna_01.wav")
     sound = np.concatenate([speech, speech, silence(3)])
 
-    told = listen(TurnDetector(replace(DETECTION, silence_duration_ms=2000)), sound)
+    told = turns(TurnDetector(replace(DETECTION, silence_duration_ms=2000)), sound)
 
     assert [type(event) for _, event in told] == [SpeechBegan, SpeechEnded]
+
+
+def test_silence_of_192_ms_is_told_with_what_was_said_so_far() -> None:
+    sound = np.concatenate([recording("anna_05.wav"), silence(2)])  # with a pause in the middle
+
+    told = listen(TurnDetector(DETECTION), sound)
+
+    assert [type(event) for _, event in told] == [
+        SpeechBegan, SpeechLasted, SpeechPaused, SpeechResumed, SpeechPaused, SpeechEnded,
+    ]  # fmt: skip
+    began, _, early, resumed, late, ended = (event for _, event in told)
+    assert isinstance(early, SpeechPaused)
+    assert isinstance(late, SpeechPaused)
+    assert isinstance(ended, SpeechEnded)
+    assert isinstance(resumed, SpeechResumed)
+    assert isinstance(began, SpeechBegan)
+    assert ended.pcm.startswith(late.pcm)
+    assert late.pcm.startswith(early.pcm)
+    assert told[5][0] - told[4][0] == pytest.approx(0.5 - 0.192, abs=0.04)
+
+
+def test_a_cough_does_not_last() -> None:
+    cough = recording("anna_01.wav")[: RATE_HZ * 7 // 10]
+
+    told = listen(TurnDetector(DETECTION), np.concatenate([cough, silence(2)]))
+
+    assert [type(event) for _, event in told] == [SpeechBegan, SpeechPaused, SpeechEnded]
+
+
+@pytest.mark.parametrize("silence_ms", [100, 200])
+def test_nothing_is_told_ahead_where_the_end_comes_as_soon(silence_ms: int) -> None:
+    detection = replace(DETECTION, silence_duration_ms=silence_ms)
+
+    told = listen(TurnDetector(detection), np.concatenate([recording("anna_01.wav"), silence(2)]))
+
+    assert SpeechPaused not in [type(event) for _, event in told]
 
 
 def test_noise_is_no_speech() -> None:
@@ -124,7 +169,7 @@ def test_detection_can_be_switched_in_the_middle() -> None:
     detector.change(None)
     listen(detector, silence(0.3))
     detector.change(DETECTION)
-    told = listen(detector, np.concatenate([silence(0.5), recording("anna_01.wav"), silence(1)]))
+    told = turns(detector, np.concatenate([silence(0.5), recording("anna_01.wav"), silence(1)]))
 
     assert [type(event) for _, event in told] == [SpeechBegan, SpeechEnded]
     began = told[0][1]

@@ -7,9 +7,12 @@ from app.models import Role, new_id
 from app.services.audio.samples import SAMPLE_BYTES, duration_seconds, wav_header
 from app.services.audio.silero import SAMPLE_RATE_HZ
 from app.services.crud import ImportedMessage
+from app.services.live_voice.config import ResponseSettings
 from app.services.live_voice.items import Item, ItemKind, message_id_of
-from app.services.ports import AudioFormat, Recording
+from app.services.ports import AudioFormat, ChatOptions, Recording
+from app.services.turns import TurnOptions, TurnRequest
 from app.services.turns.parts import InputPart, TextPart, ToolResultPart
+from app.services.voice.early_transcription import EarlyTranscription
 
 _PAUSE = bytes(SAMPLE_RATE_HZ // 5 * SAMPLE_BYTES)
 """Between two recordings that are answered as one."""
@@ -24,6 +27,10 @@ class TurnInput:
     """A recording; then there is no `text`."""
     item: Item | None = None
     """The newest item of the message."""
+    early: EarlyTranscription | None = None
+    """The transcription of `pcm`, where that has begun already."""
+    vain_seconds: float = 0.0
+    """How much sound was transcribed in vain before."""
     results: list[ToolResultPart] = field(default_factory=list[ToolResultPart])
     before: list[ImportedMessage] = field(default_factory=list[ImportedMessage])
     """Messages that no turn answers, such as the history that a client brings."""
@@ -31,10 +38,20 @@ class TurnInput:
     @property
     def recording(self) -> Recording | None:
         """The recording as the turn engine takes it."""
-        if not self.pcm:
-            return None
-        wav = wav_header(len(self.pcm)) + self.pcm
-        return Recording(wav, AudioFormat.WAV, duration_seconds(wav))
+        return recording_of(self.pcm) if self.pcm else None
+
+    def put_before(self, pcm: bytes) -> None:
+        """Begin with the recording of an earlier turn, whose words were never known."""
+        if pcm:
+            self.pcm = pcm + _PAUSE + self.pcm
+            self.drop_early()
+
+    def drop_early(self) -> None:
+        """Give up the transcription that has begun; it may be billed."""
+        if self.early:
+            self.early.drop()
+            self.vain_seconds += self.early.seconds
+            self.early = None
 
     @property
     def parts(self) -> Sequence[InputPart | ToolResultPart]:
@@ -43,9 +60,21 @@ class TurnInput:
             return ()
         return [*([TextPart(self.text)] if self.text else []), *self.results]
 
-    def message_id(self) -> object:
-        """Return the id that the message must have, or a new one."""
-        return (self.item and message_id_of(self.item.id)) or new_id()
+    def options(self, request: ResponseSettings) -> TurnOptions:
+        """Return what the turn is started with."""
+        choice = ChatOptions(tool_choice=request.tool_choice) if request.tool_choice else None
+        return TurnOptions(
+            request=TurnRequest(
+                tools=request.tools,
+                may_call_tools=request.may_call_tools,
+                options=choice,
+                system_prompt=request.instructions or None,
+                max_output_tokens=request.max_output_tokens,
+                voice=request.voice,
+            ),
+            parts=self.parts,
+            user_message_id=(self.item and message_id_of(self.item.id)) or new_id(),
+        )
 
 
 def read_inputs(pending: Sequence[Item]) -> TurnInput:
@@ -75,9 +104,10 @@ def read_inputs(pending: Sequence[Item]) -> TurnInput:
     return turn_input
 
 
-def joined_recordings(first: bytes, second: bytes) -> bytes:
-    """Return two recordings as one, with a short pause between."""
-    return first + _PAUSE + second if first else second
+def recording_of(pcm: bytes) -> Recording:
+    """Return samples of 16 kHz as a recording."""
+    wav = wav_header(len(pcm)) + pcm
+    return Recording(wav, AudioFormat.WAV, duration_seconds(wav))
 
 
 def _message(item: Item) -> ImportedMessage:

@@ -1,12 +1,19 @@
 """The items of a line's conversation, as its client knows them."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
 from app.models import Message, Role, new_id
 from app.services.live_voice.errors import LiveInputRefused
-from app.services.turns.parts import ToolCallPart, ToolResultPart, decode_parts
+from app.services.turns.parts import (
+    REQUESTED,
+    Part,
+    ToolCallPart,
+    ToolResultPart,
+    decode_parts,
+)
 
 _ITEMS_LIMIT = 10_000
 _MOST_BYTES = 32 << 20
@@ -88,6 +95,20 @@ def items_of(message: Message) -> list[Item]:
             output.output = part.content
             items.append(output)
     return items
+
+
+def call_items(message_id: UUID, parts: Iterable[Part]) -> Iterator[Item]:
+    """Yield the calls of the client's tools that an answer ends with."""
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, ToolCallPart) and part.status == REQUESTED:
+            yield Item(
+                f"{item_id(message_id)}_{number}",
+                ItemKind.CALL,
+                Role.ASSISTANT,
+                call_id=part.call_id,
+                name=part.name,
+                arguments=part.arguments,
+            )
 
 
 class LineConversation:

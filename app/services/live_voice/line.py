@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -23,11 +24,20 @@ from app.services.live_voice.events import (
     ResponseState,
     SpeechStarted,
     SpeechStopped,
+    TranscriptReady,
 )
-from app.services.live_voice.inputs import read_inputs
+from app.services.live_voice.inputs import read_inputs, recording_of
 from app.services.live_voice.items import Item, ItemKind, items_of, new_item_id
 from app.services.live_voice.line_parts import LineParts
-from app.services.live_voice.turn_detector import SpeechBegan, SpeechEnded, TurnDetector
+from app.services.live_voice.turn_detector import (
+    SpeechBegan,
+    SpeechEnded,
+    SpeechLasted,
+    SpeechPaused,
+    SpeechResumed,
+    TurnDetector,
+)
+from app.services.voice.early_transcription import EarlyTranscription
 
 _UNHEARD = 0
 
@@ -49,6 +59,8 @@ class Line:
         """By the id of their message, to find what was heard of them."""
         self._speech_item = new_item_id()[1]
         """The id of the item that the next recording will be."""
+        self._undecided = 0
+        """How many recordings may have interrupted the answer, or have no words."""
 
     @property
     def session_id(self) -> str:
@@ -71,6 +83,7 @@ class Line:
                 if self._answer:
                     self._answer.leave()
                 tasks.cancel_scope.cancel()
+                await self._parts.early.close()
 
     async def next_event(self) -> LineEvent:
         """Return the next event for the client; waits for one."""
@@ -80,6 +93,7 @@ class Line:
         """Change the settings, for what comes next."""
         self._config = config
         self._detector.change(config.detection)
+        self._require_decision()
 
     def show(self, messages: Sequence[Message]) -> None:
         """Tell the client of stored messages that it has missed."""
@@ -95,37 +109,114 @@ class Line:
             match event:
                 case SpeechBegan():
                     self._speech_began(event.at_ms)
+                case SpeechLasted():
+                    self._end_pause()
+                case SpeechPaused() if self._answer is None or not self._answer.may_be_unheard:
+                    self._parts.early.begin(event.pcm, self._start)
+                case SpeechResumed():
+                    self._parts.early.drop()
                 case SpeechEnded():
                     self._tell(SpeechStopped(self._speech_item, event.at_ms))
-                    self._add_recording(event.pcm)
+                    self._speech_ended(event.pcm)
+                case _:
+                    pass
 
     def commit_audio(self) -> None:
         """Make an item of the sound so far; with turn detection its answer begins, too."""
-        self._add_recording(self._detector.take())
+        pcm = self._detector.take()
+        self._parts.early.drop()
+        self._end_pause()
+        self._add_recording(self._begin_recording(pcm))
 
     def clear_audio(self) -> None:
         """Forget the sound so far."""
         self._detector.clear()
+        self._parts.early.drop()
+        self._require_decision()
         self._tell(BufferCleared())
 
     def _speech_began(self, at_ms: int) -> None:
         self._tell(SpeechStarted(self._speech_item, at_ms))
-        detection = self._config.detection
-        if detection and detection.interrupts_response:
+        detection, answer = self._config.detection, self._answer
+        if not detection or not detection.interrupts_response or answer is None:
+            return
+        if not answer.state.is_spoken:
             self._interrupt("turn_detected")
+        elif not answer.is_over or answer.playback.is_playing:
+            answer.pause("turn_detected")
 
-    def _add_recording(self, pcm: bytes) -> None:
-        detection, conversation = self._config.detection, self._parts.conversation
+    def _end_pause(self) -> None:
+        """Somebody has interrupted indeed: cancel the answer that is paused."""
+        if self._answer and self._answer.is_paused:
+            self._cancel(self._answer, self._answer.cut("turn_detected"))
+
+    def _require_decision(self) -> None:
+        """Cancel the answer that is paused where nobody speaks any more who could decide."""
+        if not self._detector.is_speaking and not self._undecided:
+            self._end_pause()
+
+    def _speech_ended(self, pcm: bytes) -> None:
+        """Answer what was said, unless it had no words: then a paused answer goes on.
+
+        An answer that is paused waits until the words are known.
+        """
+        early = self._parts.early.take()
+        item = self._begin_recording(pcm)
+        if early and early.is_wordless:
+            self._add_wordless(item, early)
+        elif early and self._answer and self._answer.is_paused:
+            self._undecided += 1
+            self._start(partial(self._decide, item, early))
+        else:
+            self._end_pause()
+            self._add_recording(item, early)
+
+    async def _decide(self, item: Item, early: EarlyTranscription) -> None:
+        await early.wait()
+        self._undecided -= 1
+        if early.is_wordless:
+            self._add_wordless(item, early)
+            return
+        self._end_pause()
+        if self._detector.is_speaking:  # what is said now belongs to it
+            self._parts.early.drop_one(early)
+            self._add_pending(item)
+        else:
+            self._add_recording(item, early)
+
+    def _add_wordless(self, item: Item, early: EarlyTranscription) -> None:
+        """Tell of a recording without words, which is neither stored nor answered."""
+        self._parts.early.drop_one(early)
+        seconds = recording_of(item.pcm).duration_seconds
+        item.pcm, item.has_transcript = b"", True
+        self._add(item)
+        self._tell(TranscriptReady(item.id, "", round(seconds, 3)))
+        is_speaking = self._detector.is_speaking or self._undecided
+        if self._answer and self._answer.is_paused and not is_speaking:
+            self._answer.resume()
+
+    def _begin_recording(self, pcm: bytes) -> Item:
+        """Return the item of what was said; the next recording is another one."""
+        conversation = self._parts.conversation
         item = Item(self._speech_item, is_sound=True, has_transcript=False, pcm=pcm)
         conversation.require_room(item)
         self._speech_item = new_item_id()[1]
         self._tell(BufferCommitted(item.id, conversation.last_id))
+        return item
+
+    def _add_recording(self, item: Item, early: EarlyTranscription | None = None) -> None:
+        detection, conversation = self._config.detection, self._parts.conversation
         if detection and detection.creates_response and not self.is_answering:
             conversation.pending.append(item)
-            self._begin_answer(self._config.answers, None)
+            self._begin_answer(self._config.answers, None, early)
         else:
-            self._add(item)
-            conversation.pending.append(item)
+            if early:
+                self._parts.early.drop_one(early)
+            self._add_pending(item)
+
+    def _add_pending(self, item: Item) -> None:
+        self._add(item)
+        self._parts.conversation.pending.append(item)
 
     # Items
 
@@ -166,15 +257,20 @@ class Line:
                 "Only answers of this line that were spoken can be truncated.",
                 "item_id",
             )
-        if audio_end_ms > answer.playback.sent_ms:
+        sent_ms = answer.sent_ms(item_id)
+        if audio_end_ms > sent_ms:
             raise LiveInputRefused(
                 "invalid_value",
-                f"Audio content of {answer.playback.sent_ms}ms is already shorter than "
-                f"{audio_end_ms}ms",
+                f"Audio content of {sent_ms}ms is already shorter than {audio_end_ms}ms",
                 "audio_end_ms",
             )
-        answer.cut("client_cancelled")
-        self._cancel(answer, audio_end_ms, event=ItemTruncated(item_id, audio_end_ms))
+        truncated = ItemTruncated(item_id, audio_end_ms)
+        if answer.is_paused or not answer.is_newest(item_id):
+            answer.set_played(item_id, audio_end_ms)
+            self._tell(truncated)
+        else:
+            answer.cut("client_cancelled")
+            self._cancel(answer, answer.played_before_ms + audio_end_ms, event=truncated)
 
     def _require_call(self, call_id: str) -> None:
         conversation = self._parts.conversation
@@ -205,14 +301,28 @@ class Line:
     def cancel_response(self, response_id: str | None = None) -> None:
         """End the response that is under way."""
         answer = self._answer
+        self._end_pause()
         if answer is None or answer.is_over or response_id not in {None, answer.state.id}:
             raise LiveInputRefused(
                 "response_cancel_not_active", "Cancellation failed: no active response found"
             )
         self._interrupt("client_cancelled")
 
-    def _begin_answer(self, request: ResponseSettings, metadata: dict[str, Any] | None) -> None:
-        turn_input = read_inputs(self._parts.conversation.take_pending())
+    def _begin_answer(
+        self,
+        request: ResponseSettings,
+        metadata: dict[str, Any] | None,
+        early: EarlyTranscription | None = None,
+    ) -> None:
+        """Start a turn; `early` is the transcription of the newest recording."""
+        self._end_pause()
+        pending = self._parts.conversation.take_pending()
+        recordings = sum(bool(item.pcm) for item in pending)
+        turn_input = read_inputs(pending)
+        turn_input.early = early
+        if recordings > 1:
+            turn_input.drop_early()
+        self._parts.early.bill(turn_input)
         state = ResponseState(
             "",
             request.is_spoken,

@@ -1,12 +1,15 @@
 """What all answers of one line share."""
 
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
 from app.core.database import Database
+from app.core.request_context import current_context, set_context
 from app.core.security import Caller
+from app.services.live_voice.early_listener import EarlyListener
 from app.services.live_voice.items import LineConversation
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession
@@ -25,7 +28,15 @@ class LineParts:
     session: LineSession
     conversation: LineConversation
     outbox: Outbox
+    early: EarlyListener
     admit: Callable[[], Awaitable[None]]
     """Counts a response against the caller's limit of requests; raises `RateLimited`."""
     cancelling: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while a turn is cancelled: what a client says of an answer comes behind our guess."""
+
+
+def begin_request() -> None:
+    """Count the times of a turn from here on, and not from the beginning of the line."""
+    if context := current_context():
+        own = replace(context, problem=None, received_at=time.monotonic(), provider_calls=[])
+        set_context(own)

@@ -11,7 +11,6 @@ from app.core.security import Caller
 from app.services.live_voice.config import LineConfig
 from app.services.live_voice.errors import LinesFull, TooManyLines
 from app.services.live_voice.items import LineConversation
-from app.services.live_voice.line_parts import LineParts
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession, find_session
 from app.services.turns import TurnEngine
@@ -90,7 +89,9 @@ class LiveService:
 
     def open(self, caller: Caller, session: LineSession, config: LineConfig) -> "Line":
         """Return a line, which is not running yet."""
-        from app.services.live_voice.line import Line  # needs NumPy
+        from app.services.live_voice.early_listener import EarlyListener  # these need NumPy
+        from app.services.live_voice.line import Line
+        from app.services.live_voice.line_parts import LineParts
 
         async def admit() -> None:
             await self._limiter.admit(caller)
@@ -103,6 +104,7 @@ class LiveService:
             session,
             LineConversation(),
             Outbox(),
+            EarlyListener(caller, session, self._turns, self._voices),
             admit,
         )
         return Line(parts, config)

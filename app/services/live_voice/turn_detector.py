@@ -19,6 +19,9 @@ _SEMANTIC_SILENCE_MS = 600
 """What ends a turn of `semantic_vad`: no model tells whether a sentence is finished."""
 _KEPT_SILENCE_MS = 300
 """How much of the silence at its end belongs to a recording."""
+_PAUSE_MS = 192
+"""The silence after which somebody may have finished."""
+_LASTING_WINDOWS = 1000 // WINDOW_MS
 _LONGEST_TURN_SECONDS = 120
 _LONGEST_BUFFER_SECONDS = 600
 _SHORTEST_COMMIT_MS = 100
@@ -40,7 +43,24 @@ class SpeechEnded:
     pcm: bytes
 
 
-SpeechEvent = SpeechBegan | SpeechEnded
+@dataclass(frozen=True, slots=True)
+class SpeechLasted:
+    """They have spoken for a second: that is more than a cough."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPaused:
+    """They may have finished; `pcm` is what was said so far."""
+
+    pcm: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechResumed:
+    """They go on behind a `SpeechPaused`."""
+
+
+SpeechEvent = SpeechBegan | SpeechLasted | SpeechPaused | SpeechResumed | SpeechEnded
 
 
 class TurnDetector:
@@ -59,7 +79,10 @@ class TurnDetector:
         self._recent: deque[bool] = deque(maxlen=_ONSET_WINDOWS)
         self._is_speaking = False
         self._silent_since: int | None = None
+        self._is_paused = False
         self._began_at = 0
+        self._speech_windows = 0
+        """How many windows of what is being said sound like speech."""
 
     @property
     def is_speaking(self) -> bool:
@@ -69,7 +92,7 @@ class TurnDetector:
     def change(self, detection: TurnDetection | None) -> None:
         """Listen for something else from now on; what was kept stays."""
         if (detection is None) != (self._detection is None):
-            self._is_speaking, self._silent_since = False, None
+            self._stop_speaking()
             self._recent.clear()
             self._position += len(self._unjudged)
             self._unjudged = np.zeros(0, np.float32)
@@ -121,7 +144,10 @@ class TurnDetector:
         self._kept_from += len(self._kept) // SAMPLE_BYTES
         self._kept.clear()
         self._recent.clear()
-        self._is_speaking, self._silent_since = False, None
+        self._stop_speaking()
+
+    def _stop_speaking(self) -> None:
+        self._is_speaking, self._silent_since, self._is_paused = False, None, False
 
     def _judge(
         self, probability: float, detection: TurnDetection, events: list[SpeechEvent]
@@ -135,11 +161,23 @@ class TurnDetector:
                 self._forget_before(self._onset() - _samples(detection.prefix_padding_ms))
             return
         if is_speech:
-            self._silent_since = None
+            self._go_on(events)
         elif self._silent_since is None and probability < detection.threshold - _RELEASE:
             self._silent_since = self._position - CHUNK_SAMPLES
         if self._is_over(detection):
             self._end(events)
+        elif self._may_be_over(detection):
+            self._is_paused = True
+            events.append(SpeechPaused(self._pcm_until(self._position)))
+
+    def _go_on(self, events: list[SpeechEvent]) -> None:
+        self._silent_since = None
+        if self._is_paused:
+            self._is_paused = False
+            events.append(SpeechResumed())
+        self._speech_windows += 1
+        if self._speech_windows == _LASTING_WINDOWS:
+            events.append(SpeechLasted())
 
     def _onset(self) -> int:
         """Return where the windows begin that may be the beginning of speech."""
@@ -147,7 +185,8 @@ class TurnDetector:
 
     def _begin(self, detection: TurnDetection, events: list[SpeechEvent]) -> None:
         self._forget_before(self._onset() - _samples(detection.prefix_padding_ms))
-        self._is_speaking, self._silent_since = True, None
+        self._is_speaking, self._silent_since, self._is_paused = True, None, False
+        self._speech_windows = sum(self._recent)
         self._began_at = self._kept_from
         self._recent.clear()
         events.append(SpeechBegan(_milliseconds(self._began_at)))
@@ -155,25 +194,42 @@ class TurnDetector:
     def _is_over(self, detection: TurnDetection) -> bool:
         if self._position - self._began_at >= _LONGEST_TURN_SECONDS * SAMPLE_RATE_HZ:
             return True
-        if self._silent_since is None:
-            return False
-        is_semantic = detection.kind is DetectionKind.SEMANTIC
-        silence_ms = _SEMANTIC_SILENCE_MS if is_semantic else detection.silence_duration_ms
-        return self._position - self._silent_since >= _samples(silence_ms)
+        return self._silence >= _samples(_silence_ms(detection))
+
+    def _may_be_over(self, detection: TurnDetection) -> bool:
+        return (
+            not self._is_paused
+            and self._silence >= _samples(_PAUSE_MS)
+            and _silence_ms(detection) > _PAUSE_MS + WINDOW_MS
+        )
+
+    @property
+    def _silence(self) -> int:
+        """How many samples the silence at the end has; -1 while there is speech."""
+        return -1 if self._silent_since is None else self._position - self._silent_since
 
     def _end(self, events: list[SpeechEvent]) -> None:
         end = self._position
         if self._silent_since is not None:
             end = min(end, self._silent_since + _samples(_KEPT_SILENCE_MS))
-        pcm = bytes(self._kept[: (end - self._kept_from) * SAMPLE_BYTES])
-        self._is_speaking, self._silent_since = False, None
+        pcm = self._pcm_until(end)
+        self._stop_speaking()
         self._forget_before(end)
         events.append(SpeechEnded(_milliseconds(self._position), pcm))
+
+    def _pcm_until(self, end: int) -> bytes:
+        return bytes(self._kept[: (end - self._kept_from) * SAMPLE_BYTES])
 
     def _forget_before(self, place: int) -> None:
         if place > self._kept_from:
             del self._kept[: (place - self._kept_from) * SAMPLE_BYTES]
             self._kept_from = place
+
+
+def _silence_ms(detection: TurnDetection) -> int:
+    """Return how long a silence ends a turn."""
+    is_semantic = detection.kind is DetectionKind.SEMANTIC
+    return _SEMANTIC_SILENCE_MS if is_semantic else detection.silence_duration_ms
 
 
 def _samples(milliseconds: int) -> int:
