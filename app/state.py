@@ -284,6 +284,7 @@ async def _build_state(
                 request_limiter,
                 settings.limit_live_lines,
                 settings.limit_live_lines_per_key,
+                providers.get("turn_end_judge"),
             ),
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )

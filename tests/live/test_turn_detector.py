@@ -7,7 +7,7 @@ import pytest
 
 from app.services.audio.samples import HEADER_BYTES
 from app.services.audio.silero import Floats
-from app.services.live_voice.config import DetectionKind, TurnDetection
+from app.services.live_voice.config import DetectionKind, Eagerness, TurnDetection
 from app.services.live_voice.errors import LiveInputRefused
 from app.services.live_voice.turn_detector import (
     SpeechBegan,
@@ -138,6 +138,52 @@ def test_without_a_model_semantic_detection_is_a_longer_silence() -> None:
     late, early = (listen(TurnDetector(each), sound)[-1][0] for each in (semantic, DETECTION))
 
     assert late - early == pytest.approx(0.1, abs=0.04)
+
+
+def listen_with_verdict(
+    eagerness: Eagerness, *, is_finished: bool | None, sound: Floats
+) -> list[tuple[float, SpeechEvent]]:
+    """Listen with a model that says the same of each pause, at once."""
+    detection = TurnDetection(DetectionKind.SEMANTIC, eagerness=eagerness)
+    detector = TurnDetector(detection, lambda: True)
+    told: list[tuple[float, SpeechEvent]] = []
+    for start in range(0, len(sound), 320):
+        for event in detector.hear(sound[start : start + 320]):
+            told.append(((start + 320) / RATE_HZ, event))
+            if isinstance(event, SpeechPaused):
+                assert event.asks is not None
+                assert detector.take_verdict(event.asks, is_finished=is_finished)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("eagerness", "finished_ms", "unfinished_ms"),
+    [("low", 512, 8000), ("medium", 384, 4000), ("auto", 384, 4000), ("high", 192, 2000)],
+)
+def test_verdict_of_a_model_ends_a_turn_sooner_or_later(
+    eagerness: str, finished_ms: int, unfinished_ms: int
+) -> None:
+    sound = np.concatenate([recording("anna_01.wav"), silence(9)])
+    for is_finished, expected_ms in ((True, finished_ms), (False, unfinished_ms), (None, 600)):
+        told = listen_with_verdict(Eagerness(eagerness), is_finished=is_finished, sound=sound)
+        (paused_at, paused), (ended_at, ended) = told[-2:]
+        assert isinstance(paused, SpeechPaused)
+        assert isinstance(ended, SpeechEnded)
+        assert ended.pcm.startswith(paused.pcm)
+        assert (ended_at - paused_at) * 1000 == pytest.approx(expected_ms - 128, abs=40)
+
+
+def test_verdict_of_a_pause_that_is_over_says_nothing() -> None:
+    detector = TurnDetector(TurnDetection(DetectionKind.SEMANTIC), lambda: True)
+    sound = recording("anna_05.wav")  # with a pause in the middle
+    pauses = [event for _, event in listen(detector, sound) if isinstance(event, SpeechPaused)]
+
+    first, last = pauses[0], pauses[-1]
+    assert first.asks is not None
+    assert last.asks is not None
+    assert first.asks != last.asks
+    assert not detector.take_verdict(first.asks, is_finished=True)
+    assert detector.take_verdict(last.asks, is_finished=True)
 
 
 def test_a_turn_ends_after_two_minutes() -> None:

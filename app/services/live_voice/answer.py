@@ -12,21 +12,24 @@ from app.models import TurnStatus, new_id
 from app.services.live_voice.config import ResponseSettings
 from app.services.live_voice.errors import ActionNeeded
 from app.services.live_voice.events import (
-    ItemAdded,
     ResponseState,
     TranscriptFailed,
     TranscriptPiece,
-    TranscriptReady,
 )
 from app.services.live_voice.inputs import TurnInput
-from app.services.live_voice.items import Item, call_items, item_id
-from app.services.live_voice.line_parts import LineParts, begin_request
+from app.services.live_voice.items import call_items, item_id
+from app.services.live_voice.line_parts import (
+    LineParts,
+    add_question,
+    begin_request,
+    tell_transcript,
+)
 from app.services.live_voice.paced_sound import PacedSound, SoundBlocks
 from app.services.live_voice.playback import Playback
 from app.services.live_voice.response import LiveResponse
+from app.services.live_voice.told_answer import ToldAnswer
 from app.services.ports import FinishReason
 from app.services.turns import LiveTurn, TurnEvent, subscribe
-from app.services.turns.context.heard_text import heard_text
 from app.services.turns.errors import InternalError
 from app.services.turns.events import (
     InputTranscriptDelta,
@@ -64,16 +67,10 @@ class Answer:
         self._request = request
         self._earlier = earlier
         self._response = LiveResponse(parts.conversation, parts.outbox, state)
-        self._sent_ms: dict[str, int] = {}
-        """How much was sent of responses that were taken up by another one, by item."""
+        self._told = ToldAnswer()
         self._blocks = SoundBlocks()
         self._words_of_sound = ""
-        self._told = ""
-        """The words so far, each once."""
         self._last_number = 0
-        self._played_ms = 0
-        """At the pause, of the running response. What was heard of those before it:"""
-        self.played_before_ms, self._heard_before = 0, ""
         self._is_cut, self._has_left, self._has_told_calls = False, False, False
         self._failure: AppError | None = None
         """What went wrong during a pause."""
@@ -166,7 +163,7 @@ class Answer:
         finally:
             if self.live is None:
                 parts.early.take_back(turn_input)
-            self._add_question()
+            add_question(parts, turn_input)
             if turn_input.item:
                 turn_input.item.pcm = b""
             self._started.set()
@@ -180,13 +177,6 @@ class Answer:
         async with self._parts.cancelling:
             if earlier and self.turn_input.pcm:
                 self.turn_input.put_before(await earlier.unheard())
-
-    def _add_question(self) -> None:
-        """Tell the client of the recording that is answered, now that it is stored."""
-        item, conversation = self.turn_input.item, self._parts.conversation
-        if item and item.is_sound and not conversation.has(item):
-            before = conversation.add(item)
-            self._parts.outbox.put(ItemAdded(item, before))
 
     # Its events
 
@@ -202,7 +192,7 @@ class Answer:
             case InputTranscriptDelta() if item:
                 self._parts.outbox.put(TranscriptPiece(item.id, value.delta))
             case InputTranscriptDone() if item:
-                self._take_transcript(item, value.text)
+                tell_transcript(self._parts, self.turn_input, item, value.text)
             case OutputTextDelta() if not self._request.is_spoken and not self.is_over:
                 self._say(value.delta)
             case TurnCompleted() | TurnFailed() | TurnCancelled():
@@ -212,21 +202,16 @@ class Answer:
             case _:
                 pass
 
-    def _take_transcript(self, item: Item, text: str) -> None:
-        item.text, item.has_transcript = text, True
-        recording = self.turn_input.recording
-        seconds = recording.duration_seconds if recording else 0.0
-        self._parts.outbox.put(TranscriptReady(item.id, text, round(seconds, 3)))
-
     def _say(self, words: str) -> None:
         response = self._response
         if response.item is None:
             message_id = self.live.record.message_id if self.live else new_id()
-            suffix = f"_r{len(self._sent_ms) + 1}" if self._sent_ms else ""
+            number = self._told.response_number
+            suffix = f"_r{number}" if number > 1 else ""
             name = item_id(message_id) + suffix
             self.on_item(name)
             response.begin_item(name)
-        self._told += words
+        self._told.words += words
         response.say(words)
 
     def _finish(self) -> None:
@@ -256,7 +241,7 @@ class Answer:
 
     def _say_rest(self, content: str) -> None:
         """Tell the end of the answer, which has no sound, such as code."""
-        rest = content[len(self._told) :] if content.startswith(self._told) else ""
+        rest = self._told.rest_of(content)
         if rest.strip():
             self._say(rest)
 
@@ -314,26 +299,27 @@ class Answer:
         """
         if not self.is_paused and not self._is_cut:
             self.is_paused, self._released = True, anyio.Event()
-            self._played_ms = self._response.stop(reason)
+            self._told.played_ms = self._response.stop(reason)
 
     def sent_ms(self, item: str) -> int:
         """Return how much sound of one of its items was sent."""
-        return self._sent_ms.get(item, self.playback.sent_ms)
+        sent_ms = self._told.sent_ms(item)
+        return self.playback.sent_ms if sent_ms is None else sent_ms
 
-    def is_newest(self, item: str) -> bool:
-        """Tell whether no other response has taken up this item."""
-        return item not in self._sent_ms
+    def truncate(self, item: str, played_ms: int) -> int | None:
+        """Take note of what the client has played of an item.
 
-    def set_played(self, item: str, played_ms: int) -> None:
-        """Take note of what the client has played of the item that is paused."""
-        if self.is_paused and self.is_newest(item):
-            self._played_ms = played_ms
-            self._truncate_item(self.played_ms)
-
-    @property
-    def played_ms(self) -> int:
-        """How much was played up to the pause, or until it was cut."""
-        return self.played_before_ms + self._played_ms
+        Returns the milliseconds to cancel the turn with; `None` where it is only paused, or another
+        response has taken up the item.
+        """
+        if self._told.sent_ms(item) is not None:
+            return None
+        if self.is_paused:
+            self._told.played_ms = played_ms
+            self._truncate_item(self._told.all_played_ms)
+            return None
+        self.cut("client_cancelled")
+        return self._told.played_before_ms + played_ms
 
     def resume(self) -> None:
         """Go on after a pause, in a new response, with what was not heard; the turn is the same."""
@@ -343,18 +329,16 @@ class Answer:
             paused.state.status, paused.state.reason = "in_progress", None
             paused.sound = PacedSound()
         else:
-            self._take_up(paused, f"resp_{live.record.id.hex}_{len(self._sent_ms) + 2}")
+            self._take_up(paused, f"resp_{live.record.id.hex}_{self._told.response_number + 1}")
         self._end_pause()
         if live and live.outcome:
             self._finish()
 
     def _take_up(self, paused: LiveResponse, response_id: str) -> None:
-        heard = self._truncate_item(self.played_ms)
-        rest, self._told = self._told[len(heard) :], heard
-        blocks = list(paused.sound.blocks_after(self._played_ms))
+        blocks = list(paused.sound.blocks_after(self._told.played_ms))
+        heard = self._truncate_item(self._told.all_played_ms)
         item = paused.item.id if paused.item else response_id
-        self._sent_ms[item] = paused.sound.playback.sent_ms
-        self.played_before_ms, self._played_ms, self._heard_before = self.played_ms, 0, heard
+        rest = self._told.begin_again(item, paused.sound.playback.sent_ms, heard)
         state = replace(
             paused.state, id=response_id, status="in_progress", reason=None, items=[], usage=None
         )
@@ -373,7 +357,7 @@ class Answer:
         self.pause(reason)
         self.is_paused, self._is_cut = False, True
         self._end_pause()
-        return self.played_ms if self._request.is_spoken else None
+        return self._told.all_played_ms if self._request.is_spoken else None
 
     def _end_pause(self) -> None:
         self._released.set()
@@ -411,11 +395,7 @@ class Answer:
 
     def _truncate_item(self, played_ms: int) -> str:
         """Return the words of the first milliseconds; the newest item has no others."""
-        heard, live = self._told, self.live
-        if live and live.voice:
-            content = live.outcome.content if live.outcome else heard
-            beginning = heard_text(content, live.voice.pieces(), played_ms)
-            heard = content if beginning is None else beginning
+        heard, heard_of_item = self._told.heard(self.live, played_ms)
         if self._response.item:
-            self._response.item.text = heard[len(self._heard_before) :]
+            self._response.item.text = heard_of_item
         return heard

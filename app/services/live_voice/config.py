@@ -13,6 +13,15 @@ class DetectionKind(StrEnum):
     SEMANTIC = "semantic_vad"
 
 
+class Eagerness(StrEnum):
+    """How soon a turn of `semantic_vad` ends."""
+
+    AUTO = "auto"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
 @value_object(frozen=True, slots=True)
 class TurnDetection:
     """When somebody has begun to speak, and when they have finished."""
@@ -24,6 +33,7 @@ class TurnDetection:
     """How much from before the beginning is kept."""
     silence_duration_ms: int = 500
     """How long a silence ends the turn."""
+    eagerness: Eagerness = Eagerness.AUTO
     creates_response: bool = True
     interrupts_response: bool = True
 

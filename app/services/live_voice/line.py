@@ -1,5 +1,6 @@
 """One line: what its client sends, what that does, and what the client is told."""
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from anyio.abc import TaskGroup
 from app.models import Message
 from app.services.audio.silero import Floats
 from app.services.live_voice.answer import Answer
-from app.services.live_voice.config import LineConfig, ResponseSettings
+from app.services.live_voice.config import DetectionKind, LineConfig, ResponseSettings
 from app.services.live_voice.errors import LiveInputRefused
 from app.services.live_voice.events import (
     BufferCleared,
@@ -37,9 +38,13 @@ from app.services.live_voice.turn_detector import (
     SpeechResumed,
     TurnDetector,
 )
+from app.services.ports import TurnEndJudge
 from app.services.voice.early_transcription import EarlyTranscription
 
 _UNHEARD = 0
+_FINISHED = 0.5
+"""How likely it must be that a sentence is finished."""
+logger = logging.getLogger(__name__)
 
 
 class Line:
@@ -51,7 +56,9 @@ class Line:
     def __init__(self, parts: LineParts, config: LineConfig) -> None:
         self._parts = parts
         self._config = config
-        self._detector = TurnDetector(config.detection)
+        judge = self._judge = parts.turn_end_judge
+        self._detector = TurnDetector(config.detection, lambda: bool(judge and judge.is_ready))
+        self._prepare_judge()
         self._tasks: TaskGroup | None = None
         self._answer: Answer | None = None
         """The newest one."""
@@ -92,8 +99,14 @@ class Line:
     def configure(self, config: LineConfig) -> None:
         """Change the settings, for what comes next."""
         self._config = config
+        self._prepare_judge()
         self._detector.change(config.detection)
         self._require_decision()
+
+    def _prepare_judge(self) -> None:
+        detection = self._config.detection
+        if self._judge and detection and detection.kind is DetectionKind.SEMANTIC:
+            self._judge.prepare()
 
     def show(self, messages: Sequence[Message]) -> None:
         """Tell the client of stored messages that it has missed."""
@@ -111,15 +124,13 @@ class Line:
                     self._speech_began(event.at_ms)
                 case SpeechLasted():
                     self._end_pause()
-                case SpeechPaused() if self._answer is None or not self._answer.may_be_unheard:
-                    self._parts.early.begin(event.pcm, self._start)
+                case SpeechPaused():
+                    self._speech_paused(event)
                 case SpeechResumed():
                     self._parts.early.drop()
                 case SpeechEnded():
                     self._tell(SpeechStopped(self._speech_item, event.at_ms))
                     self._speech_ended(event.pcm)
-                case _:
-                    pass
 
     def commit_audio(self) -> None:
         """Make an item of the sound so far; with turn detection its answer begins, too."""
@@ -144,6 +155,27 @@ class Line:
             self._interrupt("turn_detected")
         elif not answer.is_over or answer.playback.is_playing:
             answer.pause("turn_detected")
+
+    def _speech_paused(self, pause: SpeechPaused) -> None:
+        if self._judge and pause.asks is not None:
+            self._start(partial(self._ask_judge, self._judge, pause.pcm, pause.asks))
+        else:
+            self._transcribe_early(pause.pcm)
+
+    def _transcribe_early(self, pcm: bytes) -> None:
+        if self._answer is None or not self._answer.may_be_unheard:
+            self._parts.early.begin(pcm, self._start)
+
+    async def _ask_judge(self, judge: TurnEndJudge, pcm: bytes, pause: int) -> None:
+        """Let a model say whether somebody has finished; then what they said is transcribed."""
+        is_finished: bool | None = None
+        try:
+            is_finished = await judge.probability_of_end(pcm) >= _FINISHED
+        except Exception:
+            logger.exception("nobody can tell whether a sentence is finished")
+        is_current = self._detector.take_verdict(pause, is_finished=is_finished)
+        if is_current and is_finished is not False:
+            self._transcribe_early(pcm)
 
     def _end_pause(self) -> None:
         """Somebody has interrupted indeed: cancel the answer that is paused."""
@@ -265,12 +297,11 @@ class Line:
                 "audio_end_ms",
             )
         truncated = ItemTruncated(item_id, audio_end_ms)
-        if answer.is_paused or not answer.is_newest(item_id):
-            answer.set_played(item_id, audio_end_ms)
+        played_ms = answer.truncate(item_id, audio_end_ms)
+        if played_ms is None:
             self._tell(truncated)
         else:
-            answer.cut("client_cancelled")
-            self._cancel(answer, answer.played_before_ms + audio_end_ms, event=truncated)
+            self._cancel(answer, played_ms, event=truncated)
 
     def _require_call(self, call_id: str) -> None:
         conversation = self._parts.conversation

@@ -10,9 +10,12 @@ from app.core.database import Database
 from app.core.request_context import current_context, set_context
 from app.core.security import Caller
 from app.services.live_voice.early_listener import EarlyListener
-from app.services.live_voice.items import LineConversation
+from app.services.live_voice.events import ItemAdded, TranscriptReady
+from app.services.live_voice.inputs import TurnInput
+from app.services.live_voice.items import Item, LineConversation
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession
+from app.services.ports import TurnEndJudge
 from app.services.turns import TurnEngine
 from app.services.voice import VoiceTurns
 
@@ -31,6 +34,7 @@ class LineParts:
     early: EarlyListener
     admit: Callable[[], Awaitable[None]]
     """Counts a response against the caller's limit of requests; raises `RateLimited`."""
+    turn_end_judge: TurnEndJudge | None = None
     cancelling: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while a turn is cancelled: what a client says of an answer comes behind our guess."""
 
@@ -40,3 +44,19 @@ def begin_request() -> None:
     if context := current_context():
         own = replace(context, problem=None, received_at=time.monotonic(), provider_calls=[])
         set_context(own)
+
+
+def add_question(parts: LineParts, turn_input: TurnInput) -> None:
+    """Tell the client of the recording that is answered, now that it is stored."""
+    item, conversation = turn_input.item, parts.conversation
+    if item and item.is_sound and not conversation.has(item):
+        before = conversation.add(item)
+        parts.outbox.put(ItemAdded(item, before))
+
+
+def tell_transcript(parts: LineParts, turn_input: TurnInput, item: Item, text: str) -> None:
+    """Tell the client of the words of the recording that is answered."""
+    item.text, item.has_transcript = text, True
+    recording = turn_input.recording
+    seconds = recording.duration_seconds if recording else 0.0
+    parts.outbox.put(TranscriptReady(item.id, text, round(seconds, 3)))

@@ -13,6 +13,7 @@ from app.services.live_voice.errors import LinesFull, TooManyLines
 from app.services.live_voice.items import LineConversation
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession, find_session
+from app.services.ports import TurnEndJudge
 from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
 from app.services.usage import RequestLimiter
@@ -35,13 +36,16 @@ class LiveService:
         limiter: RequestLimiter,
         lines_limit: int,
         lines_per_key: int,
+        turn_end_judge: TurnEndJudge | None = None,
     ) -> None:
+        """`turn_end_judge` hears for `semantic_vad` whether a sentence is finished."""
         self._turns = turns
         self._voices = voices
         self._database = database
         self._limiter = limiter
         self._lines_limit = lines_limit
         self._lines_per_key = lines_per_key
+        self._turn_end_judge = turn_end_judge
         self._open: Counter[tuple[UUID, str | None]] = Counter()
 
     @property
@@ -106,5 +110,6 @@ class LiveService:
             Outbox(),
             EarlyListener(caller, session, self._turns, self._voices),
             admit,
+            self._turn_end_judge,
         )
         return Line(parts, config)

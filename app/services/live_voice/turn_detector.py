@@ -1,13 +1,14 @@
 """Turn detection: finds out when somebody begins to speak and when they have finished."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.services.audio.samples import SAMPLE_BYTES, to_pcm16
 from app.services.audio.silero import CHUNK_SAMPLES, SAMPLE_RATE_HZ, Floats, SpeechDetector
-from app.services.live_voice.config import DetectionKind, TurnDetection
+from app.services.live_voice.config import DetectionKind, Eagerness, TurnDetection
 from app.services.live_voice.errors import LiveInputRefused
 
 WINDOW_MS = CHUNK_SAMPLES * 1000 // SAMPLE_RATE_HZ
@@ -15,12 +16,20 @@ _ONSET_WINDOWS, _ONSET_SPEECH = 4, 3
 """Somebody speaks where 3 of 4 windows sound like it: one alone may be a click."""
 _RELEASE = 0.15
 """How far below the threshold a window must be to count as silence."""
-_SEMANTIC_SILENCE_MS = 600
-"""What ends a turn of `semantic_vad`: no model tells whether a sentence is finished."""
+_UNJUDGED_MS = 600
+"""The silence that ends a turn of `semantic_vad` where no model tells whether it is finished."""
+_FINISHED_MS = {
+    Eagerness.LOW: 512, Eagerness.MEDIUM: 384, Eagerness.AUTO: 384, Eagerness.HIGH: 192,
+}  # fmt: skip
+"""The silence that ends a turn which the model calls finished: a comma is an end to it, too."""
+_UNFINISHED_MS = {
+    Eagerness.LOW: 8000, Eagerness.MEDIUM: 4000, Eagerness.AUTO: 4000, Eagerness.HIGH: 2000,
+}  # fmt: skip
 _KEPT_SILENCE_MS = 300
 """How much of the silence at its end belongs to a recording."""
-_PAUSE_MS = 192
-"""The silence after which somebody may have finished."""
+_PAUSE_MS, _JUDGED_PAUSE_MS = 192, 128
+"""The silence after which somebody may have finished. The model is asked earlier: with more silence
+it takes more for finished."""
 _LASTING_WINDOWS = 1000 // WINDOW_MS
 _LONGEST_TURN_SECONDS = 120
 _LONGEST_BUFFER_SECONDS = 600
@@ -53,6 +62,8 @@ class SpeechPaused:
     """They may have finished; `pcm` is what was said so far."""
 
     pcm: bytes
+    asks: int | None = None
+    """Where a model should judge: what `TurnDetector.take_verdict` is told of it by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,16 @@ SpeechEvent = SpeechBegan | SpeechLasted | SpeechPaused | SpeechResumed | Speech
 class TurnDetector:
     """Takes the sound of one line, 16 kHz mono; times are milliseconds since its beginning."""
 
-    def __init__(self, detection: TurnDetection | None) -> None:
+    def __init__(
+        self, detection: TurnDetection | None, has_judge: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`has_judge` tells whether a model can be asked if somebody has finished."""
         self._detection = detection
+        self._has_judge = has_judge
+        self._pause_number = 0
+        self._is_asked = False
+        """True where a model judges the pause; `_is_finished` is its verdict, if that is known."""
+        self._is_finished: bool | None = None
         self._detector = SpeechDetector()
         self._kept = bytearray()
         """The sound from `_kept_from` on."""
@@ -125,6 +144,16 @@ class TurnDetector:
             self._judge(float(probability), self._detection, events)
         return events
 
+    def take_verdict(self, pause: int, *, is_finished: bool | None) -> bool:
+        """Take note of what a model says of a pause, `None` where it failed.
+
+        Returns whether the pause still lasts.
+        """
+        is_current = self._is_paused and pause == self._pause_number
+        if is_current:
+            self._is_finished, self._is_asked = is_finished, is_finished is not None
+        return is_current
+
     def take(self) -> bytes:
         """Return all that is kept, and keep nothing. Raises `LiveInputRefused` for too little."""
         pcm = bytes(self._kept)
@@ -166,9 +195,21 @@ class TurnDetector:
             self._silent_since = self._position - CHUNK_SAMPLES
         if self._is_over(detection):
             self._end(events)
-        elif self._may_be_over(detection):
-            self._is_paused = True
-            events.append(SpeechPaused(self._pcm_until(self._position)))
+        elif not self._is_paused and self._silent_since is not None:
+            self._pause(detection, events)
+
+    def _pause(self, detection: TurnDetection, events: list[SpeechEvent]) -> None:
+        """Tell of a silence in which somebody may have finished, once it is long enough."""
+        asks = detection.kind is DetectionKind.SEMANTIC and self._has_judge()
+        pause_ms = _JUDGED_PAUSE_MS if asks else _PAUSE_MS
+        if self._silence < _samples(pause_ms):
+            return
+        if not asks and self._silence_ms(detection) <= pause_ms + WINDOW_MS:
+            return
+        self._is_paused, self._is_asked, self._is_finished = True, asks, None
+        self._pause_number += 1
+        number = self._pause_number if asks else None
+        events.append(SpeechPaused(self._pcm_until(self._position), number))
 
     def _go_on(self, events: list[SpeechEvent]) -> None:
         self._silent_since = None
@@ -194,14 +235,16 @@ class TurnDetector:
     def _is_over(self, detection: TurnDetection) -> bool:
         if self._position - self._began_at >= _LONGEST_TURN_SECONDS * SAMPLE_RATE_HZ:
             return True
-        return self._silence >= _samples(_silence_ms(detection))
+        return self._silence >= _samples(self._silence_ms(detection))
 
-    def _may_be_over(self, detection: TurnDetection) -> bool:
-        return (
-            not self._is_paused
-            and self._silence >= _samples(_PAUSE_MS)
-            and _silence_ms(detection) > _PAUSE_MS + WINDOW_MS
-        )
+    def _silence_ms(self, detection: TurnDetection) -> int:
+        """Return how long a silence ends the turn."""
+        if detection.kind is DetectionKind.SILENCE:
+            return detection.silence_duration_ms
+        if not self._is_paused or not self._is_asked:
+            return _UNJUDGED_MS
+        limits = _FINISHED_MS if self._is_finished else _UNFINISHED_MS
+        return limits[detection.eagerness]
 
     @property
     def _silence(self) -> int:
@@ -224,12 +267,6 @@ class TurnDetector:
         if place > self._kept_from:
             del self._kept[: (place - self._kept_from) * SAMPLE_BYTES]
             self._kept_from = place
-
-
-def _silence_ms(detection: TurnDetection) -> int:
-    """Return how long a silence ends a turn."""
-    is_semantic = detection.kind is DetectionKind.SEMANTIC
-    return _SEMANTIC_SILENCE_MS if is_semantic else detection.silence_duration_ms
 
 
 def _samples(milliseconds: int) -> int:
