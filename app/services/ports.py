@@ -284,6 +284,8 @@ class Recording:
     data: bytes
     format: AudioFormat
     duration_seconds: float
+    is_urgent: bool = True
+    """False where its speaker may go on, so that others come first."""
 
 
 @value_object(frozen=True, slots=True)
@@ -384,9 +386,10 @@ class Speaker(Protocol):
         """The names of all voices, the standard ones included; `None` where nobody knows them."""
         ...
 
-    def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    def speak(self, text: str, *, voice: str, is_urgent: bool = True) -> AsyncGenerator[bytes]:
         """Synthesize `text`; yield signed 16-bit little-endian mono PCM, in whole samples.
 
+        `is_urgent` is false behind the first text of an answer: who waits for that comes first.
         `voice` is one of the six standard names (`alloy` and so on) or a voice of the provider.
         Safe to cancel or to close early. Yields at least one sample unless it raises. Raises
         `ProviderError`. Makes one attempt.

@@ -350,11 +350,11 @@ class RetryingSpeaker:
         """The inner speaker's."""
         return self._speaker.voices
 
-    def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    def speak(self, text: str, *, voice: str, is_urgent: bool = True) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         return _with_retries(
             self._breakers.of(),
             self._target,
-            lambda: self._speaker.speak(text, voice=voice),
+            lambda: self._speaker.speak(text, voice=voice, is_urgent=is_urgent),
             self._sleep,
         )

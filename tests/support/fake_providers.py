@@ -102,7 +102,13 @@ class FakeSpeaker:
         self.said: list[tuple[str, str]] = []
         self.while_speaking: Callable[[], Awaitable[None]] | None = None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         self.said.append((text, voice))
         if self.while_speaking:

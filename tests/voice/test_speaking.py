@@ -32,7 +32,13 @@ class SlowSpeaker:
     def event(self, text: str) -> anyio.Event:
         return self.allowed.setdefault(text, anyio.Event())
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         assert voice == "alloy"
         self.begun.append(text)
         try:

@@ -2,14 +2,13 @@
 
 import io
 import math
-import threading
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from app.services.local_service.tasks import Refused, Task
+from app.services.local_service.tasks import ModelQueue, Refused, Task, Urgency
 
 RATE_HZ = 16_000
 MAX_SECONDS = 20 * 60
@@ -42,7 +41,7 @@ class TranscriptionResult:
 class TranscriptionRunner:
     """Transcribes recordings, one at a time."""
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, queue: ModelQueue) -> None:
         from faster_whisper import WhisperModel
 
         whisper: Any = WhisperModel
@@ -53,19 +52,28 @@ class TranscriptionRunner:
             cpu_threads=threads,
             local_files_only=True,
         )
-        self._slot = threading.Semaphore(1)
+        self._queue = queue
 
-    def transcribe(self, task: Task, data: bytes, language: str | None) -> TranscriptionResult:
-        """Transcribe a WAV recording of 16 kHz mono. Raises `Refused` and `Cancelled`."""
+    def transcribe(
+        self,
+        task: Task,
+        data: bytes,
+        language: str | None,
+        urgency: Urgency = Urgency.ENDED_SPEECH,
+    ) -> TranscriptionResult:
+        """Transcribe a WAV recording of 16 kHz mono, in pieces between which others may be heard.
+
+        Raises `Refused` and `Cancelled`.
+        """
         samples = read_samples(data)
-        with task.holding(self._slot):
+        with self._queue.holding(task, urgency):
             chunks = find_speech(samples)
-            texts: list[str] = []
-            known_language = self._known(language)
-            for start, end in chunks:
-                task.check()
+        texts: list[str] = []
+        known_language = self._known(language)
+        for start, end in chunks:
+            with self._queue.holding(task, urgency):
                 text, known_language = self._write(samples[start:end], known_language)
-                texts.append(text)
+            texts.append(text)
         return TranscriptionResult(
             " ".join(text for text in texts if text), known_language if chunks else None
         )

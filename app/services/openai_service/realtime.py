@@ -95,7 +95,13 @@ class RealtimeSpeaker:
         """As for `/audio/speech`."""
         return OPENAI_VOICES if self._client.is_openai else None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`. fable, onyx and nova are spoken by ballad, cedar and marin."""
         websocket = None if self._is_missing else await self._open()
         speech = (

@@ -121,7 +121,13 @@ class OpenAISpeaker:
         """OpenAI's voices; other servers have voices of their own, which nobody knows here."""
         return OPENAI_VOICES if self._client.is_openai else None
 
-    async def speak(self, text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         body = orjson.dumps(
             {"model": self._model, "voice": voice, "input": clean(text), "response_format": "pcm"}

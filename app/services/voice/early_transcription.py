@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import anyio
 
@@ -22,7 +23,7 @@ class EarlyTranscription:
         """How much sound the transcriber was sent, in seconds; 0 where it failed."""
         self.transcript: Transcript | None = None
         """`None` until it is known, and where it failed or was dropped."""
-        self._recording = recording
+        self._recording = replace(recording, is_urgent=False)
         self._language: str | None = None
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()

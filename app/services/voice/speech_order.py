@@ -45,8 +45,9 @@ class _SpeechTask:
     _failure: AppError | None = None
 
     async def speak(self, speaker: Speaker, voice: str) -> None:
+        text, is_first = self.utterance.text, not self.utterance.content_start
         try:
-            async with aclosing(speaker.speak(self.utterance.text, voice=voice)) as sound:
+            async with aclosing(speaker.speak(text, voice=voice, is_urgent=is_first)) as sound:
                 async for pcm in sound:
                     self._pieces.append(pcm)
                     self._wake()
