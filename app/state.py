@@ -220,6 +220,7 @@ async def _build_state(
         compacts_context=settings.context_compaction,
         files=prompt_files,
     )
+    message_input = MessageInput(database, prompt_files, turns.uploads)
     sandbox = Sandbox([WARM_UP])
     voice = VoiceService(turns, voices, database, UploadCheck(sandbox))
     schema_gate, admin_key = RevisionCheck(database), _admin_key(settings)
@@ -275,7 +276,7 @@ async def _build_state(
             request_limiter=request_limiter,
             turns=turns,
             files=files,
-            message_input=MessageInput(database, prompt_files, turns.uploads),
+            message_input=message_input,
             voice=voice,
             live=LiveService(
                 turns,
@@ -284,6 +285,8 @@ async def _build_state(
                 request_limiter,
                 settings.limit_live_lines,
                 settings.limit_live_lines_per_key,
+                message_input,
+                storage,
                 providers.get("turn_end_judge"),
             ),
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),

@@ -22,6 +22,7 @@ from app.services.live_voice.line_parts import (
     LineParts,
     add_question,
     begin_request,
+    prepare_turn,
     tell_transcript,
 )
 from app.services.live_voice.paced_sound import PacedSound, SoundBlocks
@@ -83,7 +84,7 @@ class Answer:
 
     @property
     def state(self) -> ResponseState:
-        """The running response, or the last one."""
+        """The last response."""
         return self._response.state
 
     @property
@@ -99,15 +100,7 @@ class Answer:
     @property
     def may_be_unheard(self) -> bool:
         """True where it was cut before the words of its recording were known here."""
-        item = self.turn_input.item
-        return self._is_cut and bool(self.turn_input.pcm) and not (item and item.has_transcript)
-
-    async def unheard(self) -> bytes:
-        """Return the recording that it was asked with, where its words were never known."""
-        if self.live is None or not self.may_be_unheard:
-            return b""
-        words = await self._parts.session.words_of(self.live.record.user_message_id)
-        return b"" if words else self.turn_input.pcm
+        return self._is_cut and self.turn_input.is_unheard
 
     def leave(self) -> None:
         """Take note that nobody listens any more; the turn goes on at its own speed."""
@@ -128,6 +121,9 @@ class Answer:
                 ) as batches:
                     async for batch in batches:
                         self._take_all(batch)
+                if self.live.is_replayed:  # by the `event_id`: its words are told again
+                    await self._parts.turns.wait(self.live)
+                    self._finish()
         except AppError as error:
             self._fail(error)
         except Exception:
@@ -138,8 +134,7 @@ class Answer:
         parts, turn_input = self._parts, self.turn_input
         try:
             await self._join_earlier()
-            await parts.admit()
-            await parts.session.store(turn_input.before)
+            options = await prepare_turn(parts, turn_input, self._request)
             recording = turn_input.recording
             stages = None
             if recording or self._request.is_spoken:
@@ -152,11 +147,7 @@ class Answer:
                     vain_seconds=turn_input.vain_seconds,
                 )
             self.live = await parts.turns.start(
-                parts.caller,
-                parts.session.id,
-                turn_input.text,
-                stages,
-                turn_input.options(self._request),
+                parts.caller, parts.session.id, turn_input.text, stages, options
             )
             self.state.id = f"resp_{self.live.record.id.hex}"
             parts.session.set_language(self.live.record.persona.language)
@@ -175,8 +166,10 @@ class Answer:
         if earlier:
             await earlier.wait_until_cancelled()
         async with self._parts.cancelling:
-            if earlier and self.turn_input.pcm:
-                self.turn_input.put_before(await earlier.unheard())
+            if earlier and earlier.live and earlier.may_be_unheard and self.turn_input.pcm:
+                question = earlier.live.record.user_message_id
+                if not await self._parts.session.words_of(question):
+                    self.turn_input.put_before(earlier.turn_input.pcm)
 
     # Its events
 
@@ -217,9 +210,10 @@ class Answer:
     def _finish(self) -> None:
         """Tell of the end of the turn, unless the client was told before, or in a pause."""
         live = self.live
-        if self.is_paused or self.is_over or live is None:
+        outcome = live.outcome if live else None
+        is_elsewhere = live and live.is_replayed and outcome is None
+        if self.is_paused or self.is_over or live is None or is_elsewhere:
             return
-        outcome = live.outcome
         error = outcome.error if outcome else None
         if outcome:
             self._say_rest(outcome.content)

@@ -59,3 +59,15 @@ class LineConfig:
     answers: ResponseSettings = ResponseSettings()
     detection: TurnDetection | None = TurnDetection()
     """`None` where the client says when somebody has finished."""
+
+
+@value_object(frozen=True, slots=True)
+class LineTimes:
+    """How long a line may last, in seconds."""
+
+    line_seconds: float = 3600.0
+    idle_seconds: float = 600.0
+    """Without an event of the client."""
+    reader_seconds: float = 20.0
+    """How long a client may take to read what it is sent."""
+    check_seconds: float = 0.5

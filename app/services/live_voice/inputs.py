@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
+from uuid import UUID
 
 from app.models import Role, new_id
 from app.services.audio.samples import SAMPLE_BYTES, duration_seconds, wav_header
@@ -10,7 +12,8 @@ from app.services.crud import ImportedMessage
 from app.services.live_voice.config import ResponseSettings
 from app.services.live_voice.items import Item, ItemKind, message_id_of
 from app.services.ports import AudioFormat, ChatOptions, Recording
-from app.services.turns import TurnOptions, TurnRequest
+from app.services.turns import RequestKey, TurnOptions, TurnRequest
+from app.services.turns.execution.message_input import GivenPart, InlineImage
 from app.services.turns.parts import InputPart, TextPart, ToolResultPart
 from app.services.voice.early_transcription import EarlyTranscription
 
@@ -31,6 +34,9 @@ class TurnInput:
     """The transcription of `pcm`, where that has begun already."""
     vain_seconds: float = 0.0
     """How much sound was transcribed in vain before."""
+    images: list[bytes] = field(default_factory=list[bytes], repr=False)
+    event_id: str | None = None
+    """What the client calls the event that asks for the answer: again means the same turn."""
     results: list[ToolResultPart] = field(default_factory=list[ToolResultPart])
     before: list[ImportedMessage] = field(default_factory=list[ImportedMessage])
     """Messages that no turn answers, such as the history that a client brings."""
@@ -40,11 +46,15 @@ class TurnInput:
         """The recording as the turn engine takes it."""
         return recording_of(self.pcm) if self.pcm else None
 
+    @property
+    def is_unheard(self) -> bool:
+        """True for a recording whose words the line does not know."""
+        return bool(self.pcm) and not (self.item and self.item.has_transcript)
+
     def put_before(self, pcm: bytes) -> None:
         """Begin with the recording of an earlier turn, whose words were never known."""
-        if pcm:
-            self.pcm = pcm + _PAUSE + self.pcm
-            self.drop_early()
+        self.pcm = pcm + _PAUSE + self.pcm
+        self.drop_early()
 
     def drop_early(self) -> None:
         """Give up the transcription that has begun; it may be billed."""
@@ -60,10 +70,31 @@ class TurnInput:
             return ()
         return [*([TextPart(self.text)] if self.text else []), *self.results]
 
-    def options(self, request: ResponseSettings) -> TurnOptions:
-        """Return what the turn is started with."""
+    @property
+    def posted_bytes(self) -> int:
+        """About how much the messages before it take."""
+        return sum(len(message.content.encode()) for message in self.before)
+
+    @property
+    def given_parts(self) -> Sequence[GivenPart]:
+        """The text and the images, before those are checked."""
+        texts = [TextPart(self.text)] if self.text else []
+        return [*texts, *map(InlineImage, self.images)]
+
+    def _key(self, session_id: UUID) -> RequestKey | None:
+        if self.event_id is None:
+            return None
+        name = sha256(f"{session_id} {self.event_id}".encode()).hexdigest()
+        content = sha256(self.text.encode() + self.pcm)
+        for part in (*(each.content.encode() for each in self.results), *self.images):
+            content.update(sha256(part).digest())
+        return RequestKey(f"live-{name}", content.digest())
+
+    def options(self, request: ResponseSettings, session_id: UUID) -> TurnOptions:
+        """Return what the turn is started with; the images of its message are missing."""
         choice = ChatOptions(tool_choice=request.tool_choice) if request.tool_choice else None
         return TurnOptions(
+            key=self._key(session_id),
             request=TurnRequest(
                 tools=request.tools,
                 may_call_tools=request.may_call_tools,
@@ -92,6 +123,9 @@ def read_inputs(pending: Sequence[Item]) -> TurnInput:
     ]
     sounds = [item for item in rest if item.pcm]
     texts = [item for item in rest if item.text]
+    for item in rest:
+        turn_input.images += item.images
+        item.images = []
     if sounds:
         turn_input.pcm = _PAUSE.join(item.pcm for item in sounds)
         turn_input.before += [_message(item) for item in texts]
@@ -101,6 +135,8 @@ def read_inputs(pending: Sequence[Item]) -> TurnInput:
     else:
         turn_input.text = "\n".join(item.text for item in texts)
         turn_input.item = texts[-1] if texts else None
+        if turn_input.item is None and turn_input.images:
+            turn_input.item = rest[-1]
     return turn_input
 
 

@@ -317,9 +317,15 @@ class Line:
     # Responses
 
     def create_response(
-        self, request: ResponseSettings | None = None, metadata: dict[str, Any] | None = None
+        self,
+        request: ResponseSettings | None = None,
+        metadata: dict[str, Any] | None = None,
+        event_id: str | None = None,
     ) -> None:
-        """Answer what was said since the last response; `request` instead of the line's own."""
+        """Answer what was said since the last response; `request` instead of the line's own.
+
+        Again with the same `event_id` in the same session, it is the same turn.
+        """
         if self.is_answering and self._answer:
             raise LiveInputRefused(
                 "conversation_already_has_active_response",
@@ -327,7 +333,7 @@ class Line:
                 f"{self._answer.state.id}. Wait until the response is finished before creating a "
                 f"new one.",
             )
-        self._begin_answer(request or self._config.answers, metadata)
+        self._begin_answer(request or self._config.answers, metadata, event_id=event_id)
 
     def cancel_response(self, response_id: str | None = None) -> None:
         """End the response that is under way."""
@@ -344,13 +350,14 @@ class Line:
         request: ResponseSettings,
         metadata: dict[str, Any] | None,
         early: EarlyTranscription | None = None,
+        event_id: str | None = None,
     ) -> None:
         """Start a turn; `early` is the transcription of the newest recording."""
         self._end_pause()
         pending = self._parts.conversation.take_pending()
         recordings = sum(bool(item.pcm) for item in pending)
         turn_input = read_inputs(pending)
-        turn_input.early = early
+        turn_input.early, turn_input.event_id = early, event_id
         if recordings > 1:
             turn_input.drop_early()
         self._parts.early.bill(turn_input)
