@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from app.core.capabilities import Capability
 from app.core.config import Provider, Settings
 from app.core.errors import StartRefused
+from app.services.local_service.turn_end import LocalTurnEndJudge
 from app.services.mcp_port import McpClient
 from app.services.mcp_service.client import McpWorkerClient
 from app.services.mcp_service.programs import McpClientSet, Program, has_command, read_programs
@@ -31,7 +32,7 @@ from app.services.openai_service import (
 )
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.outbound.on_demand import OutboundOnDemand
-from app.services.ports import ChatModel, Speaker, Transcriber
+from app.services.ports import ChatModel, Speaker, Transcriber, TurnEndJudge
 from app.services.provider_http.client import ProviderClient
 from app.services.resilience import ProviderTarget
 from app.services.sandbox.sandbox import Sandbox
@@ -65,6 +66,7 @@ class Providers(TypedDict):
     speaker: Speaker
     engine: "NotRequired[LocalEngine]"
     """The embedded engine, where it serves one of them."""
+    turn_end_judge: NotRequired[TurnEndJudge]
     mcp: NotRequired[McpConnector]
     """Instead of the worker process for MCP."""
 
@@ -222,6 +224,9 @@ async def open_providers(settings: Settings) -> AsyncGenerator[Providers]:
         )
         if resources.engine:
             providers["engine"] = resources.engine
+        judge = LocalTurnEndJudge(settings.data_dir, settings.models_dir)
+        stack.callback(judge.close)
+        providers["turn_end_judge"] = judge
         async with anyio.create_task_group() as background:
             for client, models in resources.models:
                 background.start_soon(warn_of_shutdowns, client, models)

@@ -228,6 +228,7 @@ async def _build_state(
         files=prompt_files,
     )
     session_events = SessionEvents(database, lambda: turns.is_draining)
+    message_input = MessageInput(database, prompt_files, turns.uploads)
     sandbox = Sandbox([WARM_UP, ENCODING_WARM_UP])
     uploads = UploadCheck(sandbox)
     voice = VoiceService(turns, voices, database, uploads)
@@ -287,7 +288,7 @@ async def _build_state(
             turns=turns,
             session_events=session_events,
             files=files,
-            message_input=MessageInput(database, prompt_files, turns.uploads),
+            message_input=message_input,
             voice=voice,
             audio_requests=AudioRequests(
                 turns, voices, uploads, AudioMeter(database, accounts, storage), sandbox
@@ -299,6 +300,9 @@ async def _build_state(
                 request_limiter,
                 settings.limit_live_lines,
                 settings.limit_live_lines_per_key,
+                message_input,
+                storage,
+                providers.get("turn_end_judge"),
             ),
             system=SystemReport(settings, targets, breakers, ANNOUNCED_ENDS),
         )

@@ -284,6 +284,8 @@ class Recording:
     data: bytes
     format: AudioFormat
     duration_seconds: float
+    is_urgent: bool = True
+    """False where its speaker may go on, so that others come first."""
 
 
 class TimeUnit(StrEnum):
@@ -346,6 +348,26 @@ class Transcriber(Protocol):
         ...
 
 
+class TurnEndJudge(Protocol):
+    """Port of a model that hears whether somebody has finished what they want to say."""
+
+    @property
+    def is_ready(self) -> bool:
+        """True once it can be asked."""
+        ...
+
+    def prepare(self) -> None:
+        """Begin to load the model, if it can be and is not; what prevents that is logged."""
+        ...
+
+    async def probability_of_end(self, pcm: bytes) -> float:
+        """Return how likely it is (0 to 1) that they have finished.
+
+        `pcm` is what was said, with a little silence at its end: 16 kHz mono, signed 16 bits.
+        """
+        ...
+
+
 @value_object(frozen=True, slots=True)
 class SampleFormat:
     """Little-endian samples, the channels of each moment side by side."""
@@ -399,9 +421,12 @@ class Speaker(Protocol):
         """True if `speak` takes another speed than 1."""
         ...
 
-    def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    def speak(
+        self, text: str, *, voice: str, speed: float = 1, is_urgent: bool = True
+    ) -> AsyncGenerator[bytes]:
         """Synthesize `text`; yield signed 16-bit little-endian mono PCM, in whole samples.
 
+        `is_urgent` is false behind the first text of an answer: who waits for that comes first.
         `voice` is one of the six standard names (`alloy` and so on) or a voice of the provider.
         `speed` is 0.25 to 4, where `has_speeds`.
         Safe to cancel or to close early. Yields at least one sample unless it raises. Raises

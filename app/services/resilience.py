@@ -368,11 +368,13 @@ class RetryingSpeaker:
         """The inner speaker's."""
         return self._speaker.has_speeds
 
-    def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    def speak(
+        self, text: str, *, voice: str, speed: float = 1, is_urgent: bool = True
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         return _with_retries(
             self._breakers.of(),
             self._target,
-            lambda: self._speaker.speak(text, voice=voice, speed=speed),
+            lambda: self._speaker.speak(text, voice=voice, speed=speed, is_urgent=is_urgent),
             self._sleep,
         )

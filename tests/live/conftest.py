@@ -41,9 +41,12 @@ def line_of(settings: Settings, state: State) -> OpenLine:
         await app({**scope, "state": dict[str, Any](state)}, receive, send)
 
     def open_line(
-        query: str = "model=any", path: str = "/v1/realtime", **scope: Any
+        query: str = "model=any",
+        path: str = "/v1/realtime",
+        unread_events: int = 10_000,
+        **scope: Any,
     ) -> AbstractAsyncContextManager[WebSocket]:
-        return WebSocket().running(app_with_state, scope_of(path, query, **scope))
+        return WebSocket(unread_events).running(app_with_state, scope_of(path, query, **scope))
 
     return open_line
 

@@ -126,7 +126,14 @@ class FakeSpeaker:
         self.speeds: list[float] = []
         self.while_speaking: Callable[[], Awaitable[None]] | None = None
 
-    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        speed: float = 1,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         self.said.append((text, voice))
         self.speeds.append(speed)

@@ -35,11 +35,12 @@ class Closed(Exception):
 class WebSocket:
     """The client's side. `events` has all that came, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread_events: int = 10_000) -> None:
+        """`unread_events` may wait here until the server's sending waits, too."""
         self.events: list[dict[str, Any]] = []
         self.subprotocol: str | None = None
         self._to_server: asyncio.Queue[Message] = asyncio.Queue(1000)
-        self._from_server: asyncio.Queue[Message] = asyncio.Queue(10_000)
+        self._from_server: asyncio.Queue[Message] = asyncio.Queue(unread_events)
 
     async def send(self, kind: str, **fields: Any) -> None:
         await self.send_text(orjson.dumps({"type": kind, **fields}).decode())

@@ -33,7 +33,14 @@ class SlowSpeaker:
     def event(self, text: str) -> anyio.Event:
         return self.allowed.setdefault(text, anyio.Event())
 
-    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        speed: float = 1,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         assert (voice, speed) == ("alloy", 1)
         self.begun.append(text)
         try:

@@ -113,7 +113,9 @@ class ClientEvents:
     def _create_response(self, event: dict[str, Any]) -> None:
         given = event.get("response")
         request = response_request(self._settings.value, given, self._voices)
-        self._line.create_response(request, _metadata(given))
+        event_id = event.get("event_id")
+        name = event_id if isinstance(event_id, str) and event_id else None
+        self._line.create_response(request, _metadata(given), name)
 
     def _cancel_response(self, event: dict[str, Any]) -> None:
         response_id = event.get("response_id")
@@ -169,16 +171,19 @@ class ClientEvents:
                 sound = SoundInput(self._settings.input_format)
                 item.pcm += to_pcm16(sound.decode(decode_base64(part["audio"])))
                 item.is_sound, item.has_transcript = True, False
+            elif kind == "input_image" and role is Role.USER:
+                item.images.append(_image(part.get("image_url"), f"{place}.image_url"))
+                item.image_count += 1
             elif kind in {"input_audio", "output_audio"} and part.get("transcript"):
                 texts.append(_text(part["transcript"], f"{place}.transcript"))
             else:
                 raise LiveInputRefused(
                     "invalid_value",
-                    "It must be input_text, output_text or input_audio.",
+                    "It must be input_text, output_text, input_audio or input_image.",
                     f"{place}.type",
                 )
         item.text = "\n".join(texts)
-        if not item.text and not item.pcm:
+        if not item.text and not item.pcm and not item.images:
             raise LiveInputRefused("invalid_value", "It must not be empty.", "item.content")
 
 
@@ -196,6 +201,16 @@ def _parse(message: str | bytes | None) -> dict[str, Any]:
 
 def _item_id(event: dict[str, Any]) -> str:
     return _text(event.get("item_id"), "item_id")
+
+
+def _image(url: object, place: str) -> bytes:
+    """Return the bytes of an image that is given as a data URL."""
+    head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise LiveInputRefused(
+            "invalid_value", "It must be a data URL (`data:image/png;base64,...`).", place
+        )
+    return decode_base64(data)
 
 
 def _text(value: object, place: str) -> str:

@@ -32,11 +32,6 @@ from app.services.live_voice.sessions import BUILT_IN_AGENT
 
 SUBPROTOCOL = "realtime"
 _PARAMETERS = ("model", "session_id", "after")
-_LINE_SECONDS = 3600.0
-_IDLE_SECONDS = 600.0
-_READER_SECONDS = 20.0
-"""How long a client may take to read what it is sent."""
-_CHECK_SECONDS = 0.5
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION, _SERVICE_RESTART = 1000, 1001, 1008, 1012
 _LONGEST_REASON_BYTES = 120
 
@@ -58,7 +53,9 @@ async def serve_realtime(scope: Scope, receive: Receive, send: Send) -> None:
         missed = await session.messages_after(query["after"]) if query.get("after") else ()
         with live.place(caller):
             model = str(named or BUILT_IN_AGENT)
-            settings = SessionSettings(model, session.id.hex, int(time.time() + _LINE_SECONDS))
+            settings = SessionSettings(
+                model, session.id.hex, int(time.time() + live.times.line_seconds)
+            )
             voices: frozenset[str] | None = state["voice"].voice_names
             line = live.open(caller, session, settings.update(configuration, voices))
             line.show(missed)
@@ -85,13 +82,14 @@ class _Connection:
         self._send = send
         self._line = line
         self._live: LiveService = scope["state"]["live"]
+        self._times = self._live.times
         self._frames = Frames(settings)
         self._events = ClientEvents(line, settings, self._frames, voices)
         self._scope_of_tasks = anyio.CancelScope()
         self._close_code, self._close_reason = _NORMAL, ""
         self._is_open = True
         now = time.monotonic()
-        self._ends_at, self._last_event_at = now + _LINE_SECONDS, now
+        self._ends_at, self._last_event_at = now + self._times.line_seconds, now
 
     async def serve(self) -> None:
         state = self._scope["state"]
@@ -137,13 +135,13 @@ class _Connection:
     async def _watch(self) -> None:
         """End the line where its time is over, nobody uses it, or the server drains."""
         while True:
-            await anyio.sleep(_CHECK_SECONDS)
+            await anyio.sleep(self._times.check_seconds)
             now = time.monotonic()
             if self._line.is_answering:
                 self._last_event_at = now
             if now >= self._ends_at:
                 self._end(_GOING_AWAY, "The line has been open for an hour.")
-            elif now - self._last_event_at >= _IDLE_SECONDS:
+            elif now - self._last_event_at >= self._times.idle_seconds:
                 self._end(_NORMAL, "No event came for ten minutes.")
             elif self._live.is_draining and not self._line.is_answering:
                 self._end(_SERVICE_RESTART, "The server is shutting down.")
@@ -162,12 +160,12 @@ class _Connection:
 
     async def _send_frame(self, frame: Frame) -> None:
         text = orjson.dumps(frame).decode()
-        async with asyncio.timeout(_READER_SECONDS):
+        async with asyncio.timeout(self._times.reader_seconds):
             await self._send({"type": "websocket.send", "text": text})
 
     async def _close(self) -> None:
         reason = self._close_reason.encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
-        async with asyncio.timeout(_READER_SECONDS):
+        async with asyncio.timeout(self._times.reader_seconds):
             await self._send(
                 {"type": "websocket.close", "code": self._close_code, "reason": reason}
             )

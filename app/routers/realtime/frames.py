@@ -16,7 +16,8 @@ from app.services.live_voice.items import Item, ItemKind
 from app.services.turns import Usage
 
 Frame = dict[str, Any]
-_QUOTA = "insufficient_quota"
+_NOT_RATES = ("insufficient_quota", "storage_full")
+"""Limits for which it does not help to wait a little."""
 _FIRST = {"output_index": 0, "content_index": 0}
 _NOTHING: list[Frame] = []
 _ITEM_AT_BEGIN: Frame = {"status": "in_progress", "content": _NOTHING}
@@ -122,7 +123,10 @@ def item_json(item: Item) -> Frame:
         case ItemKind.OUTPUT:
             return head | {"status": status, "call_id": item.call_id, "output": item.output}
         case ItemKind.MESSAGE:
-            return head | {"status": status, "role": item.role.value, "content": [_content(item)]}
+            images: list[Frame] = [{"type": "input_image"}] * item.image_count
+            content = [_content(item)] if item.text or item.is_sound or not images else []
+            content += images
+            return head | {"status": status, "role": item.role.value, "content": content}
 
 
 def _content(item: Item) -> Frame:
@@ -271,6 +275,6 @@ def _error(error: AppError) -> Frame:
             "param": error.param,
         }
     body: Frame = error_body(error)["error"]
-    if error.kind is ErrorKind.TOO_MANY and body["code"] != _QUOTA:
+    if error.kind is ErrorKind.TOO_MANY and body["code"] not in _NOT_RATES:
         body["code"] = "rate_limit_exceeded"
     return body

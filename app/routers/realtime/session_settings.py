@@ -10,6 +10,7 @@ from app.routers.openai.chat_request import choose_tools, tool_definition
 from app.routers.realtime.sound_formats import FORMATS, PCM, rate_of
 from app.services.live_voice.config import (
     DetectionKind,
+    Eagerness,
     LineConfig,
     ResponseSettings,
     TurnDetection,
@@ -43,7 +44,6 @@ _DETECTION: dict[str, dict[str, Any]] = {
         "interrupt_response": True,
     },
 }
-_EAGERNESS = ("auto", "low", "medium", "high")
 _RANGES = {
     "threshold": (0.0, 1.0),
     "prefix_padding_ms": (0, 10_000),
@@ -206,7 +206,7 @@ def _detection(value: dict[str, Any] | None) -> TurnDetection | None:
     for name in ("create_response", "interrupt_response"):
         if not isinstance(value[name], bool):
             raise _invalid(f"{place}.{name}", "It must be true or false.")
-    if value.get("eagerness", "auto") not in _EAGERNESS:
+    if value.get("eagerness", Eagerness.AUTO) not in list(Eagerness):
         raise _invalid(f"{place}.eagerness", "It must be auto, low, medium or high.")
     common = TurnDetection()
     return TurnDetection(
@@ -214,6 +214,7 @@ def _detection(value: dict[str, Any] | None) -> TurnDetection | None:
         value.get("threshold", common.threshold),
         int(value.get("prefix_padding_ms", common.prefix_padding_ms)),
         int(value.get("silence_duration_ms", common.silence_duration_ms)),
+        Eagerness(value.get("eagerness", common.eagerness)),
         value["create_response"],
         value["interrupt_response"],
     )

@@ -1,41 +1,36 @@
-"""One response of a line: its turn, what the client is told of it, and its interruption."""
+"""One answer of a line: its turn, the responses that tell of it, and its interruption."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from uuid import UUID
 
 import anyio
 
 from app.core.errors import AppError
-from app.core.request_context import current_context, set_context
-from app.models import Role, TurnStatus, new_id
+from app.models import TurnStatus, new_id
 from app.services.live_voice.config import ResponseSettings
 from app.services.live_voice.errors import ActionNeeded
 from app.services.live_voice.events import (
-    AnswerBegan,
-    AnswerEnded,
-    AnswerSound,
-    AnswerWords,
-    CallMade,
-    ItemAdded,
-    ResponseBegan,
-    ResponseEnded,
     ResponseState,
     TranscriptFailed,
     TranscriptPiece,
-    TranscriptReady,
 )
-from app.services.live_voice.inputs import TurnInput, joined_recordings
-from app.services.live_voice.items import Item, ItemKind, item_id
-from app.services.live_voice.line_parts import LineParts
-from app.services.live_voice.paced_sound import PacedSound
+from app.services.live_voice.inputs import TurnInput
+from app.services.live_voice.items import call_items, item_id
+from app.services.live_voice.line_parts import (
+    LineParts,
+    add_question,
+    begin_request,
+    prepare_turn,
+    tell_transcript,
+)
+from app.services.live_voice.paced_sound import PacedSound, SoundBlocks
 from app.services.live_voice.playback import Playback
-from app.services.ports import ChatOptions, FinishReason
-from app.services.turns import LiveTurn, TurnEvent, TurnOptions, TurnRequest, subscribe
-from app.services.turns.context.heard_text import heard_text
+from app.services.live_voice.response import LiveResponse
+from app.services.live_voice.told_answer import ToldAnswer
+from app.services.ports import FinishReason
+from app.services.turns import LiveTurn, TurnEvent, subscribe
 from app.services.turns.errors import InternalError
 from app.services.turns.events import (
     InputTranscriptDelta,
@@ -46,17 +41,9 @@ from app.services.turns.events import (
     TurnFailed,
     TurnRequiresAction,
 )
-from app.services.turns.parts import REQUESTED, ToolCallPart
 from app.services.voice.speech_order import Utterance
 
 logger = logging.getLogger(__name__)
-
-
-def _begin_request() -> None:
-    """Count the times of a turn from here on, and not from the beginning of the line."""
-    if context := current_context():
-        own = replace(context, problem=None, received_at=time.monotonic(), provider_calls=[])
-        set_context(own)
 
 
 class Answer:
@@ -71,51 +58,61 @@ class Answer:
         earlier: "Answer | None",
     ) -> None:
         """`earlier` is the answer before, whose question is heard again if it was cut off."""
-        self.state = state
         self.turn_input = turn_input
         self.live: LiveTurn | None = None
-        self.is_over = False
-        """True once the client was told that it is over."""
         self.on_item: Callable[[str], object] = str
         """Called with the id of its message, once that has begun."""
+        self.is_paused = False
+        """True while somebody speaks who may have interrupted it, or only coughed."""
         self._parts = parts
         self._request = request
         self._earlier = earlier
-        self._item: Item | None = None
+        self._response = LiveResponse(parts.conversation, parts.outbox, state)
+        self._told = ToldAnswer()
+        self._blocks = SoundBlocks()
         self._words_of_sound = ""
         self._last_number = 0
-        self._is_announced = False
-        self._is_cut = False
+        self._is_cut, self._has_left, self._has_told_calls = False, False, False
+        self._failure: AppError | None = None
+        """What went wrong during a pause."""
         self._started = anyio.Event()
         """Set once the turn is accepted, or refused."""
-        self._sound = PacedSound()
+        self._released = anyio.Event()
+        """Set at the end of the pause."""
+        self._cancelled = anyio.Event()
+        """Set once a turn that was cut is cancelled."""
+
+    @property
+    def state(self) -> ResponseState:
+        """The last response."""
+        return self._response.state
+
+    @property
+    def is_over(self) -> bool:
+        """True once the client was told that it is over."""
+        return self._response.is_over
 
     @property
     def playback(self) -> Playback:
-        """How much of its sound the client has played."""
-        return self._sound.playback
+        """How much of its response's sound the client has played."""
+        return self._response.sound.playback
 
     @property
-    def was_cut(self) -> bool:
-        """True if it was interrupted."""
-        return self._is_cut
-
-    async def unheard(self) -> bytes:
-        """Return the recording that it was asked with, where its words were never known."""
-        if self.live is None or not self.turn_input.pcm or not self.was_cut:
-            return b""
-        words = await self._parts.session.words_of(self.live.record.user_message_id)
-        return b"" if words else self.turn_input.pcm
+    def may_be_unheard(self) -> bool:
+        """True where it was cut before the words of its recording were known here."""
+        return self._is_cut and self.turn_input.is_unheard
 
     def leave(self) -> None:
         """Take note that nobody listens any more; the turn goes on at its own speed."""
-        self._sound.stop()
+        self._has_left = True
+        self._response.sound.stop()
+        self._released.set()
 
     # The turn
 
     async def run(self) -> None:
         """Start the turn, and tell the client of it up to its end."""
-        _begin_request()
+        begin_request()
         try:
             await self._start()
             if self.live:
@@ -124,6 +121,9 @@ class Answer:
                 ) as batches:
                     async for batch in batches:
                         self._take_all(batch)
+                if self.live.is_replayed:  # by the `event_id`: its words are told again
+                    await self._parts.turns.wait(self.live)
+                    self._finish()
         except AppError as error:
             self._fail(error)
         except Exception:
@@ -133,60 +133,43 @@ class Answer:
     async def _start(self) -> None:
         parts, turn_input = self._parts, self.turn_input
         try:
-            async with parts.cancelling:  # so that the answer before is settled
-                if self._earlier and turn_input.pcm:
-                    first_half = await self._earlier.unheard()
-                    turn_input.pcm = joined_recordings(first_half, turn_input.pcm)
-                self._earlier = None
-            await parts.admit()
-            await parts.session.store(turn_input.before)
+            await self._join_earlier()
+            options = await prepare_turn(parts, turn_input, self._request)
             recording = turn_input.recording
             stages = None
             if recording or self._request.is_spoken:
                 stages = parts.voices.make(
-                    recording, has_clips=False, speaks=self._request.is_spoken, sink=self
+                    recording,
+                    has_clips=False,
+                    speaks=self._request.is_spoken,
+                    sink=self,
+                    early=turn_input.early,
+                    vain_seconds=turn_input.vain_seconds,
                 )
             self.live = await parts.turns.start(
-                parts.caller, parts.session.id, turn_input.text, stages, self._options()
+                parts.caller, parts.session.id, turn_input.text, stages, options
             )
             self.state.id = f"resp_{self.live.record.id.hex}"
+            parts.session.set_language(self.live.record.persona.language)
         finally:
-            self._add_question()
+            if self.live is None:
+                parts.early.take_back(turn_input)
+            add_question(parts, turn_input)
             if turn_input.item:
                 turn_input.item.pcm = b""
             self._started.set()
-        self._announce()
+        self._response.announce()
 
-    def _options(self) -> TurnOptions:
-        turn_input, request = self.turn_input, self._request
-        choice = ChatOptions(tool_choice=request.tool_choice) if request.tool_choice else None
-        message_id = turn_input.message_id()
-        return TurnOptions(
-            request=TurnRequest(
-                tools=request.tools,
-                may_call_tools=request.may_call_tools,
-                options=choice,
-                system_prompt=request.instructions or None,
-                max_output_tokens=request.max_output_tokens,
-                voice=request.voice,
-            ),
-            parts=turn_input.parts,
-            user_message_id=message_id if isinstance(message_id, UUID) else None,
-        )
-
-    def _add_question(self) -> None:
-        """Tell the client of the recording that is answered, now that it is stored."""
-        item, conversation = self.turn_input.item, self._parts.conversation
-        if item and item.is_sound and not conversation.has(item):
-            before = conversation.add(item)
-            self._parts.outbox.put(ItemAdded(item, before))
-
-    def _announce(self) -> None:
-        if not self._is_announced:
-            self._is_announced = True
-            self._parts.outbox.put(ResponseBegan(self.state))
-            if self._is_cut:
-                self._end()
+    async def _join_earlier(self) -> None:
+        """Wait until the answer before is settled; take over its question, if that was unheard."""
+        earlier, self._earlier = self._earlier, None
+        if earlier:
+            await earlier.wait_until_cancelled()
+        async with self._parts.cancelling:
+            if earlier and earlier.live and earlier.may_be_unheard and self.turn_input.pcm:
+                question = earlier.live.record.user_message_id
+                if not await self._parts.session.words_of(question):
+                    self.turn_input.put_before(earlier.turn_input.pcm)
 
     # Its events
 
@@ -202,110 +185,74 @@ class Answer:
             case InputTranscriptDelta() if item:
                 self._parts.outbox.put(TranscriptPiece(item.id, value.delta))
             case InputTranscriptDone() if item:
-                self._take_transcript(item, value.text)
+                tell_transcript(self._parts, self.turn_input, item, value.text)
             case OutputTextDelta() if not self._request.is_spoken and not self.is_over:
                 self._say(value.delta)
             case TurnCompleted() | TurnFailed() | TurnCancelled():
                 self._finish()
-            case TurnRequiresAction() if not self.is_over:
+            case TurnRequiresAction():
                 self._fail(ActionNeeded("A tool call of this turn waits for somebody to act."))
             case _:
                 pass
 
-    def _take_transcript(self, item: Item, text: str) -> None:
-        item.text, item.has_transcript = text, True
-        recording = self.turn_input.recording
-        seconds = recording.duration_seconds if recording else 0.0
-        self._parts.outbox.put(TranscriptReady(item.id, text, round(seconds, 3)))
-
     def _say(self, words: str) -> None:
-        item = self._item or self._begin_item()
-        item.text += words
-        self._parts.outbox.put(AnswerWords(self.state, item, words))
-
-    def _begin_item(self) -> Item:
-        live = self.live
-        message_id = live.record.message_id if live else new_id()
-        item = Item(item_id(message_id), role=Role.ASSISTANT, is_sound=self._request.is_spoken)
-        item.is_running = True
-        self._item = item
-        self.on_item(item.id)
-        self.state.items.append(item)
-        before = self._parts.conversation.add(item)
-        self._parts.outbox.put(AnswerBegan(self.state, item, before))
-        return item
+        response = self._response
+        if response.item is None:
+            message_id = self.live.record.message_id if self.live else new_id()
+            number = self._told.response_number
+            suffix = f"_r{number}" if number > 1 else ""
+            name = item_id(message_id) + suffix
+            self.on_item(name)
+            response.begin_item(name)
+        self._told.words += words
+        response.say(words)
 
     def _finish(self) -> None:
-        """Tell of the end of the turn, unless the client was told before."""
+        """Tell of the end of the turn, unless the client was told before, or in a pause."""
         live = self.live
-        if self.is_over or live is None:
+        outcome = live.outcome if live else None
+        is_elsewhere = live and live.is_replayed and outcome is None
+        if self.is_paused or self.is_over or live is None or is_elsewhere:
             return
-        outcome = live.outcome
         error = outcome.error if outcome else None
         if outcome:
             self._say_rest(outcome.content)
+        state = self.state
         if outcome and outcome.status is TurnStatus.CANCELLED:
-            self.state.status, self.state.reason = "cancelled", "client_cancelled"
+            state.status, state.reason = "cancelled", "client_cancelled"
         elif error:
             self._fail(error)
             return
         elif live.progress.finish_reason == FinishReason.LENGTH.value:
-            self.state.status, self.state.reason = "incomplete", "max_output_tokens"
+            state.status, state.reason = "incomplete", "max_output_tokens"
         else:
-            self.state.status = "completed"
-        self.state.usage = live.progress.usage
-        self._end()
+            state.status = "completed"
+        state.usage = live.progress.usage
+        tells_calls = state.status == "completed" and not self._has_told_calls
+        self._has_told_calls |= tells_calls
+        parts = outcome.parts if outcome and tells_calls else None
+        self._response.end(call_items(live.record.message_id, parts or ()))
 
     def _say_rest(self, content: str) -> None:
         """Tell the end of the answer, which has no sound, such as code."""
-        beginning = self._item.text if self._item else ""
-        rest = content[len(beginning) :] if content.startswith(beginning) else ""
+        rest = self._told.rest_of(content)
         if rest.strip():
             self._say(rest)
 
     def _fail(self, error: AppError) -> None:
+        if self.is_paused:
+            self._failure = error
+            return
         if self.is_over:
             return
-        item = self.turn_input.item
+        item, state = self.turn_input.item, self.state
         if self.turn_input.pcm and item and not item.text and self.live:
             self._parts.outbox.put(TranscriptFailed(item.id, error))
-        self.state.status, self.state.error = "failed", error
-        if not self._is_announced:
-            self.state.id = f"resp_{new_id().hex}"
-            self._announce()
-        self._end()
-
-    def _end(self) -> None:
-        if self.is_over:
-            return
-        self.is_over = True
-        outbox = self._parts.outbox
-        if self._item:
-            self._item.is_running = False
-            self._item.is_complete = self.state.status == "completed"
-            outbox.put(AnswerEnded(self.state, self._item))
-        for call in self._calls():
-            self.state.items.append(call)
-            before = self._parts.conversation.add(call)
-            outbox.put(CallMade(self.state, call, len(self.state.items) - 1, before))
-        outbox.put(ResponseEnded(self.state))
-
-    def _calls(self) -> Iterator[Item]:
-        """Yield the calls of the client's tools that the answer ends with."""
-        live = self.live
-        if live is None or live.outcome is None or self.state.status != "completed":
-            return
-        for number, part in enumerate(live.outcome.parts or (), start=1):
-            if isinstance(part, ToolCallPart) and part.status == REQUESTED:
-                call = Item(
-                    f"{item_id(live.record.message_id)}_{number}",
-                    ItemKind.CALL,
-                    Role.ASSISTANT,
-                    call_id=part.call_id,
-                    name=part.name,
-                )
-                call.arguments = part.arguments
-                yield call
+        state.status, state.error = "failed", error
+        if not self._response.is_announced:
+            state.id = f"resp_{new_id().hex}"
+        self._response.announce()
+        self._response.end()
 
     # Its sound
 
@@ -314,50 +261,119 @@ class Answer:
         self._words_of_sound += utterance.written
 
     async def sound(self, pcm: bytes, sample_rate_hz: int) -> None:
-        """Fulfil `LiveSink.sound`; waits while four seconds are not played yet."""
+        """Fulfil `LiveSink.sound`; waits while four seconds are not played yet, or in a pause."""
         await self._started.wait()
-        if self._is_silenced or self.live is None:
-            return
-        self._take_all(self.live.log.after(self._last_number))
-        if self._words_of_sound:
-            words, self._words_of_sound = self._words_of_sound, ""
-            self._say(words)
-        item = self._item
-        if item is None:  # the silence of an answer that has nothing to say
-            return
-        async with aclosing(self._sound.blocks(pcm, sample_rate_hz)) as blocks:
-            async for block in blocks:
-                self._parts.outbox.put(AnswerSound(self.state, item, block))
+        if self.live:
+            self._take_all(self.live.log.after(self._last_number))
+        for block in self._blocks.cut(pcm, sample_rate_hz):
+            if not await self._may_play():
+                return
+            if self._words_of_sound:
+                words, self._words_of_sound = self._words_of_sound, ""
+                self._say(words)
+            self._response.play(block)
 
-    @property
-    def _is_silenced(self) -> bool:
-        return self.is_over or self._sound.is_stopped
+    async def _may_play(self) -> bool:
+        """Wait until the next block may be handed over; return False where nobody wants it."""
+        while not self._has_left and self.live:
+            if self.is_paused:
+                await self._released.wait()
+            elif self.is_over or self._is_cut:
+                return False
+            elif await self._response.sound.wait_for_room():
+                return True
+        return False
 
     # Its interruption
 
+    def pause(self, reason: str) -> None:
+        """End the response at once; `cut` or `resume` decides whether the answer has ended, too.
+
+        The turn goes on as far as it can without being heard.
+        """
+        if not self.is_paused and not self._is_cut:
+            self.is_paused, self._released = True, anyio.Event()
+            self._told.played_ms = self._response.stop(reason)
+
+    def sent_ms(self, item: str) -> int:
+        """Return how much sound of one of its items was sent."""
+        sent_ms = self._told.sent_ms(item)
+        return self.playback.sent_ms if sent_ms is None else sent_ms
+
+    def truncate(self, item: str, played_ms: int) -> int | None:
+        """Take note of what the client has played of an item.
+
+        Returns the milliseconds to cancel the turn with; `None` where it is only paused, or another
+        response has taken up the item.
+        """
+        if self._told.sent_ms(item) is not None:
+            return None
+        if self.is_paused:
+            self._told.played_ms = played_ms
+            self._truncate_item(self._told.all_played_ms)
+            return None
+        self.cut("client_cancelled")
+        return self._told.played_before_ms + played_ms
+
+    def resume(self) -> None:
+        """Go on after a pause, in a new response, with what was not heard; the turn is the same."""
+        paused, live = self._response, self.live
+        self.is_paused = False
+        if not paused.is_announced or live is None:
+            paused.state.status, paused.state.reason = "in_progress", None
+            paused.sound = PacedSound()
+        else:
+            self._take_up(paused, f"resp_{live.record.id.hex}_{self._told.response_number + 1}")
+        self._end_pause()
+        if live and live.outcome:
+            self._finish()
+
+    def _take_up(self, paused: LiveResponse, response_id: str) -> None:
+        blocks = list(paused.sound.blocks_after(self._told.played_ms))
+        heard = self._truncate_item(self._told.all_played_ms)
+        item = paused.item.id if paused.item else response_id
+        rest = self._told.begin_again(item, paused.sound.playback.sent_ms, heard)
+        state = replace(
+            paused.state, id=response_id, status="in_progress", reason=None, items=[], usage=None
+        )
+        self._response = LiveResponse(self._parts.conversation, self._parts.outbox, state)
+        self._response.announce()
+        if rest or blocks:
+            self._say(rest)
+        for block in blocks:
+            self._response.play(block)
+
     def cut(self, reason: str) -> int | None:
-        """End the response at once; return the milliseconds that were played, `None` if written.
+        """End the answer at once; return the milliseconds that were played, `None` if written.
 
         The caller cancels the turn: see `cancel_turn`.
         """
-        self._sound.take_back(self._parts.outbox.take_back_sound(self.state))
-        played_ms = self.playback.played_ms if self._request.is_spoken else None
-        self.playback.stop()
-        self._is_cut = True
-        self._sound.stop()
-        if not self.is_over:
-            self.state.status, self.state.reason = "cancelled", reason
-            if self._is_announced:
-                self._end()
-        return played_ms
+        self.pause(reason)
+        self.is_paused, self._is_cut = False, True
+        self._end_pause()
+        return self._told.all_played_ms if self._request.is_spoken else None
+
+    def _end_pause(self) -> None:
+        self._released.set()
+        failure, self._failure = self._failure, None
+        if failure:
+            self._fail(failure)
+
+    async def wait_until_cancelled(self) -> None:
+        """Return once its turn is cancelled, if it was cut."""
+        if self._is_cut:
+            await self._cancelled.wait()
 
     async def cancel_turn(self, played_ms: int | None) -> None:
         """Cancel the turn; of a spoken answer the history keeps what was played."""
         await self._started.wait()
-        if self.live is None:
-            return
-        with anyio.CancelScope(shield=True):  # also where the client leaves right behind it
-            await self._cancel_started_turn(self.live, played_ms)
+        try:
+            if self.live:
+                with anyio.CancelScope(shield=True):  # also where the client leaves right behind it
+                    await self._cancel_started_turn(self.live, played_ms)
+            self.turn_input.drop_early()
+        finally:
+            self._cancelled.set()
 
     async def _cancel_started_turn(self, live: LiveTurn, played_ms: int | None) -> None:
         async with self._parts.cancelling:
@@ -368,14 +384,12 @@ class Answer:
             except AppError as error:
                 logger.warning("an answer could not be cut short: %s", error)
                 return
-            if self._item and played_ms is not None:
-                self._item.text = self.heard_words(played_ms)
+            if played_ms is not None:
+                self._truncate_item(played_ms)
 
-    def heard_words(self, played_ms: int) -> str:
-        """Return the words of the first milliseconds of the sound."""
-        live = self.live
-        if live is None or live.voice is None or live.outcome is None:
-            return self._item.text if self._item else ""
-        content = live.outcome.content
-        beginning = heard_text(content, live.voice.pieces(), played_ms)
-        return content if beginning is None else beginning
+    def _truncate_item(self, played_ms: int) -> str:
+        """Return the words of the first milliseconds; the newest item has no others."""
+        heard, heard_of_item = self._told.heard(self.live, played_ms)
+        if self._response.item:
+            self._response.item.text = heard_of_item
+        return heard

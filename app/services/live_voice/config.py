@@ -13,6 +13,15 @@ class DetectionKind(StrEnum):
     SEMANTIC = "semantic_vad"
 
 
+class Eagerness(StrEnum):
+    """How soon a turn of `semantic_vad` ends."""
+
+    AUTO = "auto"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
 @value_object(frozen=True, slots=True)
 class TurnDetection:
     """When somebody has begun to speak, and when they have finished."""
@@ -24,6 +33,7 @@ class TurnDetection:
     """How much from before the beginning is kept."""
     silence_duration_ms: int = 500
     """How long a silence ends the turn."""
+    eagerness: Eagerness = Eagerness.AUTO
     creates_response: bool = True
     interrupts_response: bool = True
 
@@ -49,3 +59,15 @@ class LineConfig:
     answers: ResponseSettings = ResponseSettings()
     detection: TurnDetection | None = TurnDetection()
     """`None` where the client says when somebody has finished."""
+
+
+@value_object(frozen=True, slots=True)
+class LineTimes:
+    """How long a line may last, in seconds."""
+
+    line_seconds: float = 3600.0
+    idle_seconds: float = 600.0
+    """Without an event of the client."""
+    reader_seconds: float = 20.0
+    """How long a client may take to read what it is sent."""
+    check_seconds: float = 0.5

@@ -1,12 +1,20 @@
 """The items of a line's conversation, as its client knows them."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
 from app.models import Message, Role, new_id
 from app.services.live_voice.errors import LiveInputRefused
-from app.services.turns.parts import ToolCallPart, ToolResultPart, decode_parts
+from app.services.turns.parts import (
+    REQUESTED,
+    Part,
+    ToolCallPart,
+    ToolResultPart,
+    decode_parts,
+    is_image,
+)
 
 _ITEMS_LIMIT = 10_000
 _MOST_BYTES = 32 << 20
@@ -42,13 +50,22 @@ class Item:
     name: str = ""
     arguments: str = ""
     output: str = ""
+    images: list[bytes] = field(default_factory=list[bytes], repr=False)
+    """Of a message that is not answered yet; `image_count` stays."""
+    image_count: int = 0
     pcm: bytes = field(default=b"", repr=False)
     """A recording that is not answered yet: 16 kHz mono, signed 16 bits."""
 
     @property
     def size_bytes(self) -> int:
         """About how much memory it takes."""
-        return len(self.text) + len(self.output) + len(self.arguments) + len(self.pcm)
+        texts = len(self.text) + len(self.output) + len(self.arguments)
+        return texts + len(self.pcm) + sum(map(len, self.images))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of that is kept only until the item is answered."""
+        return len(self.pcm) + sum(map(len, self.images))
 
 
 def item_id(message_id: UUID) -> str:
@@ -76,9 +93,13 @@ def items_of(message: Message) -> list[Item]:
     is_sound = message.modality.value == "voice"
     base = item_id(message.id)
     items: list[Item] = []
-    if words:
-        items.append(Item(base, role=message.role, text=words, is_sound=is_sound))
-    for number, part in enumerate(decode_parts(message.parts or ()), start=1):
+    parts = decode_parts(message.parts or ())
+    images = sum(map(is_image, parts))
+    if words or images:
+        message_item = Item(base, role=message.role, text=words, is_sound=is_sound)
+        message_item.image_count = images
+        items.append(message_item)
+    for number, part in enumerate(parts, start=1):
         if isinstance(part, ToolCallPart):
             call = Item(f"{base}_{number}", ItemKind.CALL, call_id=part.call_id, name=part.name)
             call.arguments = part.arguments
@@ -88,6 +109,20 @@ def items_of(message: Message) -> list[Item]:
             output.output = part.content
             items.append(output)
     return items
+
+
+def call_items(message_id: UUID, parts: Iterable[Part]) -> Iterator[Item]:
+    """Yield the calls of the client's tools that an answer ends with."""
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, ToolCallPart) and part.status == REQUESTED:
+            yield Item(
+                f"{item_id(message_id)}_{number}",
+                ItemKind.CALL,
+                Role.ASSISTANT,
+                call_id=part.call_id,
+                name=part.name,
+                arguments=part.arguments,
+            )
 
 
 class LineConversation:
@@ -114,7 +149,7 @@ class LineConversation:
                 "item_create_duplicate_item_id", f"The item {item.id} exists already.", "item.id"
             )
         self.require_room(item)
-        self._text_bytes += item.size_bytes - len(item.pcm)
+        self._text_bytes += item.size_bytes - item.waiting_bytes
         place = len(self._order)
         if after is not None:
             place = 0 if after == "root" else self._place(after) + 1
@@ -125,7 +160,7 @@ class LineConversation:
 
     def require_room(self, item: Item) -> None:
         """Raise `LiveInputRefused` where the line has as many items as it may."""
-        waiting = sum(len(each.pcm) for each in self.pending)
+        waiting = sum(each.waiting_bytes for each in self.pending)
         if (
             len(self._items) >= _ITEMS_LIMIT
             or self._text_bytes + waiting + item.size_bytes > _MOST_BYTES

@@ -8,15 +8,16 @@ from uuid import UUID
 
 from app.core.database import Database
 from app.core.security import Caller
-from app.services.live_voice.config import LineConfig
+from app.services.live_voice.config import LineConfig, LineTimes
 from app.services.live_voice.errors import LinesFull, TooManyLines
 from app.services.live_voice.items import LineConversation
-from app.services.live_voice.line_parts import LineParts
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession, find_session
+from app.services.ports import TurnEndJudge
 from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
-from app.services.usage import RequestLimiter
+from app.services.turns.execution.message_input import MessageInput
+from app.services.usage import RequestLimiter, StorageMeter
 from app.services.voice import VoiceTurns
 
 if TYPE_CHECKING:
@@ -36,13 +37,21 @@ class LiveService:
         limiter: RequestLimiter,
         lines_limit: int,
         lines_per_key: int,
+        message_input: MessageInput,
+        storage: StorageMeter,
+        turn_end_judge: TurnEndJudge | None = None,
     ) -> None:
+        """`turn_end_judge` hears for `semantic_vad` whether a sentence is finished."""
         self._turns = turns
         self._voices = voices
         self._database = database
         self._limiter = limiter
         self._lines_limit = lines_limit
         self._lines_per_key = lines_per_key
+        self._message_input = message_input
+        self._storage = storage
+        self._turn_end_judge = turn_end_judge
+        self.times = LineTimes()
         self._open: Counter[tuple[UUID, str | None]] = Counter()
 
     @property
@@ -90,10 +99,14 @@ class LiveService:
 
     def open(self, caller: Caller, session: LineSession, config: LineConfig) -> "Line":
         """Return a line, which is not running yet."""
-        from app.services.live_voice.line import Line  # needs NumPy
+        from app.services.live_voice.early_listener import EarlyListener  # these need NumPy
+        from app.services.live_voice.line import Line
+        from app.services.live_voice.line_parts import LineParts
 
-        async def admit() -> None:
+        async def admit(posted_bytes: int) -> None:
             await self._limiter.admit(caller)
+            if posted_bytes:
+                await self._storage.require_room(caller.workspace_id, posted_bytes)
 
         parts = LineParts(
             self._turns,
@@ -103,6 +116,9 @@ class LiveService:
             session,
             LineConversation(),
             Outbox(),
+            EarlyListener(caller, session, self._turns, self._voices),
             admit,
+            self._message_input,
+            self._turn_end_judge,
         )
         return Line(parts, config)

@@ -17,6 +17,7 @@ from app.services.live_voice.items import message_id_of
 BUILT_IN_AGENT = "realtime"
 """The name of the agent that answers where a client names none that exists."""
 _LOADED_MESSAGES = 1000
+_ID_CHARACTERS = len("item_") + 32
 
 
 @dataclass(slots=True)
@@ -30,6 +31,9 @@ class LineSession:
     user_id: str | None = None
     """The end user to whom a new session belongs."""
     is_stored: bool = False
+    language: str | None = None
+    """The agent's, once `find_language` or a turn has found it."""
+    _knows_language: bool = False
     _storing: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def store(self, messages: Sequence[crud.ImportedMessage] = ()) -> None:
@@ -48,6 +52,18 @@ class LineSession:
                 async with self.database.transaction() as db:
                     await crud.append_messages(db, self.caller, self.id, messages)
 
+    async def find_language(self) -> str | None:
+        """Return the language of the agent, as it was last seen. Raises `AgentNotFound`."""
+        if not self._knows_language:
+            async with self.database.reading() as db:
+                agent = await crud.get_agent(db, self.caller.workspace_id, self.agent_id)
+                self.set_language(agent.language)
+        return self.language
+
+    def set_language(self, language: str | None) -> None:
+        """Take note of the language of the agent."""
+        self.language, self._knows_language = language, True
+
     async def words_of(self, message_id: UUID) -> str:
         """Return the text of a stored message; empty where there is none."""
         async with self.database.reading() as db:
@@ -56,7 +72,7 @@ class LineSession:
 
     async def messages_after(self, item: str) -> Sequence[Message]:
         """Return the messages behind an item, oldest first. Raises `LiveInputRefused`."""
-        message_id = message_id_of(item)
+        message_id = message_id_of(item[:_ID_CHARACTERS])  # `_1` behind it is a part of the message
         async with self.database.reading() as db:
             seq = await db.scalar(
                 select(Message.seq).where(

@@ -9,6 +9,7 @@ from app.core.capabilities import Capability
 from app.services.local_service.chat_model import CONTEXT_TOKENS
 from app.services.local_service.engine import LocalEngine
 from app.services.local_service.grammar import json_grammar
+from app.services.local_service.tasks import Urgency
 from app.services.local_service.tool_choice import (
     CHOICE_TOKENS,
     Line,
@@ -163,11 +164,14 @@ class LocalTranscriber:
         on_words: OnWords | None = None,  # noqa: ARG002  # does not stream
     ) -> Transcript:
         """Transcribe `recording`. An English-only model ignores `language`."""
+        is_urgent = recording.is_urgent
+        urgency = Urgency.ENDED_SPEECH if is_urgent else Urgency.EARLY_TRANSCRIPTION
         fields = {
             "op": "transcribe",
             "language": language,
             "prompt": _clean(prompt or ""),
             "has_times": TimeUnit.SEGMENT in times,
+            "urgency": urgency.value,
         }
         link = await self._engine.link(Capability.STT)
         async with link.exchange(fields, recording.data) as exchange:
@@ -202,14 +206,23 @@ class LocalSpeaker:
         """Both models of speech take a speed."""
         return True
 
-    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    async def speak(
+        self, text: str, *, voice: str, speed: float = 1, is_urgent: bool = True
+    ) -> AsyncGenerator[bytes]:
         """Synthesize `text` sentence by sentence; yield signed 16-bit little-endian mono PCM.
 
         At most two sentences are synthesized ahead of the caller. Characters that cannot be
         pronounced in English are omitted; if none remain, the result is 0.2 s of silence.
         """
         link = await self._engine.link(Capability.TTS)
-        fields = {"op": "speak", "text": _clean(text), "voice": voice, "speed": speed}
+        urgency = Urgency.FIRST_SENTENCE if is_urgent else Urgency.NEXT_SENTENCE
+        fields = {
+            "op": "speak",
+            "text": _clean(text),
+            "voice": voice,
+            "speed": speed,
+            "urgency": urgency.value,
+        }
         async with link.exchange(fields) as exchange:
             while True:
                 event, sound = await exchange.next_event()

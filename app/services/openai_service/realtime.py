@@ -107,6 +107,7 @@ class RealtimeSpeaker:
         *,
         voice: str,
         speed: float = 1,  # noqa: ARG002  # it is 1
+        is_urgent: bool = True,  # noqa: ARG002
     ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`. fable, onyx and nova are spoken by ballad, cedar and marin."""
         websocket = None if self._is_missing else await self._open()

@@ -140,7 +140,14 @@ class OpenAISpeaker:
         """As OpenAI's API has them."""
         return True
 
-    async def speak(self, text: str, *, voice: str, speed: float = 1) -> AsyncGenerator[bytes]:
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str,
+        speed: float = 1,
+        is_urgent: bool = True,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes]:
         """Fulfil `Speaker.speak`."""
         fields = {"model": self._model, "voice": voice, "input": storable_text(text)}
         body = orjson.dumps(

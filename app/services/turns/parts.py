@@ -203,6 +203,8 @@ def user_line(stored: str, content: str) -> AttachedLine:
     """Return a user's message with images or documents as a line of a prompt."""
     parts = decode_parts(orjson.loads(stored))
     shown = [part for part in parts if isinstance(part, (TextPart, ImagePart, FilePart))]
+    if content and not any(isinstance(part, TextPart) for part in shown):
+        shown.append(TextPart(content))  # what was said beside an image
     return AttachedLine(USER, content, tuple(shown))
 
 

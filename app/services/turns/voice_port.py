@@ -60,6 +60,14 @@ class VoiceStages(Protocol):
         ...
 
     @property
+    def heard_seconds(self) -> float:
+        """Seconds of sound that the transcriber was sent so far, also before the turn and in vain.
+
+        What has failed is not counted.
+        """
+        ...
+
+    @property
     def spoken_characters(self) -> int:
         """Number of characters sent to speech synthesis so far."""
         ...

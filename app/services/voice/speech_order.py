@@ -45,8 +45,9 @@ class _SpeechTask:
     _failure: AppError | None = None
 
     async def speak(self, speaker: Speaker, voice: str, speed: float) -> None:
+        text, is_first = self.utterance.text, not self.utterance.content_start
         try:
-            spoken = speaker.speak(self.utterance.text, voice=voice, speed=speed)
+            spoken = speaker.speak(text, voice=voice, speed=speed, is_urgent=is_first)
             async with aclosing(spoken) as sound:
                 async for pcm in sound:
                     self._pieces.append(pcm)

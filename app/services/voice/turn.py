@@ -8,9 +8,10 @@ from typing import Protocol
 
 from app.core.errors import AppError
 from app.services.audio.errors import NoSpeech
-from app.services.ports import Recording, Speaker, Transcriber, Transcript
+from app.services.ports import ProviderError, Recording, Speaker, Transcriber, Transcript
 from app.services.turns import AudioClip, Persona, SpokenPiece
 from app.services.turns.context.heard_text import whole_words
+from app.services.voice.early_transcription import EarlyTranscription, short_language
 from app.services.voice.mp3 import Mp3Encoder, encode
 from app.services.voice.sentences import SentenceCutter
 from app.services.voice.speech_order import AudioSink, Utterance, speak_in_order
@@ -47,6 +48,10 @@ class VoiceTurn:
     has_clips: bool = False
     speaks: bool = True
     sink: LiveSink | None = None
+    early: EarlyTranscription | None = None
+    """The transcription of the recording, where that has begun before the turn."""
+    heard_seconds: float = 0.0
+    """Begins with what was sent to the transcriber in vain before the turn."""
     transcript: Transcript | None = None
     spoken_characters: int = 0
     mp3: list[bytes] = field(default_factory=list[bytes])
@@ -66,14 +71,29 @@ class VoiceTurn:
         """Implement `VoiceStages.transcribe`. Raises `ProviderError`; `NoSpeech` for empty text."""
         if self.recording is None:
             raise RuntimeError("a written message has no recording")
-        language = persona.language.partition("-")[0] if persona.language else None
-        transcript = await self.transcriber.transcribe(
-            self.recording, language=language, on_words=on_words
-        )
+        transcript = await self._early_transcript(persona.language)
+        if transcript is None:
+            self.heard_seconds += self.recording.duration_seconds
+            try:
+                transcript = await self.transcriber.transcribe(
+                    self.recording, language=short_language(persona.language), on_words=on_words
+                )
+            except ProviderError:  # is not billed
+                self.heard_seconds -= self.recording.duration_seconds
+                raise
         if not transcript.text.strip():
             raise NoSpeech("No words were recognized in the recording: record it again.")
         self.transcript = Transcript(transcript.text.strip(), transcript.language)
         return self.transcript
+
+    async def _early_transcript(self, language: str | None) -> Transcript | None:
+        early, self.early = self.early, None
+        if early is None:
+            return None
+        try:
+            return await early.result(language)
+        finally:
+            self.heard_seconds += early.seconds
 
     async def speak(
         self,
@@ -246,15 +266,28 @@ class VoiceTurns:
     speaker: Speaker
     default_voice: str
 
-    def make(
+    def make(  # noqa: PLR0913  # a part each
         self,
         recording: Recording | None,
         *,
         has_clips: bool,
         speaks: bool = True,
         sink: LiveSink | None = None,
+        early: EarlyTranscription | None = None,
+        vain_seconds: float = 0.0,
     ) -> VoiceTurn:
-        """Return the stages of one turn; `sink` listens to its answer."""
+        """Return the stages of one turn; `sink` listens to its answer.
+
+        `vain_seconds` of sound were transcribed in vain before it: its receipt has them, too.
+        """
         return VoiceTurn(
-            recording, self.transcriber, self.speaker, self.default_voice, has_clips, speaks, sink
+            recording,
+            self.transcriber,
+            self.speaker,
+            self.default_voice,
+            has_clips,
+            speaks,
+            sink,
+            early,
+            vain_seconds,
         )

@@ -9,7 +9,7 @@ import anyio
 from app.core.database.retries import retry_while_unavailable
 from app.core.errors import AppError
 from app.models import Modality
-from app.services.ports import ProviderError, Recording, Transcript
+from app.services.ports import Transcript
 from app.services.turns.errors import InternalError, TurnInterrupted, TurnTimeout
 from app.services.turns.events import InputTranscriptDelta, InputTranscriptDone
 from app.services.turns.execution.agent_loop import TurnRuntime, answer
@@ -79,7 +79,7 @@ async def _run_voice_turn(live: LiveTurn, runtime: TurnRuntime) -> Outcome:
     if voice.recording is None:
         speech_error = await _answer_aloud(live, voice, runtime)
         return live.completed_outcome(speech_error)
-    transcript = _stored_transcript(live.record) or await _transcribe(live, voice, voice.recording)
+    transcript = _stored_transcript(live.record) or await _transcribe(live, voice)
     live.record = _with_question(live.record, transcript.text)
     live.log.emit(InputTranscriptDone(transcript.text, transcript.language))
     error: AppError | None = None
@@ -163,16 +163,14 @@ async def _answer_aloud(
     return speech_error
 
 
-async def _transcribe(live: LiveTurn, voice: VoiceStages, recording: Recording) -> Transcript:
-    live.progress.speech_in_seconds = round(recording.duration_seconds, 2)
+async def _transcribe(live: LiveTurn, voice: VoiceStages) -> Transcript:
     try:
         transcript = await voice.transcribe(
             live.record.persona,
             lambda words: live.log.emit(InputTranscriptDelta(words)),
         )
-    except ProviderError:  # a failed transcription is not charged
-        live.progress.speech_in_seconds = None
-        raise
+    finally:
+        live.progress.speech_in_seconds = round(voice.heard_seconds, 2) or None
     live.mark("stt_ms")
     return transcript
 
