@@ -32,10 +32,11 @@ from app.services.openai_service import (
 )
 from app.services.outbound.addresses import Guard, parse_allowed_addresses
 from app.services.outbound.on_demand import OutboundOnDemand
-from app.services.ports import ChatModel, Speaker, Transcriber, TurnEndJudge
+from app.services.ports import ChatModel, Speaker, Transcriber
 from app.services.provider_http.client import ProviderClient
 from app.services.resilience import ProviderTarget
 from app.services.sandbox.sandbox import Sandbox
+from app.services.turn_end_port import TurnEndJudge
 from app.telemetry import Telemetry
 from app.telemetry.observer import host_of
 

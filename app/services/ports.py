@@ -13,6 +13,7 @@ import orjson
 from app.core.errors import AppError, ErrorKind
 from app.core.value_objects import value_object
 from app.services.prompt_lines import PromptContent, PromptLine, PromptResult
+from app.services.transcript_times import NO_TIMES, TimedText, TimeUnit
 
 
 class ProviderError(AppError):
@@ -288,23 +289,6 @@ class Recording:
     """False where its speaker may go on, so that others come first."""
 
 
-class TimeUnit(StrEnum):
-    """What a transcript can have the times of."""
-
-    SEGMENT = "segment"
-    """A sentence or so, as the provider cuts them."""
-    WORD = "word"
-
-
-@value_object(frozen=True, slots=True)
-class TimedText:
-    """A piece of a transcript. Its times are seconds from the beginning of the recording."""
-
-    text: str
-    start_seconds: float
-    end_seconds: float
-
-
 @value_object(frozen=True, slots=True)
 class Transcript:
     """Transcribed speech. `language` is an ISO 639-1 code, `None` where the provider names none."""
@@ -316,7 +300,6 @@ class Transcript:
 
 
 OnWords = Callable[[str], None]
-NO_TIMES: frozenset[TimeUnit] = frozenset()
 
 
 class Transcriber(Protocol):
@@ -344,26 +327,6 @@ class Transcriber(Protocol):
         Where the provider streams, `on_words` is called with each partial transcript; the
         transcript that is returned is authoritative. Its text is empty where no words were
         recognized. Safe to cancel. Raises `ProviderError`. Makes one attempt.
-        """
-        ...
-
-
-class TurnEndJudge(Protocol):
-    """Port of a model that hears whether somebody has finished what they want to say."""
-
-    @property
-    def is_ready(self) -> bool:
-        """True once it can be asked."""
-        ...
-
-    def prepare(self) -> None:
-        """Begin to load the model, if it can be and is not; what prevents that is logged."""
-        ...
-
-    async def probability_of_end(self, pcm: bytes) -> float:
-        """Return how likely it is (0 to 1) that they have finished.
-
-        `pcm` is what was said, with a little silence at its end: 16 kHz mono, signed 16 bits.
         """
         ...
 

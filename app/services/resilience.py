@@ -17,7 +17,6 @@ import anyio
 from app.core.capabilities import Capability
 from app.core.request_context import ProviderCall
 from app.services.ports import (
-    NO_TIMES,
     ChatItem,
     ChatModel,
     ChatRequest,
@@ -27,10 +26,10 @@ from app.services.ports import (
     ProviderUnavailable,
     Recording,
     Speaker,
-    TimeUnit,
     Transcriber,
     Transcript,
 )
+from app.services.transcript_times import NO_TIMES, TimeUnit
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]

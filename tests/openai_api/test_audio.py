@@ -18,7 +18,8 @@ from app.core.config import Provider, Settings
 from app.core.database import Database
 from app.core.security import ADMIN
 from app.models import Budget
-from app.services.ports import AudioFormat, ProviderUnavailable, TimeUnit, UpstreamIncomplete
+from app.services.ports import AudioFormat, ProviderUnavailable, UpstreamIncomplete
+from app.services.transcript_times import TimeUnit
 from app.services.voice.audio_requests import SpeechRequest
 from app.services.voice.speech_formats import SpeechFormat
 from app.state import State

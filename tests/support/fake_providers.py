@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import anyio
 
 from app.services.ports import (
-    NO_TIMES,
     ChatFinished,
     ChatItem,
     ChatRequest,
@@ -16,11 +15,10 @@ from app.services.ports import (
     ProviderError,
     Recording,
     TextDelta,
-    TimedText,
-    TimeUnit,
     ToolCallDelta,
     Transcript,
 )
+from app.services.transcript_times import NO_TIMES, TimedText, TimeUnit
 
 
 class FakeChatModel:

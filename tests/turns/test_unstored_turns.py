@@ -355,7 +355,7 @@ async def test_budget_of_the_key_pays_and_is_given_back(
     assert sums["prompt_tokens"] == 7
 
 
-async def test_budget_reserves_images(state: State, database: Database, agent_id: str) -> None:
+async def test_budget_reserves_images(state: State, agent_id: str) -> None:
     limits = replace(ADMIN.limits, tokens_per_day=50_000)
     user = replace(ADMIN, kind=CallerKind.USER, user_id="anna", limits=limits)
     image = PromptImage("image/png", made.png())

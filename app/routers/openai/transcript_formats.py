@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.services.ports import TimedText, Transcript
+from app.services.ports import Transcript
+from app.services.transcript_times import TimedText
 from app.services.voice.audio_requests import MadeTranscript
 
 

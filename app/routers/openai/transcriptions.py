@@ -49,7 +49,7 @@ from app.routers.openai.transcript_formats import (
     vtt,
 )
 from app.schemas.openai_audio import TranscriptFormat, TranscriptionCreate
-from app.services.ports import NO_TIMES, TimeUnit
+from app.services.transcript_times import NO_TIMES, TimeUnit
 from app.services.voice.audio_requests import AudioRequests, MadeTranscript, TranscriptRequest
 
 PATH = "/v1/audio/transcriptions"

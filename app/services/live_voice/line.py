@@ -38,7 +38,7 @@ from app.services.live_voice.turn_detector import (
     SpeechResumed,
     TurnDetector,
 )
-from app.services.ports import TurnEndJudge
+from app.services.turn_end_port import TurnEndJudge
 from app.services.voice.early_transcription import EarlyTranscription
 
 _UNHEARD = 0

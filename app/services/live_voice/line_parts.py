@@ -16,7 +16,7 @@ from app.services.live_voice.inputs import TurnInput
 from app.services.live_voice.items import Item, LineConversation
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession
-from app.services.ports import TurnEndJudge
+from app.services.turn_end_port import TurnEndJudge
 from app.services.turns import TurnEngine, TurnOptions
 from app.services.turns.execution.message_input import MessageInput
 from app.services.voice import VoiceTurns

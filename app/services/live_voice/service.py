@@ -13,7 +13,7 @@ from app.services.live_voice.errors import LinesFull, TooManyLines
 from app.services.live_voice.items import LineConversation
 from app.services.live_voice.outbox import Outbox
 from app.services.live_voice.sessions import LineSession, find_session
-from app.services.ports import TurnEndJudge
+from app.services.turn_end_port import TurnEndJudge
 from app.services.turns import TurnEngine
 from app.services.turns.errors import ServerDraining
 from app.services.turns.execution.message_input import MessageInput

@@ -19,7 +19,6 @@ from app.services.local_service.tool_choice import (
     tool_choice,
 )
 from app.services.ports import (
-    NO_TIMES,
     STANDARD_VOICES,
     ChatFinished,
     ChatOptions,
@@ -29,13 +28,12 @@ from app.services.ports import (
     ProviderRejected,
     Recording,
     TextDelta,
-    TimedText,
-    TimeUnit,
     ToolCallDelta,
     Transcript,
     UpstreamIncomplete,
 )
 from app.services.sandbox.frames import Fields
+from app.services.transcript_times import NO_TIMES, TimedText, TimeUnit
 
 MAX_SPOKEN_CHARACTERS = 4096
 _SAMPLING_FIELDS = ("top_p", "stop", "presence_penalty", "frequency_penalty")

@@ -63,7 +63,7 @@ class TranscriptionRunner:
         )
         self._queue = queue
 
-    def transcribe(
+    def transcribe(  # noqa: PLR0913  # a request's fields
         self,
         task: Task,
         data: bytes,

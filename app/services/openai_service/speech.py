@@ -16,14 +16,11 @@ from app.services.openai_service.pcm import (
     PcmReader,
 )
 from app.services.ports import (
-    NO_TIMES,
     STANDARD_VOICES,
     AudioFormat,
     OnWords,
     Recording,
     SampleFormat,
-    TimedText,
-    TimeUnit,
     Transcript,
     UpstreamIncomplete,
 )
@@ -32,6 +29,7 @@ from app.services.provider_http.failures import SettingNames, failure_of_error
 from app.services.provider_http.http1_pool import Upload
 from app.services.provider_http.parse import SurrogateJoiner, parse_json
 from app.services.provider_http.sse import EventReader
+from app.services.transcript_times import NO_TIMES, TimedText, TimeUnit
 
 _STT_SETTING = "STT_MODEL"
 _TTS_SETTING = "TTS_MODEL"

@@ -10,16 +10,15 @@ from app.core.security import Caller
 from app.core.value_objects import value_object
 from app.services.audio.errors import AudioRefused, NoSpeech
 from app.services.ports import (
-    NO_TIMES,
     OnWords,
     ProviderError,
     ProviderTimeout,
-    TimeUnit,
     Transcript,
     UpstreamIncomplete,
 )
 from app.services.sandbox.fair_queue import JobCrashed
 from app.services.sandbox.sandbox import Sandbox
+from app.services.transcript_times import NO_TIMES, TimeUnit
 from app.services.turns import TurnEngine
 from app.services.turns.errors import InternalError, ServerDraining
 from app.services.usage.audio_usage import AudioMeter, AudioUsage
