@@ -10,10 +10,9 @@ import sqlite3
 import statistics
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,7 +20,6 @@ from uuid import UUID
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from app.models import new_id
-from bench.report import table
 from tests.console.conftest import DESKTOP, launched
 from tests.console.test_talking import say
 from tests.support.provider import Provider
@@ -167,10 +165,11 @@ def long_answer(bench: ConsoleBench) -> list[Figure]:
     return [Figure(what, "<= 600 ms", f"{script:.0f} ms", beside)]
 
 
-def many_sessions(bench: ConsoleBench) -> list[Figure]:
+def many_sessions(bench: ConsoleBench, database: Path) -> list[Figure]:
     """Measure the list of 5,000 sessions while it is scrolled."""
-    for number in range(_SESSIONS):
-        bench.post("/sessions", {"agent_id": bench.agent_id, "title": f"Conversation {number}"})
+    bench.post("/sessions", {"agent_id": bench.agent_id, "title": "Conversation 0"})
+    titles = ({"title": f"Conversation {number}"} for number in range(1, _SESSIONS))
+    _copy_rows(database, "sessions", "Conversation 0", titles)
     px = _ROWS_PER_SECOND * _ROW_PX
     with bench.page("#/sessions") as page:
         page.locator(".virtual a").first.wait_for()
@@ -192,7 +191,10 @@ def long_history(bench: ConsoleBench, database: Path) -> list[Figure]:
     ]
     body = {"agent_id": bench.agent_id, "messages": lines, "title": "Long"}
     session = bench.post("/sessions", body)["id"]
-    _multiply(database, _MESSAGES // _MESSAGES_AT_ONCE)
+    copies = range(_MESSAGES_AT_ONCE, _MESSAGES, _MESSAGES_AT_ONCE)
+    _copy_rows(database, "messages", "Long", ({"seq": more} for more in copies))
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("UPDATE sessions SET last_seq = ? WHERE title = 'Long'", (_MESSAGES,))
     with bench.page("#/system") as page:
         opened = page.evaluate("(session) => window.bench.open(session)", session)
         asked = page.evaluate("(session) => window.bench.ask(session)", session)
@@ -219,21 +221,26 @@ def long_history(bench: ConsoleBench, database: Path) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _multiply(database: Path, times: int) -> None:
-    """Copy the messages of the session `Long` behind them, until there are `times` as many."""
+def _copy_rows(
+    database: Path, table: str, title: str, changes: Iterable[dict[str, object]]
+) -> None:
+    """Insert copies of the rows of a table that belong to the session with this title.
+
+    Each of `changes` is one copy of all rows: what is different in it. A number is added.
+    """
     with closing(sqlite3.connect(database)) as db, db:
-        names = [row[1] for row in db.execute("PRAGMA table_info(messages)")]
-        (session,) = db.execute("SELECT id FROM sessions WHERE title = 'Long'").fetchone()
-        query = "SELECT * FROM messages WHERE session_id = ? ORDER BY seq"
+        names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        (session,) = db.execute("SELECT id FROM sessions WHERE title = ?", (title,)).fetchone()
+        key = "id" if table == "sessions" else "session_id"
+        query = f"SELECT * FROM {table} WHERE {key} = ?"  # noqa: S608  # our own names
         rows = [dict(zip(names, row, strict=True)) for row in db.execute(query, (session,))]
-        known = rows[0]["id"]
-        insert = f"INSERT INTO messages VALUES ({', '.join('?' * len(names))})"  # noqa: S608  # marks
-        for copy in range(1, times):
+        marks = ", ".join("?" * len(names))
+        for change in changes:
             for row in rows:
-                changed = {"id": _like(known, new_id()), "seq": row["seq"] + copy * len(rows)}
-                db.execute(insert, tuple((row | changed).values()))
-        last_seq = times * len(rows)
-        db.execute("UPDATE sessions SET last_seq = ? WHERE id = ?", (last_seq, session))
+                made = {"id": _like(row["id"], new_id())}
+                for name, value in change.items():
+                    made[name] = row[name] + value if isinstance(value, int) else value
+                db.execute(f"INSERT INTO {table} VALUES ({marks})", tuple((row | made).values()))  # noqa: S608  # likewise
 
 
 def _like(known: str | bytes, made: UUID) -> str | bytes:
@@ -275,8 +282,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.0f} ms ({min(values):.0f} to {max(values):.0f})"
 
 
-def measure() -> list[Figure]:
-    """Run all measurements; return their rows."""
+def measure() -> Iterator[Figure]:
+    """Run all measurements; yield their rows."""
     with tempfile.TemporaryDirectory() as folder, Provider() as provider, sync_playwright() as play:
         settings = {
             "OPENAI_API_KEY": "k",
@@ -289,21 +296,21 @@ def measure() -> list[Figure]:
             launched(play) as browser,
         ):
             bench = ConsoleBench(browser, server, provider)
-            return [
-                *first_page(bench),
-                *voice(bench),
-                *long_answer(bench),
-                *long_history(bench, Path(folder) / "agent-platform.db"),
-                *many_sessions(bench),
-            ]
+            database = Path(folder) / "agent-platform.db"
+            yield from first_page(bench)
+            yield from voice(bench)
+            yield from long_answer(bench)
+            yield from long_history(bench, database)
+            yield from many_sessions(bench, database)
 
 
 def main() -> None:
-    """Measure, and print a Markdown table."""
+    """Measure, and print a Markdown table, row by row."""
     argparse.ArgumentParser(prog="python -m bench.console", description=__doc__).parse_args()
-    rows = [["what", "reach", "seen", "beside it"]]
-    rows += [[each.what, each.reach, each.seen, each.beside] for each in measure()]
-    sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d}\n\n{table(rows)}\n")
+    sys.stdout.write("| what | reach | seen | beside it |\n| --- | --- | --- | --- |\n")
+    for each in measure():
+        sys.stdout.write(f"| {each.what} | {each.reach} | {each.seen} | {each.beside} |\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
