@@ -35,6 +35,15 @@ GROUPS = {
     "open address": ["tests/e2e/test_open_address.py"],
     "Supabase's database": ["tests/identity/test_supabase_database.py"],
     "console": ["tests/console/test_pages.py", "tests/console/test_talking.py"],
+    "places of the console": [
+        "tests/console/test_attachments.py",
+        "tests/console/test_keyboard.py",
+        "tests/console/test_places.py",
+        "tests/console/test_tool_calls.py",
+        "tests/console/test_tools_place.py",
+        "tests/console/test_units.py",
+    ],
+    "console in Firefox": ["tests/console/test_firefox.py"],
     "servers of tests": ["tests/test_postgres_fixture.py"],
     "bad audio": [
         "tests/voice/test_guard.py",
