@@ -11,9 +11,11 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from sqlalchemy import delete
 
+from app.core.database import Database
 from app.core.security import DEFAULT_WORKSPACE_ID
-from app.models import new_id
+from app.models import StoredSecret, new_id
 from app.services.tool_ports import PinnedTool, ToolCallRequest, ToolOutcome, ToolResult
 from app.services.tools.definitions import pinned_tool
 from app.services.tools.results import text_of
@@ -65,6 +67,15 @@ class Calls:
     @property
     def received(self) -> ReceivedRequest:
         return self.server.requests[-1]
+
+    @property
+    def signature(self) -> str:
+        """Return what the tool's secret makes of the request that was received."""
+        headers, body = self.received.headers, self.received.body
+        key = base64.b64decode(self.signing_secret.removeprefix("whsec_"))
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        digest = base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+        return f"v1,{digest}"
 
 
 @pytest.fixture
@@ -148,10 +159,20 @@ async def test_request_is_signed_and_has_the_call_as_its_key(calls: Calls) -> No
     assert headers["idempotency-key"] == headers["webhook-id"] == call_id
     assert headers["traceparent"] == trace
     assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
-    key = base64.b64decode(calls.signing_secret.removeprefix("whsec_"))
-    signed = f"{call_id}.{headers['webhook-timestamp']}.".encode() + calls.received.body
-    digest = base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
-    assert headers["webhook-signature"] == f"v1,{digest}"
+    assert headers["webhook-signature"] == calls.signature
+
+
+async def test_signing_key_is_read_once(calls: Calls, database: Database) -> None:
+    tool = await calls.tool(http={"method": "POST"})
+    assert (await calls.run(tool)).outcome is ToolOutcome.COMPLETED
+    first = calls.received
+    async with database.transaction() as db:
+        await db.execute(delete(StoredSecret))
+
+    assert (await calls.run(tool)).outcome is ToolOutcome.COMPLETED
+
+    assert calls.received is not first
+    assert calls.received.headers["webhook-signature"] == calls.signature
 
 
 async def test_secrets_and_ids_are_in_headers_query_and_body(calls: Calls) -> None:

@@ -70,7 +70,7 @@ class TracedResult:
 
     result: ToolResult
     request: HttpRequest | None
-    """`None` where the call ended before there was one."""
+    """`None` where the call ended before there was one, or it was not asked for."""
 
 
 class HttpToolRunner:
@@ -102,16 +102,19 @@ class HttpToolRunner:
 
     async def run(self, call: ToolCallRequest) -> ToolResult:
         """See `ToolRunner.run`."""
-        return (await self.run_traced(call)).result
+        return (await self._run_timed(call, shows_request=False)).result
 
     async def run_traced(self, call: ToolCallRequest) -> TracedResult:
         """Run one call, and return its request as well."""
+        return await self._run_timed(call, shows_request=True)
+
+    async def _run_timed(self, call: ToolCallRequest, *, shows_request: bool) -> TracedResult:
         began_at = time.monotonic()
-        traced = await self._run(call)
+        traced = await self._run(call, shows_request=shows_request)
         took_ms = (time.monotonic() - began_at) * 1000
         return replace(traced, result=replace(traced.result, duration_ms=took_ms))
 
-    async def _run(self, call: ToolCallRequest) -> TracedResult:
+    async def _run(self, call: ToolCallRequest, *, shows_request: bool) -> TracedResult:
         http = call.tool.http
         if http is None:
             raise ValueError(f"{call.tool.kind} tools are not run by this server")
@@ -121,8 +124,10 @@ class HttpToolRunner:
                 call.workspace_id, call.tool.tool_id, http.secret_names, http.url
             )
             request = build_request(call, http, arguments, secrets.values, secrets.signing_key)
-            masks = {name: _MASK.format(name) for name in http.secret_names}
-            shown = build_request(call, http, arguments, masks, secrets.signing_key)
+            shown = None
+            if shows_request:
+                masks = {name: _MASK.format(name) for name in http.secret_names}
+                shown = build_request(call, http, arguments, masks, secrets.signing_key)
         except ArgumentUnusable as error:
             return TracedResult(
                 failed("arguments-invalid", f"The call was not made: {error}."), None

@@ -1,5 +1,6 @@
 """The values of secrets for one call, checked against the hosts that they are bound to."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, cast
@@ -19,6 +20,7 @@ from app.services.tools.key_ring import KeyRing
 from app.services.tools.secrets import SIGNING_PREFIX
 
 _secrets = cast("Table", StoredSecret.__table__)
+_MOST_SIGNING_KEYS = 1000
 SecretRow = tuple[str, bytes, Sequence[str]]
 """Name, sealed value, hosts."""
 
@@ -33,11 +35,15 @@ class CallSecrets:
 
 
 class SecretStore:
-    """Reads secrets at each call, so that a deleted one is not used again."""
+    """Reads secrets at each call, so that a deleted one is not used again.
+
+    The key that signs a tool's requests never changes, so it is read once.
+    """
 
     def __init__(self, database: Database, keys: KeyRing) -> None:
         self._database = database
         self._keys = keys
+        self._signing_keys: OrderedDict[tuple[UUID, UUID], bytes] = OrderedDict()
 
     async def for_call(
         self, workspace_id: UUID, tool_id: UUID, names: Sequence[str], url: str
@@ -47,10 +53,15 @@ class SecretStore:
         Raises `SecretNotFound`, `SecretHostMismatch`, `SecretsKeyMissing`, `SealBroken` and
         `StorageUnavailable`.
         """
+        signing_key = self._signing_keys.get((workspace_id, tool_id))
+        if signing_key is not None:
+            return CallSecrets(signing_key, await self.values(workspace_id, names, url))
         signing_name = f"{SIGNING_PREFIX}{tool_id}"
         rows = await self._database.run(_load, workspace_id, (signing_name, *names))
         opened = self.opened(workspace_id, (signing_name, *names), url, rows)
-        signing_key = opened.pop(signing_name)
+        signing_key = self._signing_keys[workspace_id, tool_id] = opened.pop(signing_name)
+        if len(self._signing_keys) > _MOST_SIGNING_KEYS:
+            self._signing_keys.popitem(last=False)
         return CallSecrets(signing_key, {name: value.decode() for name, value in opened.items()})
 
     async def values(self, workspace_id: UUID, names: Sequence[str], url: str) -> dict[str, str]:

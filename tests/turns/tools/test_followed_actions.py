@@ -1,4 +1,4 @@
-"""A stream that begins before an action which was taken passes over it, to the turn's end."""
+"""What comes after a turn that waits for an action: later events of its stream, later messages."""
 
 from uuid import UUID
 
@@ -71,3 +71,20 @@ async def test_newest_action_ends_a_stream(
 
     assert kinds.count("turn.requires_action") == 2
     assert kinds[-1] == "turn.requires_action"
+
+
+async def test_messages_behind_a_waiting_turn_are_refused_or_wait(tool_turns: ToolTurns) -> None:
+    turn, call_id = await tool_turns.wait_for(APPROVED_TOOL)
+    body = {"session_id": tool_turns.session_id, "content": "And?"}
+    path, later = "/messages/text", {"prefer": "respond-async"}
+
+    refused = await tool_turns.client.post(path, json=body | {"on_busy": "reject"})
+    queued = await tool_turns.client.post(path, json=body | {"on_busy": "enqueue"}, headers=later)
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "session-busy")
+    assert queued.json()["status"] == "queued"
+    assert (await tool_turns.turn(turn["id"]))["status"] == "requires_action"
+    await tool_turns.resolve(call_id, decision="approve")
+    ended = await tool_turns.turn(queued.json()["id"], wait_seconds=60)
+    assert ended["status"] == "completed"
+    assert (await tool_turns.turn(turn["id"]))["status"] == "completed"
