@@ -15,7 +15,7 @@ from bench.wire import post, run, text_turn
 Cells = list[list[str]]
 
 _SESSIONS, _LIMIT, _FLOOR_LIMIT = 40, 1.3, 4
-_RUNS = 1000
+_RUNS, _AT_ONCE = 1000, 16
 _QUESTION = "Tell me a little more about it, and then say what came of it."
 _MESSAGES = [
     {"role": ("user", "assistant")[number % 2], "content": _QUESTION} for number in range(21)
@@ -53,8 +53,10 @@ def dialects(site: Site) -> Cells:
             "floor": Case(floor, [text_turn(each, model="tokens-20") for each in sessions]),
             "chat completions": Case(server, _chat(streams=False)),
         }
-        run(alternate(list(cases.values())))
-        cells += compare(DATABASES[0], f"text turn, <= {_FLOOR_LIMIT}", cases, _is_near_floor)
+        run(alternate(list(cases.values()), at_once=_AT_ONCE))
+        cells += compare(
+            DATABASES[0], f"{_AT_ONCE} text turns at once, <= {_FLOOR_LIMIT}", cases, _is_near_floor
+        )
     return cells
 
 

@@ -4,10 +4,11 @@ The compared cases are measured alternately, in blocks of requests, so that the 
 affects all of them alike.
 """
 
+import asyncio
 import base64
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -46,24 +47,37 @@ class Case:
         return statistics.median(self.cpu_ms)
 
 
-async def alternate(cases: Sequence[Case]) -> None:
-    """Send a block of each case's requests in turn; the first blocks are the warm-up."""
-    connections = [await ClientConnection.open(case.server.port) for case in cases]
+async def alternate(cases: Sequence[Case], at_once: int = 1) -> None:
+    """Send a block of each case's requests in turn; the first blocks are the warm-up.
+
+    Each case has `at_once` connections, which send a block each.
+    """
+    connections = [
+        [await ClientConnection.open(case.server.port) for _ in range(at_once)] for case in cases
+    ]
     sources = [cycle(case.requests) for case in cases]
     for number in range(_BLOCKS + 1):
-        for case, connection, source in zip(cases, connections, sources, strict=True):
+        for case, own, source in zip(cases, connections, sources, strict=True):
             before = cpu_seconds(case.server.pid)
-            for request in islice(source, _BLOCK):
-                sent_at = time.perf_counter()
-                status = await connection.exchange(request, _ignore)
-                if status != 200:  # noqa: PLR2004  # OK
-                    raise RuntimeError(f"HTTP {status}")
-                if number:
-                    case.latencies_ms.append((time.perf_counter() - sent_at) * 1000)
+            times = await asyncio.gather(*(_block(each, source) for each in own))
             if number:
-                case.cpu_ms.append((cpu_seconds(case.server.pid) - before) * 1000 / _BLOCK)
-    for connection in connections:
+                case.latencies_ms += (each for block in times for each in block)
+                used_ms = (cpu_seconds(case.server.pid) - before) * 1000
+                case.cpu_ms.append(used_ms / _BLOCK / at_once)
+    for connection in (each for own in connections for each in own):
         connection.close()
+
+
+async def _block(connection: ClientConnection, source: Iterator[bytes]) -> list[float]:
+    """Send a block of requests; return the milliseconds that each took."""
+    times: list[float] = []
+    for request in islice(source, _BLOCK):
+        sent_at = time.perf_counter()
+        status = await connection.exchange(request, _ignore)
+        if status != 200:  # noqa: PLR2004  # OK
+            raise RuntimeError(f"HTTP {status}")
+        times.append((time.perf_counter() - sent_at) * 1000)
+    return times
 
 
 def _kinds(ids: Sequence[str], messages: int) -> dict[str, list[bytes]]:

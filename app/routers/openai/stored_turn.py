@@ -145,11 +145,9 @@ async def _place(state: dict[str, Any], start: StoredStart) -> Placement:
         return await _named(database, start, start.session_name)
     if start.conversation_id:
         session_id = our_id(CONVERSATION, start.conversation_id)
-        async with database.reading() as db:
-            if session_id is None:
-                raise crud.session_not_found()
-            await crud.get_session(db, start.caller, session_id, without_agent=True)
-        return Placement(session_id)
+        if session_id is None:
+            raise crud.session_not_found()
+        return Placement(session_id)  # the turn's acceptance asks whether it is the caller's
     if start.previous_response_id is None:
         return Placement(new_id(), OpenedSession(is_hidden=True))
     if start.key and await _is_known(database, start.caller, start.key):

@@ -60,7 +60,7 @@ def begin(
     else:
         rows = yield from fetch_one(_EXTEND(**session, agent_id_=agent_id, count_=count, now_=now))
         if not rows:
-            yield from _refuse(session)
+            yield from _refuse(session, user_id)
         last_seq, owner = rows[0]
         if user_id not in {None, owner}:
             raise session_not_found()
@@ -120,8 +120,9 @@ def require_results(
         raise ToolResultUnknown("A tool's result has the id of no call in the answer before it.")
 
 
-def _refuse(session: dict[str, UUID]) -> TransactionScript[None]:
-    if (yield from fetch_one(_FIND(**session))):
+def _refuse(session: dict[str, UUID], user_id: str | None) -> TransactionScript[None]:
+    rows = yield from fetch_one(_FIND(**session))
+    if rows and user_id in {None, rows[0][0]}:
         raise OtherAgentAnswers(
             "This conversation is one with another agent: name that one, or begin a new one."
         )
@@ -178,4 +179,4 @@ def _insert_stmt(_dialect: Dialect) -> Insert:
 _OPEN = PreparedStatement(_open_stmt)
 _EXTEND = PreparedStatement(_extend_stmt)
 _INSERT = PreparedStatement(_insert_stmt)
-_FIND = PreparedStatement(lambda _: select(sessions.c.id).where(*_is_session()))
+_FIND = PreparedStatement(lambda _: select(sessions.c.user_id).where(*_is_session()))
