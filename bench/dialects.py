@@ -48,9 +48,10 @@ def dialects(site: Site) -> Cells:
     sessions = make_floor_sessions(site.postgres, "dialects_floor", _SESSIONS)
     place = site.place(DATABASES[0])
     with site.floor("dialects_floor") as floor, site.server(place) as server:
-        ServerSessions(server.port).make("tokens-20", 1)
+        ids = ServerSessions(server.port).make("tokens-20", _SESSIONS)
         cases = {
             "floor": Case(floor, [text_turn(each, model="tokens-20") for each in sessions]),
+            "native": Case(server, [text_turn(each) for each in ids]),
             "chat completions": Case(server, _chat(streams=False)),
         }
         run(alternate(list(cases.values()), at_once=_AT_ONCE))

@@ -272,6 +272,32 @@ def test_recording_is_answered_with_sound_also_over_cut_connections(
     ]  # fmt: skip
 
 
+def test_tool_of_the_client_is_answered_within_the_stream(
+    client: AgentPlatform, proxy: CuttingProxy, provider: Provider, session_id: str
+) -> None:
+    parameters = {"type": "object", "properties": {"of": {"type": "string"}}}
+    names = {"name": "color", "description": "The color of a thing.", "kind": "client"}
+    made = client.request("POST", "/tools", json={**names, "parameters": parameters})
+    agent_id = client.get_session(session_id)["agent_id"]
+    client.update_agent(agent_id, tools=[{"tool_id": made["id"]}])
+    provider.chat.calls = [("color", '{"of": "sky"}')]
+    proxy.cuts = [700, 900]
+    asked: list[str] = []
+
+    with client.stream_text(session_id, "Which color?") as stream:
+        for event in stream:
+            if event["type"] == "turn.requires_action":
+                provider.chat.calls = []
+                for action in event["data"]["actions"]:
+                    asked.append(action["arguments"])
+                    client.resolve_tool_call(action["call_id"], output="blue")
+
+    assert asked == ['{"of": "sky"}']
+    assert stream.text.endswith(WORDS)
+    shown = provider.to("chat")[-1].body["messages"]
+    assert [line["content"] for line in shown if line["role"] == "tool"] == ["blue"]
+
+
 def test_failed_turn_says_why_and_is_run_again_with_its_key(
     client: AgentPlatform, provider: Provider, session_id: str
 ) -> None:

@@ -243,6 +243,11 @@ export class AgentPlatform {
     return this.request("POST", `/turns/${turnId}/cancel`, { json, isRepeatable: true });
   }
 
+  /** Send the output of a tool of your own, approve or deny a call, or answer a question; a stream goes on by itself. */
+  resolveToolCall(callId: string, action: Schemas["ToolCallResolve"]): Promise<Schemas["ToolCallDetail"]> {
+    return this.request("POST", `/tool-calls/${callId}/resolution`, { json: action, isRepeatable: true });
+  }
+
   /** Return the spoken answer of a turn as MP3. */
   async getTurnAudio(turnId: string): Promise<Uint8Array> {
     const response = await this.#transport.send({ method: "GET", path: `/turns/${turnId}/audio` });

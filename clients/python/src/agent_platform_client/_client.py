@@ -364,6 +364,15 @@ class AgentPlatform:
         body = without_none(played_ms=played_ms)
         return self._json("POST", f"/turns/{turn_id}/cancel", body)
 
+    def resolve_tool_call(
+        self, call_id: str, **action: Unpack[types.ToolCallResolve]
+    ) -> types.ToolCallDetail:
+        """Send the output of a tool of your own, approve or deny a call, or answer a question.
+
+        A stream goes on by itself behind `turn.requires_action`.
+        """
+        return self._json("POST", f"/tool-calls/{call_id}/resolution", action)
+
     def get_turn_audio(self, turn_id: str) -> bytes:
         """Return the spoken answer of a turn as MP3."""
         return (self._transport.send(Call("GET", f"/turns/{turn_id}/audio"))).content
