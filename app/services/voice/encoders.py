@@ -126,7 +126,7 @@ class _Packets:
         self._pcm = bytearray()
         """The context, and what is not encoded yet."""
         self._context = 0
-        self._wanted = _FIRST_FRAMES
+        self._job_frames = _FIRST_FRAMES
         self.samples = 0
 
     async def packets(self, pcm: bytes) -> list[bytes]:
@@ -135,9 +135,9 @@ class _Packets:
         self.samples += len(pcm) // 2
         size = 2 * self.frame_samples
         frames = len(self._pcm) // size
-        if frames - self._context < self._wanted:
+        if frames - self._context < self._job_frames:
             return []
-        self._wanted = min(2 * self._wanted, _MOST_FRAMES)
+        self._job_frames = min(2 * self._job_frames, _MOST_FRAMES)
         return await self._run(frames, is_last=False)
 
     async def last_packets(self) -> list[bytes]:
