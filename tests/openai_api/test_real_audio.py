@@ -10,7 +10,7 @@ import subprocess
 import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -93,7 +93,9 @@ def test_times_of_words_are_refused(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("form", ["mp3", "opus", "aac", "flac", "wav"])
-def test_speech_is_understood_again(client: OpenAI, form: str) -> None:
+def test_speech_is_understood_again(
+    client: OpenAI, form: Literal["mp3", "opus", "aac", "flac", "wav"]
+) -> None:
     with client.audio.speech.with_streaming_response.create(
         model="tts-1", voice="alloy", input=SENTENCE, response_format=form
     ) as answer:

@@ -89,8 +89,8 @@ class Conversations:
         )
 
     async def own_tools(
-        self, agent: UUID | str | None, tools: Sequence[ToolDefinition]
-    ) -> Sequence[ToolDefinition]:
+        self, agent: UUID | str | None, tools: tuple[ToolDefinition, ...]
+    ) -> tuple[ToolDefinition, ...]:
         """Return the tools that a request brings itself: none where the agent has them all.
 
         An agent with tools takes no others. Raises `AgentNotFound` and `RequestInvalid`.
