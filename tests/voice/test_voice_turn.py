@@ -92,7 +92,8 @@ async def test_sentence_that_breaks_off_is_a_piece_as_far_as_it_was_spoken(
             yield letter
         await anyio.sleep_forever()
 
-    async def speak_half(text: str, *, voice: str) -> AsyncGenerator[bytes]:
+    async def speak_half(text: str, *, voice: str, is_urgent: bool = True) -> AsyncGenerator[bytes]:
+        del is_urgent
         assert voice == "nova"
         samples = bytes(2 * 480 * len(text))
         if "breaks" in text:

@@ -1,6 +1,7 @@
 """Synthesize the sentences of an answer concurrently, and deliver their audio in order."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ class _SpeechTask:
     """An utterance with the PCM that is synthesized so far."""
 
     utterance: Utterance
-    _pieces: list[bytes] = field(default_factory=list[bytes])
+    _pieces: deque[bytes] = field(default_factory=deque[bytes])
+    """What is not delivered yet."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _is_over: bool = False
     _failure: AppError | None = None
@@ -59,11 +61,9 @@ class _SpeechTask:
 
     async def sound(self) -> AsyncGenerator[bytes]:
         """Yield PCM as it arrives, then raise the synthesis' `AppError`, if it failed."""
-        count = 0
         while True:
-            while count < len(self._pieces):
-                count += 1
-                yield self._pieces[count - 1]
+            while self._pieces:
+                yield self._pieces.popleft()
             if self._is_over:
                 break
             await self._changed.wait()
