@@ -97,7 +97,7 @@ function Captions({ line, earlier, name }) {
     <div class="thread-column">
       ${earlier.map((message) => html`<${Line} key=${message.id} caption=${{ id: message.id, role: message.role, text: message.content, pieces: [], heard: message.heard_content?.length ?? null, isOpen: false, error: null }} name=${name} played=${null} />`)}
       ${!captions.length && html`<p class="live-begin">${t.live.begin}</p>`}
-      ${captions.map((caption) => html`<${Line} key=${caption.id} caption=${caption} name=${name} played=${line.played} />`)}
+      ${captions.map((caption) => html`<${Line} key=${caption.id} caption=${caption} name=${name} played=${line.state.value === "speaking" ? line.played : null} />`)}
     </div></div></div>`;
 }
 
@@ -106,9 +106,15 @@ function Line({ caption, name, played }) {
   const { role, text, heard, error, isOpen } = caption;
   if (role === "user") return html`<article class="question" aria-label=${t.chat.you}><div class="bubble" data-voice="true">${text || html`<em>…</em>`}${error && html`<p class="state" data-kind="bad" role="alert">${error}</p>`}</div></article>`;
   return html`<article class="answer" aria-label=${t.chat.answers(name)} aria-busy=${isOpen}>
-    ${text && html`<p class="prose karaoke">${heard === null ? html`<${Sentences} caption=${caption} played=${played} />` : html`${text.slice(0, heard)}${heard < text.length && html`<span class="unseen"> (${t.live.unheard} </span><s class="unheard" title=${t.chat.unheard}>${text.slice(heard)}</s><span class="unseen">)</span>`}`}</p>`}
+    ${text && html`<p class="prose karaoke">${heard === null ? html`<${Sentences} caption=${caption} played=${played} />` : html`<${Heard} text=${text} heard=${heard} />`}</p>`}
     ${error && html`<p class="state" data-kind="bad" role="alert"><b>${t.chat.failed}.</b> ${error}</p>`}
   </article>`;
+}
+
+/** Struck through by its looks, and by a word for those who do not see them. @param {{text: string, heard: number}} properties */
+function Heard({ text, heard }) {
+  const rest = text.slice(heard).trim();
+  return html`<span>${text.slice(0, heard)}</span>${rest && html` <span class="unseen">(${t.live.unheard} </span><s class="unheard" title=${t.chat.unheard}>${rest}</s><span class="unseen">)</span>`}`;
 }
 
 /** @param {{caption: Caption, played: LiveLine["played"] | null}} properties */
@@ -116,7 +122,7 @@ function Sentences({ caption: { id, text, pieces }, played }) {
   const now = played?.value;
   if (!pieces.length || now?.item !== id) return text;
   const current = pieces.findLastIndex(({ fromMs }) => fromMs <= now.ms);
-  return pieces.map((piece, index) => html`<span key=${index} data-sounds=${index === current}>${piece.text}</span>`);
+  return pieces.map((piece, index) => html`<span key=${index}><span data-sounds=${index === current}>${piece.text.trimEnd()}</span>${/\s$/.test(piece.text) ? " " : ""}</span>`);
 }
 
 /** @param {{began: number}} properties */
