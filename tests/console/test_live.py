@@ -156,7 +156,7 @@ def test_line_is_taken_up_again_behind_a_killed_server(
         expect(page.get_by_text("Thinking…")).to_be_visible(timeout=WAIT_MS)
         assert provider.wait_until(lambda: len(provider.to("chat")) == 1)
         server.kill()
-        expect(page.get_by_text("Connection lost")).to_be_visible(timeout=WAIT_MS)
+        expect(page.locator(".live-state")).to_contain_text("Connection lost", timeout=WAIT_MS)
         provider.chat.first_byte_delay_seconds = 0
         server.start()
         expect(answers.first).to_have_text("One answer.", timeout=2 * WAIT_MS)

@@ -138,15 +138,16 @@ class ClientEvents:
                 item.kind = ItemKind.OUTPUT
                 item.call_id = _text(fields.get("call_id"), "item.call_id")
                 item.output = _text(fields.get("output"), "item.output")
-            case "function_call":
-                raise LiveInputRefused(
-                    "unsupported_parameter",
-                    "Calls are the model's: send `function_call_output` for one of them.",
-                    "item.type",
-                )
+            case "function_call":  # of a history that the client brings
+                item.kind, item.role = ItemKind.CALL, Role.ASSISTANT
+                item.call_id = _text(fields.get("call_id"), "item.call_id")
+                item.name = _text(fields.get("name"), "item.name")
+                item.arguments = _text(fields.get("arguments"), "item.arguments")
             case _:
                 raise LiveInputRefused(
-                    "invalid_value", "It must be message or function_call_output.", "item.type"
+                    "invalid_value",
+                    "It must be message, function_call or function_call_output.",
+                    "item.type",
                 )
         return item
 

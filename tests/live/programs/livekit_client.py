@@ -1,6 +1,6 @@
 """LiveKit's plugin for OpenAI's Realtime API against our server; prints what it found as JSON.
 
-`livekit_client.py SERVER KEY SPEECH [killed]`: `SPEECH` is PCM of 24 kHz. With `killed` it says
+`livekit_client.py URL KEY SPEECH [killed]`: `SPEECH` is PCM of 24 kHz. With `killed` it says
 `answering` in mid-answer, and goes on when its line is back.
 """
 
@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from livekit import rtc
-from livekit.agents import llm
+from livekit.agents import APIConnectOptions, llm
 from livekit.plugins.openai import realtime
 from openai.types.beta.realtime.session import TurnDetection
 
 RATE = 24_000
 FRAME = RATE // 50
-SECONDS = 60
+SECONDS = 150
 
 
 class Client:
     """A session of the plugin, and what it was told."""
 
-    def __init__(self, server: str, key: str) -> None:
+    def __init__(self, url: str, key: str) -> None:
         self.model = realtime.RealtimeModel(
             model="agent-ada",
-            base_url=f"{server}/v1",
+            base_url=url,
             api_key=key,
+            conn_options=APIConnectOptions(max_retry=60, retry_interval=1.0),
             turn_detection=TurnDetection(type="server_vad", interrupt_response=True),
         )
         self.session = self.model.session()
@@ -38,13 +39,17 @@ class Client:
         self.reconnected = asyncio.Event()
         session = self.session
         session.on("error", lambda error: self.errors.append(str(error.error)))
-        session.on("generation_created", self.generations.put_nowait)
+        session.on("generation_created", self._take_generation)
         session.on("session_reconnected", lambda _: self.reconnected.set())
         session.on("input_speech_started", lambda _: self.speech_started.set())
         session.on(
             "input_audio_transcription_completed",
             lambda event: self.transcripts.append(event.transcript) if event.is_final else None,
         )
+
+    def _take_generation(self, event: llm.GenerationCreatedEvent) -> None:
+        if not event.user_initiated:
+            self.generations.put_nowait(event)
 
     async def write(self, text: str) -> llm.GenerationCreatedEvent:
         context = self.session.chat_ctx.copy()
@@ -138,14 +143,14 @@ async def outlive(client: Client) -> dict[str, Any]:
     reading = asyncio.create_task(said(generation))
     print("answering", flush=True)
     await client.reconnected.wait()
-    await reading
+    await reading  # it ends with the line
     again = await said(await client.write("Still there?"))
-    return {"first": first["text"], "again": again["text"], "items": len(client.session.chat_ctx.items)}
+    return {"first": first["text"], "again": again["text"]}
 
 
 async def main() -> None:
-    server, key, speech, *mode = sys.argv[1:]
-    client = Client(server, key)
+    url, key, speech, *mode = sys.argv[1:]
+    client = Client(url, key)
     async with asyncio.timeout(SECONDS):
         found = await (outlive(client) if mode else talk(client, Path(speech).read_bytes()))
     await client.session.aclose()

@@ -1,6 +1,6 @@
 """pipecat's service for OpenAI's Realtime API against our server; prints what it found as JSON.
 
-`pipecat_client.py SERVER KEY SPEECH`: `SPEECH` is PCM of 24 kHz. pipecat does not take up a line
+`pipecat_client.py URL KEY SPEECH`: `SPEECH` is PCM of 24 kHz. pipecat does not take up a line
 that was lost.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loguru import logger
+from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
@@ -25,17 +26,18 @@ from pipecat.frames.frames import (
     TTSTextFrame,
 )
 from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.runner import PipelineRunner
-from pipecat.pipeline.task import PipelineParams, PipelineTask
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallParams
+from pipecat.services.openai.realtime.events import ConversationItemTruncateEvent
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
+from pipecat.workers.runner import WorkerRunner
 
 RATE = 24_000
 FRAME = RATE // 50
-SECONDS = 60
+SECONDS = 150
 
 
 class Listener(FrameProcessor):
@@ -59,13 +61,13 @@ class Listener(FrameProcessor):
 
 
 async def main() -> None:
-    server, key, speech_path = sys.argv[1:]
+    url, key, speech_path = sys.argv[1:]
     logger.remove()
-    logger.add(sys.stderr, level="DEBUG")
+    logger.add(sys.stderr, level="WARNING")
     speech = Path(speech_path).read_bytes()
     service = OpenAIRealtimeLLMService(
         api_key=key,
-        base_url=f"{server.replace('http', 'ws')}/v1/realtime",
+        base_url=f"{url.replace('http', 'ws')}/realtime",
         settings=OpenAIRealtimeLLMService.Settings(model="agent-ada"),
     )
     cities: list[str] = []
@@ -79,47 +81,58 @@ async def main() -> None:
         cities.append(city)
         await params.result_callback({"weather": "sunny"})
 
-    context = LLMContext([{"role": "user", "content": "Hi."}])
+    context = LLMContext([{"role": "user", "content": "Hi."}], tools=ToolsSchema([weather]))
     aggregators = LLMContextAggregatorPair(context)
     above, below = Listener(), Listener()
     pipeline = Pipeline([aggregators.user(), above, service, below, aggregators.assistant()])
-    task = PipelineTask(pipeline, params=PipelineParams(audio_in_sample_rate=RATE))
-    running = asyncio.create_task(PipelineRunner(handle_sigint=False).run(task))
+    task = PipelineWorker(pipeline, params=PipelineParams(audio_in_sample_rate=RATE))
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(task)
+    running = asyncio.create_task(runner.run())
 
     async def speak(pcm: bytes) -> None:
         for start in range(0, len(pcm), 2 * FRAME):
             await task.queue_frame(InputAudioRawFrame(pcm[start : start + 2 * FRAME], RATE, 1))
             await asyncio.sleep(0.01)
 
-    def ends() -> int:
-        return len(below.of(LLMFullResponseEndFrame))
+    def answer(start: int) -> dict[str, Any]:
+        """Return what was said since `start`."""
+        sound = [frame.audio for frame in below.of(TTSAudioRawFrame, start)]
+        words = [frame.text for frame in below.of(TTSTextFrame, start)]
+        return {"text": "".join(words), "seconds": sum(map(len, sound)) / 2 / RATE}
 
-    def seconds(start: int = 0) -> float:
-        return sum(len(frame.audio) for frame in below.of(TTSAudioRawFrame, start)) / 2 / RATE
+    async def answer_after(start: int) -> dict[str, Any]:
+        def has_ended() -> bool:
+            spoken = below.of(TTSTextFrame, start)
+            if not spoken:
+                return False
+            return bool(below.of(LLMFullResponseEndFrame, below.frames.index(spoken[-1])))
 
-    def words(start: int = 0) -> str:
-        return "".join(frame.text for frame in below.of(TTSTextFrame, start))
+        await below.until(has_ended)
+        return answer(start)
 
     async with asyncio.timeout(SECONDS):
         await task.queue_frame(LLMContextFrame(context))
-        await below.until(lambda: ends() == 1)
-        written = {"text": words(), "seconds": seconds()}
+        written = await answer_after(0)
         place = len(below.frames)
-        await speak(speech + bytes(2 * RATE * 3 // 2))
-        await below.until(lambda: ends() >= 2 and seconds(place) > 0)
-        transcripts = [frame.text for frame in above.of(TranscriptionFrame)]
-        spoken = {"text": words(place), "seconds": seconds(place)}
-        # somebody interrupts the answer while it is played
-        await speak(speech)
+        await speak(speech)  # interrupts the answer while it is played, and asks
         await below.until(lambda: bool(below.of(InterruptionFrame, place)))
-        place = len(below.frames)
         await speak(bytes(2 * RATE * 3 // 2))
-        await below.until(lambda: words(place).strip() != "")
-        await below.until(lambda: isinstance(below.frames[-1], LLMFullResponseEndFrame))
-        errors = [frame.error for frame in below.of(ErrorFrame) + above.of(ErrorFrame)]
-        print(json.dumps({"written": written, "spoken": spoken, "transcripts": transcripts, "cities": cities, "errors": errors}))
+        spoken = await answer_after(place)
+        errors = [frame.error for frame in above.of(ErrorFrame) + below.of(ErrorFrame)]
+        item = ConversationItemTruncateEvent(item_id="item_unknown", content_index=0, audio_end_ms=1)
+        await service.send_client_event(item)
+        await below.until(lambda: len(above.of(ErrorFrame) + below.of(ErrorFrame)) > len(errors))
+        found = {
+            "written": written,
+            "spoken": spoken,
+            "transcripts": [frame.text for frame in above.of(TranscriptionFrame)],
+            "cities": cities,
+            "errors": errors,
+        }
     await task.queue_frame(EndFrame())
     await running
+    print(json.dumps(found))
 
 
 asyncio.run(main())
