@@ -1,4 +1,4 @@
-"""What a test needs to speak with a page over a live line: a microphone, and an ear at the loudspeaker."""
+"""A microphone for a page that talks live, and an ear at its loudspeaker."""
 
 import wave
 from collections.abc import Generator, Sequence

@@ -1,4 +1,4 @@
-"""A live conversation on the page: what is heard is what is stored, over interruptions and a killed server."""
+"""A live conversation on the page: what was heard is stored, also behind a killed server."""
 
 import json
 from pathlib import Path
@@ -232,7 +232,8 @@ def test_live_conversation_that_cannot_begin_says_why(open_page: OpenPage) -> No
 
     page.reload()
     page.evaluate(
-        "() => { window.WebSocket = class { constructor() { setTimeout(() => this.onclose({code: 1006})); } close() {} }; }"
+        "() => { window.WebSocket = class { close() {}"
+        " constructor() { setTimeout(() => this.onclose({code: 1006})); } }; }"
     )
     page.get_by_role("button", name="Live", exact=True).click()
     expect(page.get_by_text("could not be opened")).to_be_visible(timeout=WAIT_MS)

@@ -1,4 +1,4 @@
-"""pipecat and LiveKit's plugin, unchanged but for the URL: programs in an environment of their own."""
+"""pipecat and LiveKit's plugin, unchanged but for the URL, in an environment of their own."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -124,6 +124,7 @@ async def test_livekit_goes_on_behind_a_killed_server_and_its_history_is_stored_
         with server.client() as client:
             history = client.get(f"/sessions/{session}").json()["messages"]
 
+    Path("/tmp/hist.json").write_text(json.dumps([found, history], indent=1))
     assert found == {"first": SAID, "again": SAID}
     assert [message["content"] for message in history] == [
         "Remember the number seven.", SAID, "Hi.", SAID, "Still there?", SAID,

@@ -120,7 +120,9 @@ async def main() -> None:
         await speak(bytes(2 * RATE * 3 // 2))
         spoken = await answer_after(place)
         errors = [frame.error for frame in above.of(ErrorFrame) + below.of(ErrorFrame)]
-        item = ConversationItemTruncateEvent(item_id="item_unknown", content_index=0, audio_end_ms=1)
+        item = ConversationItemTruncateEvent(
+            item_id="item_unknown", content_index=0, audio_end_ms=1
+        )
         await service.send_client_event(item)
         await below.until(lambda: len(above.of(ErrorFrame) + below.of(ErrorFrame)) > len(errors))
         found = {
