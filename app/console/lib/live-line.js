@@ -251,8 +251,8 @@ export class LiveLine {
       case "conversation.item.added": this.#added(event.item); break;
       case "conversation.item.input_audio_transcription.delta": this.#update(event.item_id, { text: (this.captions.peek().find(({ id }) => id === event.item_id)?.text ?? "") + event.delta }); break;
       case "conversation.item.input_audio_transcription.completed":
-        this.#update(event.item_id, { text: event.transcript, isOpen: false });
-        this.onWords(event.transcript);
+        if (event.transcript) { this.#update(event.item_id, { text: event.transcript, isOpen: false }); this.onWords(event.transcript); }
+        else this.captions.value = this.captions.peek().filter(({ id }) => id !== event.item_id); // a cough
         break;
       case "conversation.item.input_audio_transcription.failed": this.#update(event.item_id, { isOpen: false, error: event.error.message }); break;
       case "response.created": this.#isAnswering = true; this.#settle(); break;
