@@ -68,6 +68,7 @@ class ClientEvents:
                 return None
             kind = str(event.get("type"))
             _require_length(kind, len(message or ""))
+            _require_levels(event, str(message))
             return self._call_for(kind)(event)
         except LiveInputRefused as refusal:
             return self._frames.error(refusal, event_id)
@@ -199,6 +200,11 @@ def _require_length(kind: str, length: int) -> None:
         raise LiveInputRefused("invalid_value", f"Up to {_LONGEST_SETTINGS} characters.")
 
 
+def _require_levels(event: dict[str, Any], message: str) -> None:
+    if message.count("[") + message.count("{") > MOST_LEVELS < levels_of(event):
+        raise LiveInputRefused("invalid_json", f"JSON has {MOST_LEVELS} levels at most.")
+
+
 def _parse(message: str | bytes | None) -> dict[str, Any]:
     if not isinstance(message, str):
         raise LiveInputRefused("invalid_type", "Messages are JSON text, not binary.")
@@ -208,8 +214,6 @@ def _parse(message: str | bytes | None) -> dict[str, Any]:
         raise LiveInputRefused("invalid_json", "The message is not JSON.") from None
     if not isinstance(value, dict):
         raise LiveInputRefused("invalid_type", "The message must be an object.")
-    if message.count("[") + message.count("{") > MOST_LEVELS < levels_of(cast("object", value)):
-        raise LiveInputRefused("invalid_json", f"JSON has {MOST_LEVELS} levels at most.")
     return cast("dict[str, Any]", value)
 
 

@@ -167,7 +167,10 @@ class _Connection:
     async def _send_frame(self, frame: Frame) -> None:
         text = orjson.dumps(frame).decode()
         async with asyncio.timeout(self._times.reader_seconds):
-            await self._send({"type": "websocket.send", "text": text})
+            try:
+                await self._send({"type": "websocket.send", "text": text})
+            except RuntimeError as error:  # uvicorn's, where the client has closed meanwhile
+                raise ConnectionResetError("the connection is closed") from error
 
     async def _close(self) -> None:
         reason = self._close_reason.encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")
