@@ -88,7 +88,7 @@ export const t = {
     start: "Live", hint: "Talk as on the phone: speak at any time, also while an answer sounds.",
     title: "Live conversation", captions: "What was said",
     states: { connecting: "Connecting…", listening: "Listening", hearing: "Hearing you", thinking: "Thinking…", lost: "Connection lost. Reconnecting…", ended: "Ended" },
-    speaks: (name) => `${name} is speaking`, muted: "Microphone off",
+    speaks: (/** @type {string} */ name) => `${name} is speaking`, muted: "Microphone off",
     mute: "Turn the microphone off", unmute: "Turn the microphone on", stop: "Stop the answer", end: "End live conversation",
     began: "Live. Speak at any time.", back: "Connected again.", interrupted: "Interrupted.", over: "The live conversation has ended.",
     refused: "The live conversation could not be opened: the server refuses it, or something between does not let WebSockets through.",

@@ -22,17 +22,18 @@ function filtersFor(/** @type {number} */ cutoff) {
 export class Resampler {
   /** @param {number} from @param {number} to */
   constructor(from, to) {
+    /** @type {Float32Array<ArrayBuffer>} */
+    this.rest = new Float32Array(2 * HALF - 1);
+    this.place = 0; // of the next sample, in input samples from the beginning of `rest`
     this.step = from / to;
     this.isNeeded = from !== to;
     this.filters = this.isNeeded ? filtersFor(Math.min(1, to / from) * PASS) : [];
-    this.reset();
   }
 
   /** Forget the sound so far. */
   reset() {
-    /** @type {Float32Array<ArrayBuffer>} */
     this.rest = new Float32Array(2 * HALF - 1);
-    this.place = 0; // of the next sample, in input samples from the beginning of `rest`
+    this.place = 0;
   }
 
   /** Return the samples that a block makes; the next block goes on where it ends. @param {Float32Array<ArrayBuffer>} block @returns {Float32Array<ArrayBuffer>} */
@@ -50,9 +51,9 @@ export class Resampler {
       let step = Math.round((at - whole) * STEPS);
       if (step === STEPS) { step = 0; whole += 1; }
       if (whole > last) { whole = last; step = STEPS - 1; }
-      const filter = this.filters[step];
+      const filter = /** @type {Float32Array} */ (this.filters[step]);
       let sum = 0;
-      for (let tap = 0; tap < 2 * HALF; tap++) sum += filter[tap] * input[whole + tap];
+      for (let tap = 0; tap < 2 * HALF; tap++) sum += /** @type {number} */ (filter[tap]) * /** @type {number} */ (input[whole + tap]);
       output[index] = sum;
     }
     const kept = 2 * HALF - 1;

@@ -72,6 +72,8 @@ test("durations are written in one or two units, however long they are", () => {
 
 test("a price that nobody knows is not nothing", () => {
   assert.deepEqual([money(null), money(0), money(0.00002), money(0.002)], ["no price", "free", "$0.000020", "$0.0020"]);
+});
+
 const { Resampler } = await lib("resampler");
 /** The amplitude of a tone after it was brought to another rate in blocks of these lengths. */
 function toneAfter(from, to, hertz, blocks) {
