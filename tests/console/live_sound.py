@@ -23,6 +23,7 @@ LOUDSPEAKER = """
           }
         };
         window.heardRate = this.context.sampleRate;
+        window.heardContext = this.context;
         connect.call(this, ear);
         connect.call(ear, this.context.destination);
       }
@@ -60,6 +61,11 @@ def speaking_browser(
     browser = playwright.chromium.launch(executable_path=find_tool("chromium"), args=arguments)
     yield browser
     browser.close()
+
+
+def latency_seconds(page: Page) -> float:
+    """Return how long sound takes from there to the ear, as the browser says."""
+    return page.evaluate("heardContext.outputLatency + heardContext.baseLatency")
 
 
 def heard_seconds(page: Page) -> float:

@@ -46,6 +46,7 @@ export class LiveSound {
   #stops = new Map();
   #stopCount = 0;
   #isClosed = false;
+  #isMuted = false;
 
   /** Ask for the microphone. Throws `DOMException`: NotAllowedError, NotFoundError, NotReadableError. @returns {Promise<void>} */
   async open() {
@@ -54,6 +55,7 @@ export class LiveSound {
     const audio = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
     const [stream] = await Promise.all([navigator.mediaDevices.getUserMedia({ audio }), context.audioWorklet.addModule(at("console/lib/live-worklet.js"))]);
     this.#stream = stream;
+    this.mute(this.#isMuted);
     if (this.#isClosed) { this.close(); return; }
     for (const track of stream.getTracks()) track.onended = () => this.onLost();
     this.#source = context.createMediaStreamSource(stream);
@@ -91,7 +93,7 @@ export class LiveSound {
   }
 
   /** The microphone gives out silence, so that a sentence which was begun ends. @param {boolean} isMuted */
-  mute(isMuted) { for (const track of this.#stream?.getTracks() ?? []) track.enabled = !isMuted; }
+  mute(isMuted) { this.#isMuted = isMuted; for (const track of this.#stream?.getTracks() ?? []) track.enabled = !isMuted; }
 
   close() {
     this.#isClosed = true;

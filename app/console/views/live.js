@@ -50,7 +50,7 @@ export function Live({ talk, agent }) {
     line.onTurn = (what) => announce(what === "lost" ? t.live.states.lost : t.live[what]);
     sound.onLost = () => { line.problem.value = t.live.unplugged; leave().then(() => over(t.live.unplugged)); };
     const unwatch = line.state.subscribe((state) => { if (state === "ended") over(line.problem.peek()); });
-    sound.open().then(() => { announce(t.live.began); return line.run(); }, (error) => { sound.close(); over(t.mic[/** @type {"other"} */ (error.name)] ?? t.mic.other); });
+    sound.open().then(() => { announce(isMuted.peek() ? t.live.muted : t.live.began); return line.run(); }, (error) => { sound.close(); over(t.mic[/** @type {"other"} */ (error.name)] ?? t.mic.other); });
     return () => { isHere = false; unwatch(); talk.isLive.value = false; line.end(); };
   }, []);
   useEffect(() => {
