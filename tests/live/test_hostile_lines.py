@@ -104,7 +104,7 @@ async def test_client_that_never_pauses_lets_others_have_their_turn(
     open_line: OpenLine, client: httpx2.AsyncClient
 ) -> None:
     """Each event is served alone: between two of them, others are."""
-    served = 0
+    served = before = 0
     event = orjson.dumps({"type": "conversation.item.retrieve", "item_id": "x"}).decode()
 
     async def count() -> None:

@@ -1,7 +1,7 @@
 """pipecat and LiveKit's plugin, unchanged but for the URL, in an environment of their own."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
@@ -40,7 +40,7 @@ def speech(tmp_path: Path, spoken: bytes) -> Path:
 
 
 @asynccontextmanager
-async def program(name: str, *arguments: str) -> AsyncIterator[tuple[Process, Callable[[], Any]]]:
+async def program(name: str, *arguments: str) -> AsyncGenerator[tuple[Process, Callable[[], Any]]]:
     """Run a program; the function reads its output to the next line."""
     command = [str(await anyio.to_thread.run_sync(python_live_clients)), str(PROGRAMS / name)]
     rest = ""
