@@ -84,6 +84,17 @@ export const t = {
     noRecording: "The recording is not kept any more.",
   },
 
+  live: {
+    start: "Live", hint: "Talk as on the phone: speak at any time, also while an answer sounds.",
+    title: "Live conversation", captions: "What was said",
+    states: { connecting: "Connecting…", listening: "Listening", hearing: "Hearing you", thinking: "Thinking…", lost: "Connection lost. Reconnecting…", ended: "Ended" },
+    speaks: (/** @type {string} */ name) => `${name} is speaking`, muted: "Microphone off",
+    mute: "Turn the microphone off", unmute: "Turn the microphone on", stop: "Stop the answer", end: "End live conversation",
+    began: "Live. Speak at any time.", back: "Connected again.", interrupted: "Interrupted.", over: "The live conversation has ended.",
+    refused: "The live conversation could not be opened: the server refuses it, or something between does not let WebSockets through.",
+    unplugged: "The microphone is gone.", unheard: "not heard:", begin: "Say something.",
+  },
+
   calls: {
     status: /** @type {Record<string, string>} */ ({ pending: "Waits", awaiting_approval: "Needs approval", awaiting_output: "Needs output", awaiting_answer: "Asks", running: "Running", completed: "Done", failed: "Failed", denied: "Declined", expired: "Expired", cancelled: "Cancelled", unknown: "Unknown" }),
     arguments: "Arguments", result: "Result", whole: "Show the whole result",
@@ -174,7 +185,7 @@ export const t = {
 
   palette: { title: "Go to", field: "A place, an agent or a conversation", nothing: "Nothing has this name.", places: "Places", agents: "Agents", sessions: "Conversations" },
 
-  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a o i s u k y", "talk, agents, tools, inbox, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
+  help: { title: "Keys", open: "Keys", letters: "Single letters are commands", keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Space", "hold to talk, outside a field"], ["m", "microphone off and on, in a live conversation"], ["Ctrl K", "go to a place, an agent or a conversation"], ["/", "search, or write"], ["n", "new conversation"], ["g then t a o i s u k y", "talk, agents, tools, inbox, sessions, usage, keys, system"], ["Ctrl S", "save a version of an agent"], ["↑ ↓", "move in lists and menus"], ["Esc", "close"], ["?", "this list"]] },
 
   signIn: { title: "Sign in", lead: "This server asks who you are. Paste an API key; it is kept in a cookie that no script can read.", key: "API key", enter: "Sign in", wrong: "This key is not known here.", out: "Sign out", admin: "Admin key", local: "This machine" },
 };

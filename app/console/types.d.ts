@@ -3,6 +3,7 @@
 declare class AudioWorkletProcessor {
   readonly port: MessagePort;
 }
+declare const sampleRate: number; // of an audio worklet's context, in Hz
 declare function registerProcessor(name: string, processor: new () => AudioWorkletProcessor): void;
 
 type Schemas = import("../../clients/typescript/src/schema").components["schemas"];
@@ -162,6 +163,7 @@ interface FirstWords {
   text?: string;
   files?: FilePart[];
   recording?: Recording;
+  isLive?: boolean; // what is said live follows
 }
 
 interface RequestOptions {

@@ -12,11 +12,14 @@ from typing import Any, cast
 from httptools import HttpRequestParser  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
 
 from app.http.local_requests import CONNECTION_CACHE
 
 _HEADERS_SECONDS = 10.0
 _HEADERS_BYTES = 64 * 1024
+_SLACK = 64
+"""Bytes of a line that a WebSocket's reader may count and we do not."""
 _READER_SECONDS = 20.0
 """How long a full send buffer may wait until the client has read about 48 KB."""
 _UNREAD_BODY_SECONDS = 5.0
@@ -73,7 +76,8 @@ class CoalescedWrites:
         if self._pieces:
             data = b"".join(self._pieces)
             self._pieces.clear()
-            self._transport.write(data)
+            if not self._transport.is_closing():  # a WebSocket's transport refuses writes then
+                self._transport.write(data)
 
 
 class DeadlineHttpProtocol(HttpToolsProtocol):
@@ -194,10 +198,22 @@ class DeadlineHttpProtocol(HttpToolsProtocol):
 
     @override
     def handle_websocket_upgrade(self) -> None:
+        if not self._is_readable_upgrade():
+            self.transport.write(_HEADERS_TOO_LARGE)
+            self.transport.close()
+            return
         self._is_upgraded = True
         self._clear_deadline()
         self.app_state = {**self.app_state, ABORT_CONNECTION: self.transport.abort}
         super().handle_websocket_upgrade()
+
+    def _is_readable_upgrade(self) -> bool:
+        """Tell whether `websockets` reads the request, which else waits for ever, unanswered."""
+        longest = max(len(name) + len(value) for name, value in self.headers) + len(": ")
+        return (
+            len(self.headers) <= MAX_NUM_HEADERS
+            and max(longest, len(self.url) + len("GET  HTTP/1.1")) <= MAX_LINE_LENGTH - _SLACK
+        )
 
     @override
     def _unsupported_upgrade_warning(self) -> None:

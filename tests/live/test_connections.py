@@ -169,7 +169,7 @@ async def test_a_line_goes_on_in_a_session_and_tells_what_was_missed(
     assert told == ["Hello there!", "Meanwhile.", "Hello there!"]
     assert chat_model.prompts[-1][-1] == ("user", "Last.")
     assert len(chat_model.prompts[-1]) == 5
-    assert unknown.status == 400
+    assert (unknown.status, unknown.error["code"]) == (400, "item_not_found")
 
 
 async def test_lines_of_a_key_are_few(

@@ -121,6 +121,25 @@ async def test_python_sdk_is_refused_with_its_own_errors(server: ServerProcess) 
                 pass
 
 
+@pytest.mark.parametrize(
+    ("query", "headers"), [("a" * 20_000, ""), ("a", "x: y\r\n" * 200)], ids=["query", "headers"]
+)
+async def test_upgrade_that_no_websocket_reads_is_answered(
+    server: ServerProcess, query: str, headers: str
+) -> None:
+    request = (
+        f"GET /v1/realtime?model={query} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+    )
+    async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
+        await stream.send(request.encode())
+        with anyio.fail_after(SECONDS):
+            answer = await stream.receive()
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
 async def test_a_line_goes_on_behind_a_killed_server_with_what_was_answered_meanwhile(
     provider: Provider, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 TYPESCRIPT_CLIENT = ROOT / "clients" / "typescript"
 _GENERATORS_LOCK = ROOT / "requirements" / "generators.txt"
 _CLIENTS_LOCK = ROOT / "requirements" / "clients.txt"
+_LIVE_CLIENTS_LOCK = ROOT / "requirements" / "live-clients.txt"
 _NODE_MAJOR = 20
 
 
@@ -62,11 +63,17 @@ def python_clients() -> Path:
     return _python_environment("python-clients", _CLIENTS_LOCK) / "python"
 
 
+def python_live_clients() -> Path:
+    """Return the Python of an environment with `requirements/live-clients.txt`."""
+    return _python_environment("python-live-clients", _LIVE_CLIENTS_LOCK) / "python"
+
+
 def _python_environment(name: str, requirements: Path) -> Path:
     def install(folder: Path) -> None:
         _run([sys.executable, "-m", "venv", str(folder)], folder)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         options = ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
+        options.append("--no-deps")  # the lock has them all, but for those that are left out
         _run([*pip, *options, "--requirement", str(requirements)], folder)
 
     return _installed(name, [requirements], install) / "bin"
@@ -99,3 +106,4 @@ def _run(command: Sequence[str], folder: Path) -> None:
 if __name__ == "__main__":  # before the tests, so that none of them waits for it
     installed_node_modules(ROOT / "tests" / "real_clients" / "tools", "real-clients")
     python_clients()
+    python_live_clients()

@@ -144,6 +144,7 @@ export class Conversation {
   problem = signal(/** @type {Problem | null} */ (null));
   loaded = signal(false);
   next = signal(/** @type {{ text: string, files: FilePart[] } | null} */ (null)); // what is said once the running turn has ended: `{text, files}`
+  isLive = signal(false); // it is spoken over a line, which tells what is said
   isShown = false;
   agentVersion = /** @type {number | null} */ (null); // that answers; `null` for the newest
   #abort = /** @type {AbortController | null} */ (null);
@@ -155,7 +156,7 @@ export class Conversation {
   constructor(id) { this.id = id; }
 
   async load() {
-    if (this.live.value) return;
+    if (this.live.value || (this.isLive.value && this.loaded.value)) return;
     const seen = this.messages.value;
     try {
       this.problem.value = null;
@@ -165,6 +166,7 @@ export class Conversation {
       if (this.live.value || this.messages.value !== seen) return; // something was said meanwhile
       this.messages.value = messages;
       const last = messages.at(-1);
+      if (this.isLive.value) return;
       if (last?.role === "assistant" && !FINAL.includes(last.status)) this.#watch(messages.slice(0, -1), { turnId: last.turn_id ?? "", modality: last.modality });
     } catch (error) { this.problem.value = problemOf(error); }
   }
@@ -188,7 +190,7 @@ export class Conversation {
    */
   follow() {
     return effect(() => {
-      if (!visible.value || !this.loaded.value || this.live.value) return undefined;
+      if (!visible.value || !this.loaded.value || this.live.value || this.isLive.value) return undefined;
       const abort = new AbortController();
       followSession(this.id, abort.signal, (event) => this.#hear(event)).catch(() => {}); // deleted, or refused: what is shown stays
       return () => abort.abort();
@@ -335,12 +337,12 @@ export class Conversation {
   }
 }
 
-/** Begin a session with an agent and its first words (text, or a recording). @param {string} agentId @param {FirstWords} words */
-export async function begin(agentId, { text, files, recording }) {
+/** Begin a session with an agent and its first words (text, a recording, or what is said live). @param {string} agentId @param {FirstWords} words */
+export async function begin(agentId, { text, files, recording, isLive = false }) {
   const session = await newSession(agentId, text);
   const fresh = conversation(session.id);
-  batch(() => { fresh.session.value = session; fresh.loaded.value = true; });
+  batch(() => { fresh.session.value = session; fresh.loaded.value = true; fresh.isLive.value = isLive; });
   go(`chat/${session.id}`);
-  (recording ? fresh.speak(recording) : fresh.say(text ?? "", files)).catch(() => {});
+  if (!isLive) (recording ? fresh.speak(recording) : fresh.say(text ?? "", files)).catch(() => {});
   return fresh;
 }

@@ -16,6 +16,7 @@ import { Composer } from "./composer.js";
 
 const TurnPanel = lazy(() => import("./turn.js"), "TurnPanel");
 const Calls = lazy(() => import("./calls.js"), "Calls");
+const Live = lazy(() => import("./live.js"), "Live");
 const Tree = lazy(() => import("./tree.js"), "Tree");
 
 const WIDE = "(min-width: 75.01rem)"; // as in console.css
@@ -58,8 +59,9 @@ export function Chat({ id }) {
           { icon: "trash", label: t.chat.remove, danger: true, act: drop },
         ]} />
       </header>
-      <${Thread} talk=${talk} agent=${agent} inspect=${inspect} />
-      <${Composer} id=${id} agent=${agent} talk=${talk} />
+      ${talk.isLive.value ? html`<${Live} talk=${talk} agent=${agent} />`
+    : html`<${Thread} talk=${talk} agent=${agent} inspect=${inspect} />
+      <${Composer} id=${id} agent=${agent} talk=${talk} onLive=${() => { talk.isLive.value = true; }} />`}
     </main>
     ${isOpen && last && html`<${TurnPanel} key=${shown.value ?? last} id=${shown.value ?? last} talk=${talk} onClose=${() => { panelOpen.value = false; shown.value = null; }} />`}
     ${renaming.value && html`<${Rename} title=${session?.title} onDone=${(/** @type {string | undefined} */ to) => { renaming.value = false; if (to !== undefined) talk.title(to || null); }} />`}

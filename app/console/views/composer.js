@@ -12,10 +12,10 @@ import { t } from "../strings.js";
 const microphone = new Microphone(); // one for the page, however many composers there are
 
 /**
- * `talk` is a conversation; without one, `onFirst` begins it.
- * @param {{ id: string, agent?: Agent, talk?: Conversation | null, onFirst?: (words: FirstWords) => Promise<unknown>, still?: boolean, textOnly?: boolean }} props
+ * `talk` is a conversation; without one, `onFirst` begins it. `onLive` goes live, where that is offered.
+ * @param {{ id: string, agent?: Agent, talk?: Conversation | null, onFirst?: (words: FirstWords) => Promise<unknown>, onLive?: () => unknown, still?: boolean, textOnly?: boolean }} props
  */
-export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
+export function Composer({ id, agent, talk, onFirst, onLive, still, textOnly }) {
   const area = useRef(/** @type {any} */ (null));
   const picker = useRef(/** @type {any} */ (null));
   const text = drafts.value[id] ?? "";
@@ -106,6 +106,14 @@ export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
   };
   const handsFree = async () => { if (microphone.handsFree && state.value !== "closed") microphone.close(); else await open(true); };
 
+  const goLive = async () => {
+    obstacle.value = microphoneObstacle();
+    if (obstacle.value) return;
+    audioContext(); // inside the click, for the sound of answers
+    microphone.close();
+    await Promise.resolve(talk?.stop()).then(() => onLive?.()).catch((problem) => notify(problem.message, "bad"));
+  };
+
   useEffect(() => { // hold the space bar anywhere but in a field
     /** @param {KeyboardEvent} event */
     const idle = (event) => !textOnly && event.code === "Space" && !event.repeat && !/** @type {Element} */ (event.target).closest("input,textarea,button,a,select,dialog,[role=menu],[tabindex='0']");
@@ -132,7 +140,8 @@ export function Composer({ id, agent, talk, onFirst, still, textOnly }) {
       <div class="composer-row">
         <${IconButton} name="clip" label=${t.files.attach} onClick=${() => picker.current.click()} />
         ${!textOnly && html`<${IconButton} name=${aloud.value ? "sound" : "mute"} label=${t.chat.aloud} aria-pressed=${aloud.value} onClick=${() => { aloud.value = !aloud.value; }} />
-        <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} onClick=${handsFree}><${Icon} name="wave" />${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</button>`}
+        <button type="button" class="button quiet" aria-pressed=${on && microphone.handsFree} title=${t.chat.handsFree} onClick=${handsFree}><${Icon} name="wave" /><span class="wide-label">${on && microphone.handsFree ? t.chat.handsFreeOff : t.chat.handsFree}</span></button>`}
+        ${onLive && !on && html`<button type="button" class="button quiet" title=${t.live.hint} onClick=${goLive}><${Icon} name="live" />${t.live.start}</button>`}
         <span class="grow"></span>
         ${on && !microphone.handsFree && html`<${IconButton} name="trash" label=${t.chat.discard} onClick=${() => { microphone.release(true); microphone.close(); }} />`}
         ${!textOnly && !(on && microphone.handsFree) && html`<button type="button" class="round" data-kind=${state.value === "recording" ? "live" : "plain"} aria-label=${state.value === "recording" ? t.chat.sendRecording : t.chat.talk} title=${t.chat.talkHint} onClick=${record}><${Icon} name=${state.value === "recording" ? "send" : "mic"} /></button>`}

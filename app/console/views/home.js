@@ -32,7 +32,7 @@ export function Home({ agentId }) {
       <p class="lead">${known ? t.home.leadKnown : t.home.lead}</p>
       ${all.length > 1 && html`<div class="pick" role="group" aria-label=${t.sessions.agent}>${all.slice(0, 6).map((one) => html`
         <button type="button" key=${one.id} class="pick-agent" aria-pressed=${one.id === agent.id} onClick=${() => { chosen.value = one.id; }}><${Mark} id=${one.id} size=${24} />${one.name}</button>`)}</div>`}
-      <${Composer} id="home" agent=${agent} onFirst=${first} />
+      <${Composer} id="home" agent=${agent} onFirst=${first} onLive=${() => first({ isLive: true })} />
       ${!recent.value.length && html`<div class="prompts" role="group" aria-label=${t.home.prompts_label}>${t.home.prompts.map((prompt) => html`
         <button type="button" key=${prompt} class="button" onClick=${() => first({ text: prompt }).catch((problem) => notify(problem.message, "bad"))}>${prompt}</button>`)}</div>`}
       ${recent.value.length > 0 && html`<section class="home-recent"><h2>${t.nav.recent}</h2><ul>${recent.value.slice(0, 4).map((session) => html`

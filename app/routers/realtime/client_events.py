@@ -11,6 +11,7 @@ from app.models import Role
 from app.routers.realtime.frames import Frame, Frames
 from app.routers.realtime.session_settings import SessionSettings, response_request
 from app.routers.realtime.sound_formats import SoundInput, decode_base64
+from app.schemas.base import MOST_LEVELS, levels_of
 from app.services.audio.samples import to_pcm16
 from app.services.live_voice.errors import LiveInputRefused
 from app.services.live_voice.items import Item, ItemKind, new_item_id
@@ -21,8 +22,11 @@ _TEXTS = ("input_text", "output_text", "text")
 _LONGEST_ID = 64
 _LONGEST_TEXT = 1_000_000
 _LONGEST_METADATA = 16
-_BLOCK_BYTES = 48_000
-"""A second of PCM."""
+_BLOCK_BYTES = 9_600
+"""A fifth of a second of PCM: turn detection takes 2 to 8 ms for it."""
+_LONGEST_SETTINGS = 256 << 10
+"""Characters of an event with settings: reading its tools takes half a second for each MB."""
+_WITH_SETTINGS = frozenset(("session.update", "response.create"))
 
 
 class ClientEvents:
@@ -62,7 +66,10 @@ class ClientEvents:
             if event.get("type") == "input_audio_buffer.append":
                 await self._append(event)
                 return None
-            return self._call_for(str(event.get("type")))(event)
+            kind = str(event.get("type"))
+            _require_length(kind, len(message or ""))
+            _require_levels(event, str(message))
+            return self._call_for(kind)(event)
         except LiveInputRefused as refusal:
             return self._frames.error(refusal, event_id)
 
@@ -79,7 +86,7 @@ class ClientEvents:
         return self._frames.session("session.updated")
 
     async def _append(self, event: dict[str, Any]) -> None:
-        """Take sound; a second of it takes 7 ms, so that others have their turn in between."""
+        """Take sound, in blocks, so that others have their turn in between."""
         data = decode_base64(event.get("audio"))
         for start in range(0, len(data), _BLOCK_BYTES):
             self._line.hear(self._sound.decode(data[start : start + _BLOCK_BYTES]))
@@ -138,15 +145,16 @@ class ClientEvents:
                 item.kind = ItemKind.OUTPUT
                 item.call_id = _text(fields.get("call_id"), "item.call_id")
                 item.output = _text(fields.get("output"), "item.output")
-            case "function_call":
-                raise LiveInputRefused(
-                    "unsupported_parameter",
-                    "Calls are the model's: send `function_call_output` for one of them.",
-                    "item.type",
-                )
+            case "function_call":  # of a history that the client brings
+                item.kind, item.role = ItemKind.CALL, Role.ASSISTANT
+                item.call_id = _text(fields.get("call_id"), "item.call_id")
+                item.name = _text(fields.get("name"), "item.name")
+                item.arguments = _text(fields.get("arguments"), "item.arguments")
             case _:
                 raise LiveInputRefused(
-                    "invalid_value", "It must be message or function_call_output.", "item.type"
+                    "invalid_value",
+                    "It must be message, function_call or function_call_output.",
+                    "item.type",
                 )
         return item
 
@@ -185,6 +193,16 @@ class ClientEvents:
         item.text = "\n".join(texts)
         if not item.text and not item.pcm and not item.images:
             raise LiveInputRefused("invalid_value", "It must not be empty.", "item.content")
+
+
+def _require_length(kind: str, length: int) -> None:
+    if kind in _WITH_SETTINGS and length > _LONGEST_SETTINGS:
+        raise LiveInputRefused("invalid_value", f"Up to {_LONGEST_SETTINGS} characters.")
+
+
+def _require_levels(event: dict[str, Any], message: str) -> None:
+    if message.count("[") + message.count("{") > MOST_LEVELS < levels_of(event):
+        raise LiveInputRefused("invalid_json", f"JSON has {MOST_LEVELS} levels at most.")
 
 
 def _parse(message: str | bytes | None) -> dict[str, Any]:

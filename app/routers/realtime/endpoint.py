@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.core.errors import AppError
 from app.core.request_context import current_context
 from app.core.security import Caller, CallerKind
+from app.http.openai_errors import InvalidParameter
 from app.http.permissions import WEBSOCKET_POLICIES
 from app.http.protocol import ABORT_CONNECTION
 from app.http.query_parameters import require_known_parameters
@@ -27,6 +28,7 @@ from app.routers.realtime.session_settings import SessionSettings
 from app.services.crud import session_not_found
 from app.services.identity import OpenStreamRegistry, client_secrets
 from app.services.live_voice import LiveService
+from app.services.live_voice.errors import LiveInputRefused
 from app.services.live_voice.line import Line
 from app.services.live_voice.sessions import BUILT_IN_AGENT
 
@@ -61,6 +63,9 @@ async def serve_realtime(scope: Scope, receive: Receive, send: Send) -> None:
             line.show(missed)
             await send({"type": "websocket.accept", "subprotocol": _subprotocol(scope)})
             await _Connection(scope, receive, send, line, settings, voices).serve()
+    except LiveInputRefused as refused:
+        error = InvalidParameter(refused.param or "after", refused.detail, refused.reason)
+        await refuse_upgrade(error, scope, send)
     except AppError as error:
         await refuse_upgrade(error, scope, send)
 
@@ -124,6 +129,7 @@ class _Connection:
             answer = await self._events.serve(message.get("text") or message.get("bytes"))
             if answer is not None:
                 await self._send_frame(answer)
+            await asyncio.sleep(0)  # so that a client that never pauses lets others have their turn
 
     async def _write(self) -> None:
         await self._send_frame(self._frames.session("session.created"))
@@ -161,7 +167,10 @@ class _Connection:
     async def _send_frame(self, frame: Frame) -> None:
         text = orjson.dumps(frame).decode()
         async with asyncio.timeout(self._times.reader_seconds):
-            await self._send({"type": "websocket.send", "text": text})
+            try:
+                await self._send({"type": "websocket.send", "text": text})
+            except RuntimeError as error:  # uvicorn's, where the client has closed meanwhile
+                raise ConnectionResetError("the connection is closed") from error
 
     async def _close(self) -> None:
         reason = self._close_reason.encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")

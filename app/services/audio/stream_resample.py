@@ -32,7 +32,7 @@ class StreamResampler:
 
     def feed(self, samples: Floats) -> Floats:
         """Return what `samples`, in -1 to 1, complete; often one block of the same duration."""
-        if self._filter is None:
+        if self._filter is None or not samples.size:
             return samples
         block = np.concatenate([self._waiting, samples])
         step = block.strides[0]

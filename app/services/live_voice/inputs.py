@@ -40,6 +40,8 @@ class TurnInput:
     results: list[ToolResultPart] = field(default_factory=list[ToolResultPart])
     before: list[ImportedMessage] = field(default_factory=list[ImportedMessage])
     """Messages that no turn answers, such as the history that a client brings."""
+    history: tuple[int, UUID | None] = (0, None)
+    """How many of them end with an answer, and its id, where that is of ours."""
 
     @property
     def recording(self) -> Recording | None:
@@ -117,6 +119,8 @@ def read_inputs(pending: Sequence[Item]) -> TurnInput:
     answers = [place for place, item in enumerate(pending) if item.role is Role.ASSISTANT]
     first = answers[-1] + 1 if answers else 0
     turn_input = TurnInput(before=[_message(item) for item in pending[:first] if item.text])
+    if answers:
+        turn_input.history = (len(turn_input.before), message_id_of(pending[first - 1].id))
     rest = pending[first:]
     turn_input.results = [
         ToolResultPart(item.call_id, item.output) for item in rest if item.kind is ItemKind.OUTPUT

@@ -59,7 +59,7 @@ async def prepare_turn(
     Raises what `LineParts.admit`, `LineSession.store` and `MessageInput.prepare` do.
     """
     await parts.admit(turn_input.posted_bytes)
-    await parts.session.store(turn_input.before)
+    await parts.session.store(turn_input.before, turn_input.history)
     options = turn_input.options(request, parts.session.id)
     if turn_input.images:
         _, options = await parts.message_input.prepare(

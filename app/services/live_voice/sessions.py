@@ -36,8 +36,15 @@ class LineSession:
     _knows_language: bool = False
     _storing: anyio.Lock = field(default_factory=anyio.Lock)
 
-    async def store(self, messages: Sequence[crud.ImportedMessage] = ()) -> None:
+    async def store(
+        self,
+        messages: Sequence[crud.ImportedMessage] = (),
+        history: tuple[int, UUID | None] = (0, None),
+    ) -> None:
         """Store the session, if it is not yet, and messages that no turn answers.
+
+        A client that has lost its line may bring the history again: `history` is how many of the
+        messages that is, and the id of the answer at its end. It is not stored twice.
 
         Raises what `crud.create_session` and `crud.append_messages` raise.
         """
@@ -48,6 +55,9 @@ class LineSession:
                         db, self.caller, self.agent_id, id=self.id, user_id=self.user_id
                     )
                 self.is_stored = True
+            length, answer = history
+            if await self._has(answer):
+                messages = messages[length:]
             if messages:
                 async with self.database.transaction() as db:
                     await crud.append_messages(db, self.caller, self.id, messages)
@@ -63,6 +73,13 @@ class LineSession:
     def set_language(self, language: str | None) -> None:
         """Take note of the language of the agent."""
         self.language, self._knows_language = language, True
+
+    async def _has(self, message_id: UUID | None) -> bool:
+        if message_id is None:
+            return False
+        async with self.database.reading() as db:
+            message = await db.get(Message, (self.caller.workspace_id, message_id))
+            return message is not None and message.session_id == self.id
 
     async def words_of(self, message_id: UUID) -> str:
         """Return the text of a stored message; empty where there is none."""

@@ -73,3 +73,34 @@ test("durations are written in one or two units, however long they are", () => {
 test("a price that nobody knows is not nothing", () => {
   assert.deepEqual([money(null), money(0), money(0.00002), money(0.002)], ["no price", "free", "$0.000020", "$0.0020"]);
 });
+
+const { Resampler } = await lib("resampler");
+/** The amplitude of a tone after it was brought to another rate in blocks of these lengths. */
+function toneAfter(from, to, hertz, blocks) {
+  const resampler = new Resampler(from, to);
+  const out = [];
+  for (let at = 0, round = 0; at < from; round++) {
+    const size = blocks[round % blocks.length];
+    out.push(...resampler.feed(Float32Array.from({ length: size }, (_, i) => Math.sin((2 * Math.PI * hertz * (at + i)) / from))));
+    at += size;
+  }
+  const middle = out.slice(1000, -1000);
+  return { seconds: out.length / to, amplitude: Math.sqrt((2 * middle.reduce((sum, v) => sum + v * v, 0)) / middle.length), out };
+}
+
+test("sound keeps its length and loudness at another rate, and what does not fit is gone", () => {
+  for (const [from, to] of [[48_000, 24_000], [44_100, 24_000], [24_000, 48_000], [24_000, 44_100], [24_000, 24_000]]) {
+    const speech = toneAfter(from, to, 1000, [128]);
+    assert.ok(Math.abs(speech.seconds - 1) < 0.01, `${from} ${to}`);
+    assert.ok(Math.abs(speech.amplitude - 1) < 0.02, `${from} ${to} ${speech.amplitude}`);
+  }
+  assert.ok(toneAfter(48_000, 24_000, 15_000, [128]).amplitude < 0.02);
+});
+
+test("blocks of any length make the same sound", () => {
+  const even = toneAfter(44_100, 24_000, 700, [128]).out;
+  const odd = toneAfter(44_100, 24_000, 700, [1, 7, 500, 128, 2048]).out;
+  const length = Math.min(even.length, odd.length);
+  assert.ok(length > 23_000);
+  for (let index = 0; index < length; index++) assert.ok(Math.abs(even[index] - odd[index]) < 5e-3);
+});
