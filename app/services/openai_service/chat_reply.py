@@ -202,11 +202,11 @@ class ReplyReader:
 
     def _read(self, chunk: Any) -> None:  # noqa: ANN401  # JSON
         """Take one `chat.completion` or chunk of it; frames without choices are skipped."""
+        fields: dict[str, Any] = chunk
         if type(chunk) is not dict:
             if isinstance(chunk, list):
                 raise _unknown_shape()
             return
-        fields: dict[str, Any] = chunk
         if "error" in fields and (error := fields["error"]):
             raise failure_of_error(error, names=self._names)
         if not self._model_is_named and isinstance(name := fields.get("model"), str) and name:
