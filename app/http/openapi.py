@@ -147,6 +147,18 @@ EVENT_STREAM_CONTENT: dict[str, Any] = {
 }
 """The content of a response that may be a stream of a turn's events."""
 
+DIALECT_STREAM_CONTENT: dict[str, Any] = {
+    EVENT_STREAM_TYPE: {
+        "schema": {
+            "description": "Server-sent events in the words of another API: `data` is one line of "
+            "JSON, or `[DONE]`.",
+            "type": "object",
+            "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+        }
+    }
+}
+"""The content of a response that may be a stream in another API's dialect."""
+
 _SESSION_EVENTS = {"session.changed": "SessionRead", "turn.changed": "SessionTurn"}
 """Events of a session's stream, with the schemas of their data."""
 SESSION_STREAM_CONTENT: dict[str, Any] = {

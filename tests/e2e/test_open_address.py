@@ -149,7 +149,8 @@ def ask(
         content["json"] = fill(row.json)
     if row.form is not None:
         sound = ("x.wav", (AUDIO / "anna_01.wav").read_bytes())
-        upload = {"file": ("x.png", png())} if path == "/files" else {"audio": sound}
+        uploads = {"/files": ("x.png", png()), "/v1/audio/transcriptions": sound}
+        upload = {"file": uploads[path]} if path in uploads else {"audio": sound}
         content = {"data": fill(row.form), "files": upload}
     return client.request(method, path.format(**known) + row.query, headers=headers, **content)
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader, sdk_key
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import DIALECT_STREAM_CONTENT
 from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.routers.openai.chat_frames import ChatCompletionChunks, CompletionHead, completion
 from app.routers.openai.chat_request import turn_request
@@ -126,7 +126,7 @@ router = APIRouter(tags=["openai"], route_class=_ChatCompletionRoute)
     name="create_chat_completion",
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": BINARY_SCHEMA}},
+            "content": DIALECT_STREAM_CONTENT,
             "description": "The answer, or with `stream` its chunks, as OpenAI's API has them",
         }
     },

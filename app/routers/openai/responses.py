@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader, sdk_key
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import DIALECT_STREAM_CONTENT
 from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import utc_now
 from app.routers.openai.input_history import given_input
@@ -110,7 +110,7 @@ router = APIRouter(tags=["openai"], route_class=_ResponseRoute)
     name="create_response",
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": BINARY_SCHEMA}},
+            "content": DIALECT_STREAM_CONTENT,
             "description": "The response, or with `stream` its events, as OpenAI's API has them",
         }
     },

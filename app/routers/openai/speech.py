@@ -13,7 +13,7 @@ from app.core.errors import AppError
 from app.http.content_negotiation import EVENT_STREAM_TYPE
 from app.http.endpoint_route import EndpointRoute
 from app.http.openai_errors import InvalidParameter, error_body
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import BINARY_SCHEMA, DIALECT_STREAM_CONTENT
 from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.http.pushed_stream import Emit, PushedStream
 from app.routers.openai.audio_agent import find_audio_agent
@@ -114,7 +114,7 @@ router = APIRouter(tags=["openai"], route_class=_SpeechRoute)
         200: {
             "content": {
                 **{form.media_type: {"schema": BINARY_SCHEMA} for form in SpeechFormat},
-                EVENT_STREAM_TYPE: {"schema": BINARY_SCHEMA},
+                **DIALECT_STREAM_CONTENT,
             },
             "description": "The speech as it is made, or with `stream_format: sse` its events",
         }

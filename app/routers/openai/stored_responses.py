@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.http.deps import Caller, DatabaseDep, ReadingDb, Turns
 from app.http.endpoint_route import EndpointRoute
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import DIALECT_STREAM_CONTENT
 from app.routers.openai.conversations import After, Include, ItemLimit, ItemOrder, Order
 from app.routers.openai.ids import RESPONSE, our_id
 from app.routers.openai.items import item_page, session_items
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"], route_class=Endpoint
     response_model=None,
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": BINARY_SCHEMA}},
+            "content": DIALECT_STREAM_CONTENT,
             "description": "The response, or with `stream` its events",
         }
     },

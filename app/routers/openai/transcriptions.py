@@ -23,7 +23,7 @@ from app.http.disconnection import unless_disconnected
 from app.http.endpoint_route import EndpointRoute
 from app.http.multipart import close_files, read_any_multipart
 from app.http.openai_errors import InvalidParameter
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import BINARY_SCHEMA, DIALECT_STREAM_CONTENT
 from app.http.permissions import endpoint_policy
 from app.http.plain_endpoint import METHOD, endpoint
 from app.http.problems import MalformedBody, invalid_request
@@ -257,7 +257,7 @@ _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
                 "application/json": {"schema": {"type": "object"}},
                 "text/plain": _TEXT,
                 "text/vtt": _TEXT,
-                EVENT_STREAM_TYPE: {"schema": BINARY_SCHEMA},
+                **DIALECT_STREAM_CONTENT,
             },
             "description": "The transcript in the form of `response_format`, or its events",
         }

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import request_key
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import DIALECT_STREAM_CONTENT
 from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import BusyPolicy
 from app.routers.agent_names import named_agent
@@ -83,7 +83,7 @@ router = APIRouter(tags=["user interfaces"], route_class=_AgUiRoute)
     response_class=Response,
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": BINARY_SCHEMA}},
+            "content": DIALECT_STREAM_CONTENT,
             "description": "The events of AG-UI",
         }
     },

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from app.http.endpoint_route import EndpointRoute
 from app.http.idempotency import KeyHeader
-from app.http.openapi import BINARY_SCHEMA
+from app.http.openapi import DIALECT_STREAM_CONTENT
 from app.http.plain_endpoint import METHOD, endpoint, read_request
 from app.models import BusyPolicy
 from app.routers.agent_names import named_agent
@@ -27,7 +27,7 @@ PATH = "/api/chat"
 ROUTE = (METHOD, PATH)
 _STREAM_PATH = "/api/chat/{chat_id}/stream"
 _PROTOCOL_HEADER = {"x-vercel-ai-ui-message-stream": "v1"}
-_CONTENT: dict[str, Any] = {"text/event-stream": {"schema": BINARY_SCHEMA}}
+_CONTENT: dict[str, Any] = DIALECT_STREAM_CONTENT
 
 ChatId = Annotated[str, Path(description="The chat's id, as in `POST /api/chat`.")]
 

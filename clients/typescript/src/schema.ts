@@ -8560,7 +8560,10 @@ export interface operations {
                     "application/json": {
                         [key: string]: unknown;
                     };
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -8711,7 +8714,10 @@ export interface operations {
                     "application/json": {
                         [key: string]: unknown;
                     };
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -8859,7 +8865,10 @@ export interface operations {
                     "application/json": Record<string, never>;
                     "text/plain": string;
                     "text/vtt": string;
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -9001,7 +9010,10 @@ export interface operations {
                     "audio/flac": string;
                     "audio/wav": string;
                     "audio/pcm": string;
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -9144,7 +9156,10 @@ export interface operations {
                 };
                 content: {
                     "application/json": unknown;
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -10569,7 +10584,10 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
@@ -10733,7 +10751,10 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description No turn of the chat runs, or there is no such chat */
@@ -10961,7 +10982,10 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
+                    "text/event-stream": {
+                        data?: string;
+                        event?: string;
+                    };
                 };
             };
             /** @description Bad Request */
