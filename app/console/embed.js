@@ -92,15 +92,21 @@
     return line;
   }
 
-  let session = "";
+  /** @param {any} error */
+  const complain = (error) => say("bad", error.message).setAttribute("role", "alert");
+
+  let session = /** @type {Promise<string> | null} */ (null);
+  /** The session's id, once its history is shown. */
+  const opened = () => (session ??= load().catch((error) => { session = null; throw error; }));
   async function load() {
-    session = (await (await ask("me")).json()).session_id;
-    const messages = await (await ask(`sessions/${session}/messages?order=desc&limit=50`)).json();
+    const { session_id: id } = await (await ask("me")).json();
+    const messages = await (await ask(`sessions/${id}/messages?order=desc&limit=50`)).json();
     for (const { role, content, status: state, turn_id: turn } of messages.reverse()) {
       if (role === "user") say("said", content);
-      else if (state === "in_progress") await follow(turn, { path: `turns/${turn}/events` });
+      else if (state === "in_progress") follow(turn, { path: `turns/${turn}/events` }).catch(complain);
       else if (content) say("answer", content);
     }
+    return id;
   }
 
   /** @param {number} ms */
@@ -147,31 +153,32 @@
   async function submit(event) {
     event?.preventDefault();
     const words = area.value.trim();
-    if (!words || busy || !session) return;
+    if (!words || busy) return;
     busy = true;
     area.value = "";
     send.disabled = true;
-    const mine = say("said", words);
-    const options = { method: "POST", headers: { "Content-Type": "application/json", "Idempotency-Key": newKey() }, body: JSON.stringify({ session_id: session, content: words }) };
+    let mine;
     try {
+      const id = await opened();
+      mine = say("said", words);
+      const options = { method: "POST", headers: { "Content-Type": "application/json", "Idempotency-Key": newKey() }, body: JSON.stringify({ session_id: id, content: words }) };
       await follow(null, { path: "messages/text", options });
-    } catch (/** @type {any} */ error) {
-      mine.remove(); // it was not taken: the words go back
+    } catch (error) {
+      mine?.remove(); // it was not taken: the words go back
       area.value ||= words;
-      say("bad", error.message).setAttribute("role", "alert");
+      complain(error);
     }
     busy = false;
     send.disabled = !area.value.trim();
   }
 
-  let isLoaded = false;
   /** @param {boolean} shows */
   function toggle(shows, takesFocus = true) {
     panel.hidden = !shows;
     launch.hidden = shows;
     launch.setAttribute("aria-expanded", String(shows));
     if (takesFocus) (shows ? area : launch).focus();
-    if (shows && !isLoaded) { isLoaded = true; load().catch((error) => { isLoaded = false; say("bad", error.message).setAttribute("role", "alert"); }); }
+    if (shows) opened().catch(complain);
   }
   form.addEventListener("submit", submit);
   area.addEventListener("input", () => { send.disabled = busy || !area.value.trim(); });
