@@ -10,6 +10,7 @@ import anyio
 from app.core.errors import AppError
 from app.models import TurnStatus, new_id
 from app.services.live_voice.config import ResponseSettings
+from app.services.live_voice.delivered_answer import DeliveredAnswer
 from app.services.live_voice.errors import ActionNeeded
 from app.services.live_voice.events import (
     ResponseState,
@@ -28,7 +29,6 @@ from app.services.live_voice.line_parts import (
 from app.services.live_voice.paced_sound import PacedSound, SoundBlocks
 from app.services.live_voice.playback import Playback
 from app.services.live_voice.response import LiveResponse
-from app.services.live_voice.told_answer import ToldAnswer
 from app.services.ports import FinishReason
 from app.services.turns import LiveTurn, TurnEvent, subscribe
 from app.services.turns.errors import InternalError
@@ -68,7 +68,7 @@ class Answer:
         self._request = request
         self._earlier = earlier
         self._response = LiveResponse(parts.conversation, parts.outbox, state)
-        self._told = ToldAnswer()
+        self._delivered = DeliveredAnswer()
         self._blocks = SoundBlocks()
         self._words_of_sound = ""
         self._last_number = 0
@@ -199,12 +199,12 @@ class Answer:
         response = self._response
         if response.item is None:
             message_id = self.live.record.message_id if self.live else new_id()
-            number = self._told.response_number
+            number = self._delivered.response_number
             suffix = f"_r{number}" if number > 1 else ""
             name = item_id(message_id) + suffix
             self.on_item(name)
             response.begin_item(name)
-        self._told.words += words
+        self._delivered.words += words
         response.say(words)
 
     def _finish(self) -> None:
@@ -235,7 +235,7 @@ class Answer:
 
     def _say_rest(self, content: str) -> None:
         """Tell the end of the answer, which has no sound, such as code."""
-        rest = self._told.rest_of(content)
+        rest = self._delivered.rest_of(content)
         if rest.strip():
             self._say(rest)
 
@@ -293,11 +293,11 @@ class Answer:
         """
         if not self.is_paused and not self._is_cut:
             self.is_paused, self._released = True, anyio.Event()
-            self._told.played_ms = self._response.stop(reason)
+            self._delivered.played_ms = self._response.stop(reason)
 
     def sent_ms(self, item: str) -> int:
         """Return how much sound of one of its items was sent."""
-        sent_ms = self._told.sent_ms(item)
+        sent_ms = self._delivered.sent_ms(item)
         return self.playback.sent_ms if sent_ms is None else sent_ms
 
     def truncate(self, item: str, played_ms: int) -> int | None:
@@ -306,14 +306,14 @@ class Answer:
         Returns the milliseconds to cancel the turn with; `None` where it is only paused, or another
         response has taken up the item.
         """
-        if self._told.sent_ms(item) is not None:
+        if self._delivered.sent_ms(item) is not None:
             return None
         if self.is_paused:
-            self._told.played_ms = played_ms
-            self._truncate_item(self._told.all_played_ms)
+            self._delivered.played_ms = played_ms
+            self._truncate_item(self._delivered.all_played_ms)
             return None
         self.cut("client_cancelled")
-        return self._told.played_before_ms + played_ms
+        return self._delivered.played_before_ms + played_ms
 
     def resume(self) -> None:
         """Go on after a pause, in a new response, with what was not heard; the turn is the same."""
@@ -323,16 +323,18 @@ class Answer:
             paused.state.status, paused.state.reason = "in_progress", None
             paused.sound = PacedSound()
         else:
-            self._take_up(paused, f"resp_{live.record.id.hex}_{self._told.response_number + 1}")
+            self._take_up(
+                paused, f"resp_{live.record.id.hex}_{self._delivered.response_number + 1}"
+            )
         self._end_pause()
         if live and live.outcome:
             self._finish()
 
     def _take_up(self, paused: LiveResponse, response_id: str) -> None:
-        blocks = list(paused.sound.blocks_after(self._told.played_ms))
-        heard = self._truncate_item(self._told.all_played_ms)
+        blocks = list(paused.sound.blocks_after(self._delivered.played_ms))
+        heard_words = self._truncate_item(self._delivered.all_played_ms)
         item = paused.item.id if paused.item else response_id
-        rest = self._told.begin_again(item, paused.sound.playback.sent_ms, heard)
+        rest = self._delivered.begin_again(item, paused.sound.playback.sent_ms, heard_words)
         state = replace(
             paused.state, id=response_id, status="in_progress", reason=None, items=[], usage=None
         )
@@ -351,7 +353,7 @@ class Answer:
         self.pause(reason)
         self.is_paused, self._is_cut = False, True
         self._end_pause()
-        return self._told.all_played_ms if self._request.is_spoken else None
+        return self._delivered.all_played_ms if self._request.is_spoken else None
 
     def _end_pause(self) -> None:
         self._released.set()
@@ -389,7 +391,7 @@ class Answer:
 
     def _truncate_item(self, played_ms: int) -> str:
         """Return the words of the first milliseconds; the newest item has no others."""
-        heard, heard_of_item = self._told.heard(self.live, played_ms)
+        heard_words, heard_of_item = self._delivered.heard(self.live, played_ms)
         if self._response.item:
             self._response.item.text = heard_of_item
-        return heard
+        return heard_words

@@ -4,7 +4,7 @@ from app.services.turns import LiveTurn
 from app.services.turns.context.heard_text import heard_text
 
 
-class ToldAnswer:
+class DeliveredAnswer:
     """The words and the sound of one answer. Each is counted once, also where it is said again."""
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class ToldAnswer:
             words = content if beginning is None else beginning
         return words, words[len(self._heard_before) :]
 
-    def begin_again(self, item: str, sent_ms: int, heard: str) -> str:
+    def begin_again(self, item: str, sent_ms: int, heard_words: str) -> str:
         """Go on behind what was heard, in another response; return the words to say again."""
-        rest = self.words[len(heard) :]
+        rest = self.words[len(heard_words) :]
         self._sent_ms[item] = sent_ms
         self.played_before_ms, self.played_ms = self.all_played_ms, 0
-        self.words = self._heard_before = heard
+        self.words = self._heard_before = heard_words
         return rest
