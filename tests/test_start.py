@@ -79,7 +79,9 @@ AT_FIRST_USE = {
     "sentencex",
     "uvicorn.main",
     "yarl",
-    "app.services.local_service",
+    "app.services.local_service.adapter",
+    "app.services.local_service.engine",
+    "app.services.local_service.smart_turn",
     "app.services.provider_http.aiohttp_transport",
 }
 DRIVERS = {
@@ -156,6 +158,8 @@ def test_a_start_builds_each_route_once() -> None:
         "_TextMessageRoute",
         "_ChatCompletionRoute",
         "_ResponseRoute",
+        "_SpeechRoute",
+        "_TranscriptionRoute",
         "_AgUiRoute",
         "_ChatRoute",
     }
