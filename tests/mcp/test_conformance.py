@@ -160,7 +160,7 @@ async def results_of(revision: str, folder: Path) -> dict[str, list[str]]:
             client_command = f"{sys.executable} -S {HERE / 'conformance_client.py'} {port}"
             process = await anyio.open_process(
                 [node(), "--import", str(HERE / "conformance_node20.mjs"), str(SUITE), "client",
-                 "--command", client_command, "--requirements", revision, "--timeout", "60000",
+                 "--command", client_command, "--requirements", revision, "--timeout", "240000",
                  "-o", str(folder)],
                 stderr=subprocess.STDOUT,
             )  # fmt: skip

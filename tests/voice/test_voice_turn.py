@@ -92,9 +92,11 @@ async def test_sentence_that_breaks_off_is_a_piece_as_far_as_it_was_spoken(
             yield letter
         await anyio.sleep_forever()
 
-    async def speak_half(text: str, *, voice: str, is_urgent: bool = True) -> AsyncGenerator[bytes]:
+    async def speak_half(
+        text: str, *, voice: str, speed: float = 1, is_urgent: bool = True
+    ) -> AsyncGenerator[bytes]:
         del is_urgent
-        assert voice == "nova"
+        assert (voice, speed) == ("nova", 1)
         samples = bytes(2 * 480 * len(text))
         if "breaks" in text:
             yield samples[: len(samples) // 4 * 2]
