@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
-from app.core.database import Database, StorageUnavailable
+from app.core.database import Database
 from app.core.errors import AppError
 from app.http.content_negotiation import EVENT_STREAM_TYPE
 from app.http.disconnection import DisconnectCallback
@@ -22,7 +22,8 @@ from app.services.turns.errors import ServerDraining
 
 _SEND_SECONDS = 20
 """A client that reads nothing for this long is disconnected; its turn continues."""
-_HEARTBEAT = b": still here\n\n"
+HEARTBEAT = b": still here\n\n"
+DRAINING_FRAME = b"event: server.draining\ndata: {}\n\n"
 
 
 class EventStream(Response):
@@ -97,8 +98,8 @@ class EventStream(Response):
                 async for events in batches:
                     await send(_body_chunk(_encode_events(events)))
         except ServerDraining:
-            await send(_body_chunk(b"event: server.draining\ndata: {}\n\n"))
-        except (AppError, StorageUnavailable) as error:
+            await send(_body_chunk(DRAINING_FRAME))
+        except AppError as error:
             await _send_error(send, error)
             return
         await send({"type": "http.response.body", "body": b""})
@@ -106,9 +107,14 @@ class EventStream(Response):
 
 async def _send_error(send: Send, error: AppError) -> None:
     """End the stream with an `error` event; the client gets the outcome from `GET /turns/{id}`."""
-    data = orjson.dumps({"code": error.code, "detail": error.detail})
-    await send(_body_chunk(b"event: error\ndata: " + data + b"\n\n"))
+    await send(_body_chunk(error_frame(error)))
     await send({"type": "http.response.body", "body": b""})
+
+
+def error_frame(error: AppError) -> bytes:
+    """Return the `error` event that ends a stream."""
+    data = orjson.dumps({"code": error.code, "detail": error.detail})
+    return b"event: error\ndata: " + data + b"\n\n"
 
 
 def _body_chunk(body: bytes) -> Message:
@@ -127,7 +133,7 @@ def with_write_deadline(send: Send) -> Send:
 
 def _encode_events(events: Sequence[TurnEvent]) -> bytes:
     if not events:
-        return _HEARTBEAT
+        return HEARTBEAT
     return b"".join([
         b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.name, event.json)
         for event in events

@@ -5,14 +5,13 @@ from contextlib import aclosing
 from typing import Annotated
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Query, Response
 
-from app.core.database import StorageUnavailable
 from app.core.errors import AppError
 from app.core.security import Caller as CallerIdentity
 from app.http.deps import Caller, SessionEventsDep
 from app.http.endpoint_route import EndpointRoute
+from app.http.event_stream import DRAINING_FRAME, HEARTBEAT, error_frame
 from app.http.frame_stream import FrameStream
 from app.http.openapi import SESSION_STREAM_CONTENT
 from app.models import Session, Turn
@@ -23,7 +22,6 @@ from app.services.turns.session_events import SessionEvents
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=EndpointRoute)
 
 LONGEST_SECONDS = 3600
-_HEARTBEAT = b": still here\n\n"
 
 
 @router.get(
@@ -47,7 +45,7 @@ async def follow_session(
     `GET /turns/{id}/events`.
     """
     frames = _frames(events, caller, session_id, seconds)
-    return FrameStream(frames, _error_frame, _leave, {})
+    return FrameStream(frames, error_frame, _leave, {})
 
 
 async def _frames(
@@ -57,14 +55,14 @@ async def _frames(
     try:
         async with aclosing(events.follow(caller, session_id, seconds)) as batches:
             async for news in batches:
-                yield b"".join(map(_frame, news)) or _HEARTBEAT
+                yield b"".join(map(_frame, news)) or HEARTBEAT
                 has_begun = True
     except ServerDraining:
-        yield b"event: server.draining\ndata: {}\n\n"
-    except (AppError, StorageUnavailable) as error:
+        yield DRAINING_FRAME
+    except AppError as error:
         if not has_begun:
             raise
-        yield _error_frame(error)
+        yield error_frame(error)
 
 
 def _frame(changed: Session | Turn) -> bytes:
@@ -73,11 +71,6 @@ def _frame(changed: Session | Turn) -> bytes:
     else:
         name, data = b"turn.changed", SessionTurn.model_validate(changed).model_dump_json()
     return b"event: %s\ndata: %s\n\n" % (name, data.encode())
-
-
-def _error_frame(error: AppError | StorageUnavailable) -> bytes:
-    data = orjson.dumps({"code": error.code, "detail": error.detail})
-    return b"event: error\ndata: " + data + b"\n\n"
 
 
 async def _leave() -> None:

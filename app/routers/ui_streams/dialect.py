@@ -1,5 +1,6 @@
 """What the dialects of user interfaces have in common: what a client was shown of an answer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -58,7 +59,7 @@ _Encoder: TypeAlias = Callable[[Any, Any], bytes]
 TEXT, REASONING = "text", "reasoning"
 
 
-class AnswerFrames:
+class AnswerFrames(ABC):
     """What both dialects make of a turn's events: one open part at a time, and its deltas."""
 
     encoders: ClassVar[Mapping[type, _Encoder]]
@@ -87,17 +88,17 @@ class AnswerFrames:
         """Return the frames of events."""
         return b"".join([self._encode(value) for value in values])
 
+    @abstractmethod
     def open_part(self, kind: str) -> bytes:
         """Return the frames that open a part of the answer, and set `delta_start`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_part(self) -> bytes:
         """Return the frames that close the open part, if there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, code: str, detail: str) -> bytes:
         """Return the last frames of a stream that breaks off."""
-        raise NotImplementedError
 
     def encode_text(self, value: OutputTextDelta) -> bytes:
         """Encode a piece of the answer."""

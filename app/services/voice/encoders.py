@@ -3,9 +3,9 @@
 import struct
 from typing import Protocol
 
+from app.services.audio.containers import OggOpusPages, adts_frame
 from app.services.audio.convert import SampleConverter
 from app.services.audio.flac import FlacEncoder
-from app.services.audio.framing import OggOpusPages, adts_frame
 from app.services.ports import SampleFormat
 from app.services.sandbox.sandbox import Sandbox
 from app.services.voice.mp3 import Mp3Encoder, encode

@@ -97,7 +97,7 @@ class EventLog:
         """Create the next event, as of now; it is not appended."""
         elapsed_ms = int((time.time() - self.began_at) * 1000 + 0.5)
         at_ms = max(0, elapsed_ms)  # the clock may be set back
-        return TurnEvent(self._last_number + 1, value.type, value, at_ms=at_ms)
+        return TurnEvent.of(self._last_number + 1, value, at_ms)
 
     def append(self, event: TurnEvent) -> None:
         """Append an event that has the next number."""
